@@ -1,0 +1,116 @@
+"""Samples to tensors: one micro-batch, right-padded, with every sample of a row kept apart from its neighbours (I3).
+
+Shapes: B rows, T positions of a row (a multiple of 8), N positions whose next token is learned.
+It does not choose samples (`order.py`) and does not know models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+NOT_LEARNED = -100
+"""Label of a position that is not learned (the convention of Hugging Face; labels are aligned, not shifted)."""
+ROW_MULTIPLE = 8
+"""Rows are padded to a multiple of this many positions."""
+
+
+class Sample(TypedDict):
+    """One tokenised sample; `labels[t]` is `input_ids[t]` where that token is learned, else NOT_LEARNED."""
+
+    sample_id: int
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one worker holds at once."""
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    """From 0 in every sample."""
+    segment_ids_BT: Tensor
+    """0 is padding, 1.. the sample's place in its row."""
+    rows_N: Tensor
+    """b * T + t for each position t whose next token is learned, in ascending order."""
+    target_ids_N: Tensor
+    """That next token; it is always of the same sample."""
+    sample_ids: tuple[int, ...]
+    """Row by row, in the order of the segments."""
+
+    @property
+    def num_targets(self) -> int:
+        return self.rows_N.numel()
+
+    def is_packed(self) -> bool:
+        return bool((self.segment_ids_BT > 1).any())
+
+    def attention_mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """2-D ones and zeros where no row holds two samples, else the 4-D mask: what `model(attention_mask=)` takes."""
+        return self.attention_mask_4d(dtype) if self.is_packed() else (self.segment_ids_BT > 0).long()
+
+    def attention_mask_4d(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, 1, T, T], additive: 0 where a position may look (own sample, not ahead), the lowest number elsewhere."""
+        segments = self.segment_ids_BT
+        length = segments.shape[1]
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+        seen_BTT = (segments[:, :, None] == segments[:, None, :]) & causal_TT
+        mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype, device=segments.device)
+        return mask_BTT.masked_fill(~seen_BTT, torch.finfo(dtype).min)[:, None]
+
+    def owners_N(self) -> Tensor:
+        """For each learned position, the index into `sample_ids` of the sample it belongs to."""
+        per_row_B = self.segment_ids_BT.amax(dim=1)
+        first_B = per_row_B.cumsum(0) - per_row_B
+        return (first_B[:, None] + self.segment_ids_BT - 1).flatten()[self.rows_N]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            self.input_ids_BT.to(device),
+            self.position_ids_BT.to(device),
+            self.segment_ids_BT.to(device),
+            self.rows_N.to(device),
+            self.target_ids_N.to(device),
+            self.sample_ids,
+        )
+
+
+def padded_length(length: int) -> int:
+    """The length of a row that holds `length` tokens."""
+    return max(1, -(-length // ROW_MULTIPLE)) * ROW_MULTIPLE
+
+
+def collate(rows: Sequence[Sequence[int]], samples: Sequence[Sample], pad_id: int) -> Batch:
+    """`rows[b]` are the indices into `samples` that lie in row b one after the other; no rows give `empty_batch`."""
+    if not rows:
+        return empty_batch(pad_id)
+    lines = [[samples[index] for index in row] for row in rows]
+    length = padded_length(max(sum(len(sample["input_ids"]) for sample in line) for line in lines))
+    input_ids = torch.full((len(lines), length), pad_id, dtype=torch.long)
+    targets = torch.full_like(input_ids, NOT_LEARNED)
+    positions, segments = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    for b, line in enumerate(lines):
+        start = 0
+        for segment, sample in enumerate(line, start=1):
+            end = start + len(sample["input_ids"])
+            input_ids[b, start:end] = torch.tensor(sample["input_ids"])
+            positions[b, start:end] = torch.arange(end - start)
+            segments[b, start:end] = segment
+            targets[b, start : end - 1] = torch.tensor(sample["labels"][1:])
+            start = end
+    flat = targets.flatten()
+    rows_N = (flat != NOT_LEARNED).nonzero()[:, 0]
+    ids = tuple(sample["sample_id"] for line in lines for sample in line)
+    return Batch(input_ids, positions, segments, rows_N, flat[rows_N], ids)
+
+
+def empty_batch(pad_id: int) -> Batch:
+    """One row of padding, nothing learned: what an idle worker runs to stay in step with the others."""
+    zeros = torch.zeros((1, ROW_MULTIPLE), dtype=torch.long)
+    nothing = torch.zeros(0, dtype=torch.long)
+    return Batch(torch.full_like(zeros, pad_id), zeros, zeros, nothing, nothing, ())
