@@ -1,0 +1,110 @@
+"""What can go wrong in the control plane, as one small picklable tree, and the one table that maps it to gRPC status.
+
+ClusterError
+├── InvalidInput        the request is wrong; `violations` name the fields
+├── NotFound            no such job, model, deployment
+├── AlreadyExists       the name or request id is taken
+├── PreconditionFailed  not in this state, or not with this lease
+├── Conflict            somebody else changed it first
+├── OutOfRange          a cursor that the store does not know
+├── StoreUnavailable    the database did not answer
+├── StartUpError        the control plane cannot start as it is configured
+└── RayError
+    ├── RayUnreachable  Ray cannot be seen: says nothing about any job
+    └── RayRefused      Ray was seen, and its answer was no
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+DOMAIN = "athanor.dev"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One wrong field: its path in the request, and what to write instead."""
+
+    path: str
+    message: str
+
+
+class ClusterError(Exception):
+    """Base: `reason` is an UPPER_SNAKE word for programs, `message` one sentence for people."""
+
+    def __init__(self, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(reason, message, tuple(violations))
+        self.reason = reason
+        self.message = message
+        self.violations = tuple(violations)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInput(ClusterError):
+    """The request is wrong."""
+
+
+class NotFound(ClusterError):
+    """There is no such thing."""
+
+
+class AlreadyExists(ClusterError):
+    """The name or the request id is taken."""
+
+
+class PreconditionFailed(ClusterError):
+    """Not possible in the state that things are in."""
+
+
+class Conflict(ClusterError):
+    """The thing changed since it was read."""
+
+
+class OutOfRange(ClusterError):
+    """A cursor points where the store has nothing."""
+
+
+class StoreUnavailable(ClusterError):
+    """The database did not do what it was asked; asking again may help."""
+
+
+class StartUpError(ClusterError):
+    """The control plane cannot start."""
+
+
+class RayError(ClusterError):
+    """Ray did not do what it was asked."""
+
+
+class RayUnreachable(RayError):
+    """Ray cannot be seen at the moment. Never evidence about a job."""
+
+
+class RayRefused(RayError):
+    """Ray answered, and the answer was no."""
+
+
+STATUS_OF: dict[type[ClusterError], grpc.StatusCode] = {
+    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    PreconditionFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    Conflict: grpc.StatusCode.ABORTED,
+    OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    RayUnreachable: grpc.StatusCode.UNAVAILABLE,
+    RayRefused: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+def status_of(error: ClusterError) -> grpc.StatusCode:
+    """The gRPC status of an error: that of its class, or of the nearest base that has one."""
+    for base in type(error).__mro__:
+        if base in STATUS_OF:
+            return STATUS_OF[base]
+    return grpc.StatusCode.INTERNAL

@@ -1,0 +1,68 @@
+"""The states of a job and the edges between them: one frozen table, checked at every transition.
+
+Nothing else in the code base decides which state may follow which. *Unreachable* is a condition, never a state.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class State(StrEnum):
+    """Where a job stands; the names are those of `athanor.v1.JobState` without the prefix."""
+
+    QUEUED = "QUEUED"
+    ADMITTED = "ADMITTED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    RECOVERING = "RECOVERING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+LIVE = frozenset(State) - TERMINAL
+# States that hold cluster resources: the scheduler counts them.
+ACTIVE = LIVE - {State.QUEUED, State.PAUSED}
+# States in which an attempt may have a driver on Ray.
+ATTENDED = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
+
+EDGES = MappingProxyType(
+    {
+        State.QUEUED: frozenset({State.ADMITTED, State.CANCELLING}),
+        State.ADMITTED: frozenset({State.STARTING, State.FAILED, State.CANCELLING}),
+        State.STARTING: frozenset(
+            {State.RUNNING, State.RECOVERING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
+        ),
+        State.RUNNING: frozenset(
+            {State.RECOVERING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
+        ),
+        State.RECOVERING: frozenset({State.STARTING, State.FAILED, State.CANCELLING}),
+        State.PAUSING: frozenset({State.PAUSED, State.RECOVERING, State.SUCCEEDED, State.FAILED, State.CANCELLING}),
+        State.PAUSED: frozenset({State.QUEUED, State.CANCELLING}),
+        # A job that ended well before it saw the wish to cancel has ended well.
+        State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED}),
+        State.SUCCEEDED: frozenset(),
+        State.FAILED: frozenset(),
+        State.CANCELLED: frozenset(),
+    }
+)
+
+
+def check(source: State, target: State) -> None:
+    """Refuse an edge that the table does not have. It is our mistake when this raises, never a user's."""
+    if target not in EDGES[source]:
+        raise AssertionError(f"no edge {source} -> {target} in the lifecycle of a job")
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram, for the docs."""
+    lines = ["stateDiagram-v2", "    [*] --> QUEUED"]
+    lines += [f"    {source} --> {target}" for source in State for target in State if target in EDGES[source]]
+    lines += [f"    {state} --> [*]" for state in State if state in TERMINAL]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,46 @@
+"""ClusterService: what is running, and where."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import grpc
+from athanor.v1 import cluster_service_pb2, cluster_service_pb2_grpc
+
+from cluster import __version__
+from cluster.settings import Settings
+
+
+@dataclass
+class RayStatus:
+    """What the reconciler last saw of Ray."""
+
+    reachable: bool = False
+    version: str = ""
+
+
+class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
+    """Answers from the settings and from what the reconciler last saw."""
+
+    def __init__(self, settings: Settings, ray: RayStatus) -> None:
+        self._settings = settings
+        self._ray = ray
+        self._start_time_s = time.time()
+
+    async def GetServerInfo(
+        self, request: cluster_service_pb2.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> cluster_service_pb2.GetServerInfoResponse:
+        del request, context
+        response = cluster_service_pb2.GetServerInfoResponse(
+            version=__version__,
+            api_versions=["athanor.v1"],
+            ray_dashboard_url=self._settings.ray_dashboard_url,
+            ray_reachable=self._ray.reachable,
+            ray_version=self._ray.version,
+            serve_url=self._settings.serve_url,
+            storage_path=str(self._settings.storage),
+            store=self._settings.store_kind,
+        )
+        response.start_time.FromNanoseconds(int(self._start_time_s * 1e9))
+        return response

@@ -1,0 +1,127 @@
+"""How one control plane is set up: read once from the environment, frozen, with every default on its field.
+
+Says nothing about single jobs: those bring their own spec.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.errors import StartUpError, Violation
+
+# Variables handed on from the control plane's environment to drivers; nothing else is, so no secret can leak there.
+DRIVER_VARIABLES = ("DS_ACCELERATOR",)
+
+_VARIABLES = {
+    "home": "ATHANOR_HOME",
+    "database_url": "ATHANOR_DATABASE_URL",
+    "storage": "ATHANOR_STORAGE",
+    "listen": "ATHANOR_LISTEN",
+    "advertise": "ATHANOR_ADVERTISE",
+    "ray_dashboard_url": "ATHANOR_RAY_DASHBOARD_URL",
+    "serve_host": "ATHANOR_SERVE_HOST",
+    "serve_port": "ATHANOR_SERVE_PORT",
+    "ray_auth_mode": "RAY_AUTH_MODE",
+    "ray_token_path": "RAY_AUTH_TOKEN_PATH",
+    "driver_python": "ATHANOR_DRIVER_PYTHON",
+    "max_running_jobs": "ATHANOR_MAX_RUNNING_JOBS",
+    "lease_s": "ATHANOR_LEASE_S",
+    "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
+}
+
+
+def _absolute(path: Path) -> Path:
+    """Drivers on other nodes read these paths, so they must not depend on where this process was started."""
+    return path.expanduser().absolute()
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Settings(BaseModel):
+    """All of it. Durations are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    home: AbsolutePath = Field(default_factory=lambda: Path.home() / ".athanor")
+    """Where the control plane keeps what is its own."""
+    database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['home'] / 'athanor.db'}")
+    """SQLite file (sqlite:///...) or PostgreSQL (postgresql+psycopg://...)."""
+    storage: AbsolutePath = Field(default_factory=lambda data: data["home"] / "storage")
+    """Root of jobs and models; every node of the cluster sees it under the same path."""
+    listen: str = "127.0.0.1:50051"
+    """host:port of the gRPC server; port 0 takes a free one."""
+    advertise: str = ""
+    """host:port under which drivers reach the server; empty: `listen`."""
+    ray_dashboard_url: str = "http://127.0.0.1:8265"
+    """Ray's dashboard, which also takes jobs."""
+    serve_host: str = "127.0.0.1"
+    """Host of the served endpoints."""
+    serve_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the served endpoints."""
+    ray_auth_mode: str = ""
+    """`token` when Ray wants a bearer token."""
+    ray_token_path: AbsolutePath | None = None
+    """File with that token; without it Ray's own place, ~/.ray/auth_token."""
+    driver_python: str = sys.executable
+    """Python that runs drivers on the cluster."""
+    driver_env: Mapping[str, str] = {}
+    """Variables set for drivers."""
+    max_running_jobs: Annotated[int, Field(ge=1)] = 1
+    """Jobs that hold cluster resources at once."""
+    lease_s: Annotated[float, Field(gt=0)] = 15.0
+    """A driver that was not heard for this long has lost its lease."""
+    unknown_grace_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long after its lease or its submission a driver that Ray does not know is believed to be gone."""
+    cancel_grace_s: Annotated[float, Field(ge=0)] = 20.0
+    """How long a driver may take to end by itself when it was asked to, before Ray is told to stop it."""
+    teardown_grace_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long a driver may live on after its terminal record, before Ray is told to stop it."""
+    reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0
+    """The reconciler looks at least this often."""
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0
+    """How long calls in flight may take when the server is told to end."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the variables of `_VARIABLES`; an empty one counts as unset."""
+        values: dict[str, object] = {field: environ[name] for field, name in _VARIABLES.items() if environ.get(name)}
+        values["driver_env"] = {name: environ[name] for name in DRIVER_VARIABLES if environ.get(name)}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _explain(error) from error
+
+    @property
+    def listen_host(self) -> str:
+        return self.listen.rpartition(":")[0]
+
+    @property
+    def serve_url(self) -> str:
+        """Base of the served endpoints."""
+        return f"http://{self.serve_host}:{self.serve_port}"
+
+    @property
+    def store_kind(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.database_url.split(":", 1)[0].split("+", 1)[0]
+
+    def job_dir(self, job_uid: str) -> Path:
+        """The directory of one job on the storage."""
+        return self.storage / "jobs" / job_uid
+
+    def publish_dir(self, model: str, job_uid: str) -> Path:
+        """Where a job's finished model is published."""
+        return self.storage / "models" / model / job_uid
+
+
+def _explain(error: ValidationError) -> StartUpError:
+    violations = [Violation(_VARIABLES.get(str(e["loc"][0]), str(e["loc"][0])), e["msg"]) for e in error.errors()]
+    words = "; ".join(f"{violation.path}: {violation.message}" for violation in violations)
+    return StartUpError("INVALID_SETTINGS", f"wrong settings: {words}", violations)
