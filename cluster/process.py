@@ -1,0 +1,118 @@
+"""Processes that we start, recognise again, and end: exactly those, whatever else runs on the machine.
+
+A process is known by its id and its creation time, because ids are used again. What it starts in turn carries a mark in
+its environment, so that children which left its session are found too. Nothing here looks at names.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "ATHANOR_PROCESS_MARK"
+_CREATE_TIME_TOLERANCE_S = 2.0  # the clock may be set while we run
+_started: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class ProcessRef:
+    """A process that cannot be taken for another one."""
+
+    pid: int
+    create_time: float
+    mark: str = ""
+
+    def find(self) -> psutil.Process | None:
+        """The living process, or None when it is gone or its id belongs to another one now."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.create_time) < _CREATE_TIME_TOLERANCE_S
+            if same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.find() is not None
+
+
+def spawn(argv: Sequence[str], *, env: Mapping[str, str], mark: str, log_path: Path, cwd: Path) -> ProcessRef:
+    """Start a process in a session of its own that outlives us; it and all it starts carry `mark`."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(
+            list(argv),
+            env={**env, MARK: mark},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _started[child.pid] = child  # kept: the exit status is collected by whoever waits, not by the garbage collector
+    return ProcessRef(child.pid, psutil.Process(child.pid).create_time(), mark)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Every living process that carries this mark; none for an empty mark."""
+    return [process for process in psutil.process_iter() if mark and _mark_of(process) == mark]
+
+
+def end(ref: ProcessRef, *, grace_s: float = 5.0) -> int:
+    """End the process and all that carry its mark: SIGTERM to each, SIGKILL to those left. How many there were."""
+    num_processes = len(_family(ref))
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        _signal(_family(ref), number)
+        _wait_for_end(ref, wait_s)
+    _reap(ref)
+    return num_processes
+
+
+def tail(path: Path, num_lines: int = 15) -> str:
+    """The last lines of a log, for an error message."""
+    if not path.exists():
+        return ""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:])
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process.environ().get(MARK)
+    except (psutil.Error, OSError):
+        return None
+
+
+def _family(ref: ProcessRef) -> list[psutil.Process]:
+    leader = ref.find()
+    rest = [process for process in marked(ref.mark) if process.pid not in (ref.pid, os.getpid())]
+    return [leader, *rest] if leader else rest
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _wait_for_end(ref: ProcessRef, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while _family(ref) and time.monotonic() < deadline:
+        _reap(ref)
+        time.sleep(0.1)
+
+
+def _reap(ref: ProcessRef) -> None:
+    """Collect the exit status if the process is our own child; otherwise init does it."""
+    child = _started.get(ref.pid)
+    if child is not None and child.poll() is not None:
+        del _started[ref.pid]
