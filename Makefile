@@ -1,0 +1,76 @@
+# Every target sets up what is not there yet, so each works first on a fresh clone. Needs Python 3.11 and a C++ compiler.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Ninja, ray and the protoc plugins are looked up on PATH, so the environment's own programs come first.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+STAMP := .venv/.installed
+SOURCES := cluster trainer serving tests scripts benchmarks
+ARGS ?=
+
+.PHONY: setup quickstart check check-style check-types check-imports check-generated test chaos bench protos docs format help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## the environment in .venv, installed anew only when pyproject.toml changes
+
+# Talk goes to stderr: `make quickstart ARGS=--json` keeps stdout for the document.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "athanor needs Python 3.11 or newer, and there is no python3 on PATH" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("athanor needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another one with make PYTHON=...")'
+	@echo "installing into .venv (torch, Ray, DeepSpeed: some minutes the first time) ..." >&2
+	@started=$$SECONDS; \
+	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv; \
+	.venv/bin/python -m pip install --quiet --editable ".[dev]" >&2; \
+	touch $@; \
+	echo "installed in $$((SECONDS - started)) s" >&2
+
+quickstart: $(STAMP) ## a teacher, a student, a report and a served answer on this machine (ARGS=--json for one document)
+	@athanor quickstart $(ARGS)
+
+check: check-style check-types check-imports check-generated ## all that can be said without running: style, types, imports, generated files
+
+check-style: $(STAMP)
+	@ruff check --quiet $(SOURCES)
+	@ruff format --check --quiet $(SOURCES) || { ruff format --check $(SOURCES) | head -50; echo "mend with: make format" >&2; exit 1; }
+	@echo "style ok"
+
+check-types: $(STAMP)
+	@mypy --no-error-summary cluster trainer serving scripts
+	@echo "types ok"
+
+check-imports: $(STAMP)
+	@said=$$(lint-imports --no-logo 2>&1) || { echo "$$said" >&2; exit 1; }
+	@echo "imports ok"
+
+check-generated: $(STAMP)
+	@python scripts/generate_protos.py --check
+	@python scripts/generate_docs.py --check
+
+test: $(STAMP) ## unit and integration tests (ARGS="-k name" to choose)
+	@pytest tests/unit tests/integration $(ARGS)
+
+chaos: $(STAMP) ## tests that kill things on purpose
+	@if compgen -G 'tests/chaos/test_*.py' >/dev/null; then pytest tests/chaos $(ARGS); \
+	else echo "no chaos suite yet: nothing was run"; fi
+
+bench: $(STAMP) ## every measurement under benchmarks/
+	@if compgen -G 'benchmarks/[a-z]*.py' >/dev/null; then for file in benchmarks/[a-z]*.py; do echo "== $$file"; python "$$file"; done; \
+	else echo "no benchmarks yet: nothing was run"; fi
+
+protos: $(STAMP) ## Python from protos/athanor/v1/*.proto, written beside them
+	@python scripts/generate_protos.py
+
+docs: $(STAMP) ## docs/job-spec.md and the lifecycle diagram, from the code
+	@python scripts/generate_docs.py
+
+format: $(STAMP) ## ruff's fixes and format
+	@ruff check --fix --quiet $(SOURCES)
+	@ruff format --quiet $(SOURCES)
