@@ -49,7 +49,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ClusterErro
     raise AssertionError("abort_with_status raises")
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps the handlers of `athanor.v1`; health and reflection pass."""
 
     async def intercept_service(
