@@ -6,52 +6,18 @@ with the key that was probably meant. Nothing here is changed after validation.
 
 from __future__ import annotations
 
-import re
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from trainer.errors import SpecError as SpecError
+from trainer.errors import Violation as Violation
+from trainer.fields import Duration, ModelReference, Strict
+from trainer.violations import did_you_mean, violations
 
 API_VERSION = "athanor/v1"
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Strict(BaseModel):
-    """Frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def _parse_duration(value: object) -> object:
-    """`90s`, `15m`, `10h`, `2d`, or a number of seconds."""
-    if isinstance(value, str) and (match := _DURATION.match(value.strip())):
-        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
-    if isinstance(value, bool) or (isinstance(value, str) and not value.startswith("P")):
-        raise ValueError("write a duration as a number and a unit of s, m, h or d, for example 10h")
-    return value
-
-
-def _write_duration(value: timedelta) -> str:
-    return f"{value.total_seconds():g}s"
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_parse_duration, json_schema_input_type=str | float),
-    PlainSerializer(_write_duration, return_type=str),
-]
-
-
-def _check_model_reference(value: str) -> str:
-    """A path, a hub id, or `name@alias`: told apart by their form alone."""
-    if not value.strip():
-        raise ValueError("name a model: a directory, a hub id (org/name), or a registry reference (name@alias)")
-    return value
-
-
-ModelReference = Annotated[str, AfterValidator(_check_model_reference)]
 
 
 class TokenizerSpec(Strict):
@@ -223,6 +189,11 @@ class EvaluateSpec(Strict):
     """Evaluate on only so many samples, the first ones."""
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
 
+    @property
+    def baseline_settings(self) -> BaselineSpec | None:
+        """None where no baseline is asked for."""
+        return self.baseline if isinstance(self.baseline, BaselineSpec) else BaselineSpec() if self.baseline else None
+
 
 class PublishSpec(Strict):
     model: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -271,13 +242,21 @@ class DistillSpec(FineTuneSpec):
             raise ValueError("student.tokenizer: a distilled student takes its teacher's tokenizer; leave this out")
         return self
 
+    @model_validator(mode="after")
+    def _labels_need_prompts(self) -> DistillSpec:
+        if self.objective.seq_kd and self.data.format == "text":
+            raise ValueError(
+                "objective.seq_kd: data.format text has no prompts to complete; use chat or prompt_completion"
+            )
+        return self
+
 
 KINDS: dict[str, type[FineTuneSpec]] = {"FineTune": FineTuneSpec, "Distill": DistillSpec}
 
 
 class Metadata(Strict):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 class JobManifest(Strict):
@@ -287,3 +266,38 @@ class JobManifest(Strict):
     kind: Literal["FineTune", "Distill"]
     metadata: Metadata
     spec: DistillSpec | FineTuneSpec
+
+
+def parse_manifest(document: Mapping[str, object]) -> JobManifest:
+    """A job file as read from YAML or JSON; SpecError lists every wrong field, all in one go."""
+    if not isinstance(document, Mapping):
+        raise SpecError([Violation("", f"a job file is a block of keys, not {type(document).__name__}")])
+    fields, found = dict(document), list[Violation]()
+    if fields.get("kind") in list(KINDS) and "spec" in fields:
+        try:
+            fields["spec"] = parse_spec(str(fields["kind"]), fields["spec"])
+        except SpecError as error:
+            found.extend(error.violations)
+    try:
+        manifest = JobManifest.model_validate(fields)
+    except ValidationError as error:
+        outside = [one for one in violations(error, JobManifest) if "spec" not in fields or one.path[:4] != "spec"]
+        raise SpecError([*outside, *found]) from None
+    return manifest
+
+
+def parse_spec(kind: str, spec: object) -> FineTuneSpec | DistillSpec:
+    """The `spec` part of a job of this kind; the paths of its SpecError begin with `spec.` as in the job file."""
+    if kind not in KINDS:
+        raise SpecError(
+            [Violation("kind", f"{kind!r} is not one of {', '.join(KINDS)}{did_you_mean(kind, list(KINDS))}")]
+        )
+    try:
+        return KINDS[kind].model_validate(spec)
+    except ValidationError as error:
+        raise SpecError(violations(error, KINDS[kind], prefix="spec")) from None
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON Schema of a job file."""
+    return JobManifest.model_json_schema(by_alias=True)

@@ -1,0 +1,64 @@
+"""The kinds of value a job file is made of: strict blocks, durations, model references. Loads no torch."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+)
+
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
+            raise ValueError(f"{str(value).lower()} is not a number")
+        return value
+
+
+def _parse_duration(value: object) -> object:
+    """`90s`, `15m`, `10h`, `2d`, or a number of seconds."""
+    if isinstance(value, str) and (match := _DURATION.match(value.strip())):
+        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    if isinstance(value, bool) or (isinstance(value, str) and not value.startswith("P")):
+        raise ValueError("write a duration as a number and a unit of s, m, h or d, for example 10h")
+    return value
+
+
+def _write_duration(value: timedelta) -> str:
+    return f"{value.total_seconds():g}s"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_parse_duration, json_schema_input_type=str | float),
+    PlainSerializer(_write_duration, return_type=str),
+]
+
+
+def _check_model_reference(value: str) -> str:
+    """A path, a hub id, or `name@alias`: told apart by their form alone."""
+    if not value.strip():
+        raise ValueError("name a model: a directory, a hub id (org/name), or a registry reference (name@alias)")
+    return value
+
+
+ModelReference = Annotated[str, AfterValidator(_check_model_reference)]
