@@ -283,6 +283,8 @@ def parse_manifest(document: Mapping[str, object]) -> JobManifest:
     except ValidationError as error:
         outside = [one for one in violations(error, JobManifest) if "spec" not in fields or one.path[:4] != "spec"]
         raise SpecError([*outside, *found]) from None
+    if found:
+        raise SpecError(found)
     return manifest
 
 
