@@ -1,0 +1,196 @@
+"""Keeps Ray Serve as the stored deployments say, through Serve's REST API, and says how far each of them is.
+
+That API takes the whole configuration at once: an application which is not in it is taken down. So the applications of
+others are sent back as they were, and ours are told by their import path. Nothing is sent when nothing differs, and
+Serve is not started for nothing. Deciding what to deploy, and storing what was seen, is the reconciler's part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from cluster.errors import RayRefused, RayUnreachable
+from cluster.store.records import DeploymentState, StoredDeployment
+
+IMPORT_PATH = "serving.app:build"
+_PATH = "/api/serve/applications/"
+_READ_TIMEOUT_S = 15.0
+_WRITE_TIMEOUT_S = 90.0  # the first configuration starts Serve
+_EVERY_INTERFACE = ("0.0.0.0", "::", "")
+_STATES = {
+    "NOT_STARTED": DeploymentState.DEPLOYING,
+    "DEPLOYING": DeploymentState.DEPLOYING,
+    "RUNNING": DeploymentState.READY,
+    "DEPLOY_FAILED": DeploymentState.FAILED,
+    "UNHEALTHY": DeploymentState.FAILED,
+    "DELETING": DeploymentState.DELETING,
+}
+_EXCEPTION_LINE = re.compile(r"^(?:ray\.exceptions\.)?[\w.]+(?:Error|Exception|Failed)\b.*$", re.MULTILINE)
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DeploymentStatus:
+    """What Ray shows of one deployment; `endpoint` is the base URL for an OpenAI client."""
+
+    state: DeploymentState
+    message: str
+    endpoint: str
+
+
+class Deployer:
+    """Client of one Ray cluster's Serve. `host` and `port` are what Serve listens on if we are the ones to start it."""
+
+    def __init__(
+        self,
+        dashboard_url: str,
+        token: str | None,
+        host: str,
+        port: int,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http_options = {"host": host, "port": port}
+        self._dashboard_host = httpx.URL(dashboard_url).host
+        self._client = httpx.AsyncClient(
+            base_url=dashboard_url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def apply(self, deployments: Sequence[StoredDeployment]) -> dict[str, DeploymentStatus]:
+        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
+
+        RayUnreachable: nothing is known. RayRefused: Ray does not take the configuration.
+        """
+        seen = await self._read()
+        wanted = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
+        configuration = _configuration(wanted, seen)
+        if configuration != _current(seen):
+            await self._write(configuration, seen)
+            seen = await self._read()
+        statuses = {each.name: self._status(each, seen) for each in deployments}
+        return {name: status for name, status in statuses.items() if status is not None}
+
+    async def _read(self) -> Json:
+        reply = await self._ask("GET", timeout_s=_READ_TIMEOUT_S)
+        details = reply.json()
+        if not isinstance(details, dict) or not isinstance(details.get("applications"), dict):
+            raise RayRefused("SERVE_ANSWER", f"Ray Serve's answer has no applications: {reply.text[:200]}")
+        return details
+
+    async def _write(self, applications: Sequence[Json], seen: Json) -> None:
+        document: dict[str, object] = {
+            "proxy_location": seen.get("proxy_location") or "EveryNode",
+            "http_options": self._listening(seen),
+            "applications": applications,
+        }
+        await self._ask("PUT", timeout_s=_WRITE_TIMEOUT_S, document=document)
+
+    async def _ask(self, method: str, *, timeout_s: float, document: Json | None = None) -> httpx.Response:
+        try:
+            reply = await self._client.request(method, _PATH, json=document, timeout=timeout_s)
+        except httpx.HTTPError as error:
+            raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve did not answer: {error!r}") from error
+        if reply.status_code >= 500:
+            raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve answered {reply.status_code}: {reply.text[:500]}")
+        if reply.status_code in (401, 403):
+            raise RayRefused("RAY_TOKEN", f"Ray did not take the token ({reply.status_code}): {reply.text[:200]}")
+        if reply.status_code >= 400:
+            raise RayRefused("SERVE_REFUSED", f"Ray Serve refused the configuration: {reply.text[:500]}")
+        return reply
+
+    def _listening(self, seen: Json) -> Json:
+        """Where Serve listens: it keeps what it was started with."""
+        options = seen.get("http_options")
+        return options if isinstance(options, dict) else self._http_options
+
+    def _endpoint(self, name: str, seen: Json) -> str:
+        options = self._listening(seen)
+        host = self._dashboard_host if options["host"] in _EVERY_INTERFACE else options["host"]
+        return f"http://{host}:{options['port']}/{name}/v1"
+
+    def _status(self, deployment: StoredDeployment, seen: Json) -> DeploymentStatus | None:
+        application = seen["applications"].get(deployment.name)
+        endpoint = self._endpoint(deployment.name, seen)
+        if deployment.state is DeploymentState.DELETING:
+            return DeploymentStatus(DeploymentState.DELETING, "being taken down", endpoint) if application else None
+        if application is None:
+            return DeploymentStatus(DeploymentState.PENDING, "Ray Serve does not show it yet", endpoint)
+        state = _STATES.get(application["status"], DeploymentState.DEPLOYING)
+        if state is DeploymentState.READY and not _any_proxy_is_up(seen):
+            state, message = DeploymentState.DEPLOYING, self._waiting_for_proxy(seen)
+        else:
+            message = _message(state, deployment, application)
+        return DeploymentStatus(state, message, endpoint)
+
+    def _waiting_for_proxy(self, seen: Json) -> str:
+        port = self._listening(seen)["port"]
+        return f"the replicas run; Serve's HTTP proxy is not up yet (is port {port} taken by something else?)"
+
+
+def _application(deployment: StoredDeployment) -> dict[str, object]:
+    """One deployment as Serve is told of it."""
+    model_name, _, version = deployment.resolved_model.rpartition("@")
+    return {
+        "name": deployment.name,
+        "route_prefix": f"/{deployment.name}",
+        "import_path": IMPORT_PATH,
+        "args": {
+            "name": deployment.name,
+            "model_path": deployment.path,
+            "model_name": model_name,
+            "version": int(version),
+            "num_replicas": deployment.num_replicas,
+            "cpus_per_replica": deployment.cpus_per_replica,
+            "gpus_per_replica": deployment.gpus_per_replica,
+        },
+    }
+
+
+def _configuration(wanted: Sequence[StoredDeployment], seen: Json) -> list[Json]:
+    """The whole configuration, by name: ours as stored, others as they are."""
+    names = {deployment.name for deployment in wanted}
+    others = [each for each in _current(seen) if each["import_path"] != IMPORT_PATH and each["name"] not in names]
+    return sorted([*others, *map(_application, wanted)], key=lambda each: str(each["name"]))
+
+
+def _current(seen: Json) -> list[Json]:
+    """What Serve was last told, by name. Applications deployed from code have no configuration and are left alone."""
+    configured = [
+        application["deployed_app_config"]
+        for application in seen["applications"].values()
+        if application.get("deployed_app_config") and application["status"] != "DELETING"
+    ]
+    return sorted(configured, key=lambda each: str(each["name"]))
+
+
+def _any_proxy_is_up(seen: Json) -> bool:
+    return any(proxy["status"] in ("HEALTHY", "DRAINING") for proxy in seen.get("proxies", {}).values())
+
+
+def _message(state: DeploymentState, deployment: StoredDeployment, application: Json) -> str:
+    """One sentence on where it stands; Ray's own words where it has any."""
+    if state is DeploymentState.READY:
+        return f"{deployment.resolved_model} answers requests"
+    details = [str(each.get("message") or "") for each in application.get("deployments", {}).values()]
+    words = next((text for text in [*details, str(application.get("message") or "")] if text.strip()), "")
+    if state is DeploymentState.FAILED:
+        return f"Ray gave up on it: {_gist(words)}" if words else "Ray gave up on it"
+    return f"starting: {_gist(words)}" if words else "replicas are starting"
+
+
+def _gist(words: str) -> str:
+    """The exception a traceback ends with, else the first line."""
+    errors = _EXCEPTION_LINE.findall(words)
+    return str(errors[-1] if errors else words.strip().splitlines()[0])[:500]

@@ -1,0 +1,78 @@
+"""What can go wrong while serving, as one small picklable tree. Each request error knows its OpenAI shape.
+
+ServingError
+├── ModelDirectoryError      the directory is not one that may be served
+├── EngineFailed             the engine broke on a request; nothing of why leaves the process
+└── RequestError             the client's side: status, code and the field that is wrong
+    ├── InvalidRequest       400
+    ├── ModelNotFound        404
+    ├── BodyTooLarge         413
+    └── Overloaded           429, come back later
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """Base: `message` is one sentence for people."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ModelDirectoryError(ServingError):
+    """The model directory is incomplete, altered, or would need code or pickles to load."""
+
+
+class EngineFailed(ServingError):
+    """The engine could not finish a request."""
+
+
+class RequestError(ServingError):
+    """The request cannot be answered as it is; `param` names the field."""
+
+    status: ClassVar[int] = 400
+    kind: ClassVar[str] = "invalid_request_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code if code is not None else self.default_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.message,), {"param": self.param, "code": self.code})
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, of the wrong type, out of range, or not supported."""
+
+
+class ModelNotFound(RequestError):
+    """This endpoint serves another model."""
+
+    status = 404
+    default_code = "model_not_found"
+
+
+class BodyTooLarge(RequestError):
+    """More bytes than a request may have."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class Overloaded(RequestError):
+    """The queue is full."""
+
+    status = 429
+    kind = "rate_limit_error"
+    default_code = "overloaded"
+
+
+def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,66 @@
+"""A verified model directory becomes an engine: safetensors only, no code of the model, nothing from the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serving.engine import TransformersEngine
+from serving.errors import ModelDirectoryError
+from serving.prompts import Prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from serving.model_dir import ModelDirectory
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """All that answering needs."""
+
+    engine: TransformersEngine
+    prompts: Prompts
+
+
+def load(directory: ModelDirectory) -> LoadedModel:
+    """Load a model, on a GPU if one is visible, in the data type it was saved in."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelDirectoryError(f"{directory.path} cannot be loaded: {error}") from error
+    return over(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
+
+
+def over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    """An engine over a model and tokenizer that are loaded."""
+    vocab_size = model.get_input_embeddings().num_embeddings
+    prompts = Prompts(tokenizer, vocab_size=vocab_size)
+    engine = TransformersEngine(
+        model,
+        prompts.decode,
+        context_length=_context_length(model, tokenizer),
+        end_ids=_end_ids(model, tokenizer),
+    )
+    return LoadedModel(engine, prompts)
+
+
+def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
+    return int(min(limit for limit in limits if limit is not None))
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end an answer: those `model.generate` would stop at, else the tokenizer's."""
+    declared = model.generation_config.eos_token_id
+    if declared is None:
+        declared = tokenizer.eos_token_id
+    if declared is None:
+        return frozenset()
+    return frozenset(declared if isinstance(declared, list) else [declared])

@@ -1,0 +1,50 @@
+"""What a client wrote, as token ids, and token ids as text: the tokenizer's side of serving.
+
+Control tokens that stand in a message are text there; only the chat template writes real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from serving.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Prompts:
+    """The tokenizer of a served model."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """A conversation up to where the assistant begins to speak."""
+        if not self._tokenizer.chat_template:
+            raise InvalidRequest("this model has no chat template; ask /v1/completions", param="messages")
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], add_generation_prompt=True, sanitize_control_tokens=True
+            )
+        except TemplateError as error:
+            raise InvalidRequest(f"the model's chat template refuses this: {error}", param="messages") from error
+        return tuple(encoded["input_ids"])
+
+    def text(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        """A plain prompt: text, or ids that are taken as they are."""
+        ids = self._tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        if not ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if max(ids) >= self._vocab_size:
+            raise InvalidRequest(f"a token id must be below {self._vocab_size}", param="prompt")
+        return tuple(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
