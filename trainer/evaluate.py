@@ -1,0 +1,179 @@
+"""Evaluation of one model: what it answers to every question and how much every token surprises it, kept as JSON Lines.
+
+The same code measures teacher, student and baseline, each through two functions of the `Teacher` protocol's shape.
+Work is dealt out in rounds, and every rank calls as often as every other, with nothing where it has nothing: so it is
+safe for models whose shards run in lockstep. Figures are made of the lines elsewhere (`transfer.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainer.atomic import write_text
+from trainer.batch import Batch, Sample, collate, padded_length
+from trainer.job import JobContext
+from trainer.listener import Listener
+from trainer.peers import Peers
+from trainer.transfer import read_jsonl
+
+Generate = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
+"""(prompts as token ids, most tokens to write) -> completions as token ids, without the end token."""
+Score = Callable[[Batch], list[tuple[float, int]]]
+"""For each of `batch.sample_ids`: summed negative log-likelihood (nats) and number of learned tokens."""
+
+Line = dict[str, Any]
+_GENERATION_SHARE = 4
+"""Generation keeps no gradients and makes logits for one position only: so many times the tokens of a micro-batch."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to be answered, and the answer it should get."""
+
+    sample_id: int
+    prompt: str
+    reference: str
+    prompt_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The evaluation data as the measures need it; a sample may be in both, joined by its `sample_id`."""
+
+    questions: Sequence[Question]
+    """For exact match; empty for plain text."""
+    samples: Sequence[Sample]
+    """For perplexity."""
+    decode: Callable[[Sequence[int]], str]
+    """Token ids to text, special tokens left out."""
+    pad_id: int
+
+    def first(self, num_samples: int | None) -> EvaluationSet:
+        """Only the samples with the lowest ids."""
+        ids = sorted({q.sample_id for q in self.questions} | {sample["sample_id"] for sample in self.samples})
+        kept = set(ids[:num_samples])
+        questions = [question for question in self.questions if question.sample_id in kept]
+        samples = [sample for sample in self.samples if sample["sample_id"] in kept]
+        return EvaluationSet(questions, samples, self.decode, self.pad_id)
+
+
+def is_exact_match(completion: str, reference: str) -> bool:
+    """Equal, white space apart: stripped at both ends, and any run of it is one space."""
+    return completion.split() == reference.split()
+
+
+def evaluate(
+    ctx: JobContext,
+    role: str,
+    samples: EvaluationSet,
+    generate: Generate,
+    score: Score,
+    peers: Peers,
+    listener: Listener,
+) -> None:
+    """Writes `evaluation/<role>.jsonl`, a line per sample in order of ids; collective; does nothing if it is there."""
+    if peers.any(ctx.evaluation_path(role).is_file()):
+        return
+    wanted = samples.first(ctx.spec.evaluate.max_samples)
+    rounds = _rounds(ctx, wanted, generate, score, peers)
+    lines: dict[int, Line] = {}
+    for done, measure in enumerate(rounds, start=1):
+        for line in measure():
+            lines.setdefault(line["sample_id"], {}).update(line)
+        if peers.is_first:
+            listener.progress(f"evaluate {role}", done, len(rounds))
+    _write_lines(_part(ctx, role, peers.rank), lines)
+    peers.barrier()
+    if peers.is_first:
+        _merge(ctx, role, peers.world)
+    peers.barrier()
+
+
+def _rounds(
+    ctx: JobContext, wanted: EvaluationSet, generate: Generate, score: Score, peers: Peers
+) -> list[Callable[[], list[Line]]]:
+    """This rank's work for each round; the same number of rounds on every rank."""
+    rounds: list[Callable[[], list[Line]]] = []
+    settings, budget = ctx.spec.evaluate, ctx.spec.training.micro_batch_tokens
+    if "exact_match" in settings.metrics:
+        longest = settings.max_new_tokens
+        lengths = [len(question.prompt_ids) + longest for question in wanted.questions]
+        for mine in deal(batches(lengths, _GENERATION_SHARE * budget), peers):
+            questions = [wanted.questions[index] for index in mine]
+            rounds.append(partial(_answer, questions, generate, longest, wanted.decode))
+    if "perplexity" in settings.metrics:
+        lengths = [padded_length(len(sample["input_ids"])) for sample in wanted.samples]
+        for mine in deal(batches(lengths, budget), peers):
+            rounds.append(partial(_surprise, [wanted.samples[index] for index in mine], score, wanted.pad_id))
+    return rounds
+
+
+def batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Indices by falling length, cut into batches of at most `most_tokens` tokens once padded; never an empty one."""
+    found: list[list[int]] = []
+    rows = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if rows == 0:
+            found.append([])
+            rows = max(1, most_tokens // max(1, lengths[index]))
+        found[-1].append(index)
+        rows -= 1
+    return found
+
+
+def deal(everything: Sequence[list[int]], peers: Peers) -> list[list[int]]:
+    """Every `world`-th batch for this rank; an empty one where the last round has none left for it."""
+    num_rounds = -(-len(everything) // peers.world)
+    mine = list(everything[peers.rank :: peers.world])
+    return mine + [[] for _ in range(num_rounds - len(mine))]
+
+
+def _answer(
+    questions: Sequence[Question], generate: Generate, longest: int, decode: Callable[[Sequence[int]], str]
+) -> list[Line]:
+    written = generate([question.prompt_ids for question in questions], longest)
+    completions = [decode(token_ids) for token_ids in written]
+    return [
+        {
+            "sample_id": question.sample_id,
+            "prompt": question.prompt,
+            "reference": question.reference,
+            "completion": completion,
+            "exact_match": is_exact_match(completion, question.reference),
+        }
+        for question, completion in zip(questions, completions, strict=True)
+    ]
+
+
+def _surprise(samples: Sequence[Sample], score: Score, pad_id: int) -> list[Line]:
+    """One sample a row, so that the scores come in the order of the samples."""
+    batch = collate([[index] for index in range(len(samples))], samples, pad_id)
+    return [
+        {"sample_id": sample_id, "nll": float(nll), "tokens": int(tokens)}
+        for sample_id, (nll, tokens) in zip(batch.sample_ids, score(batch), strict=True)
+    ]
+
+
+def _part(ctx: JobContext, role: str, rank: int) -> Path:
+    return ctx.evaluation_path(role).parent / "parts" / f"{role}-{rank}.jsonl"
+
+
+def _merge(ctx: JobContext, role: str, world: int) -> None:
+    """One file out of the ranks' parts, which are then removed."""
+    parts = [_part(ctx, role, rank) for rank in range(world)]
+    found: dict[int, Line] = {}
+    for part in parts:
+        for line in read_jsonl(part):
+            found.setdefault(line["sample_id"], {}).update(line)
+    _write_lines(ctx.evaluation_path(role), found)
+    for part in parts:
+        part.unlink()
+
+
+def _write_lines(path: Path, lines: Mapping[int, Line]) -> None:
+    write_text(path, "".join(json.dumps(lines[sample_id]) + "\n" for sample_id in sorted(lines)))
