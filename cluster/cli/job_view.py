@@ -1,0 +1,144 @@
+"""Shows a running job on stderr: a bar for each stage on a terminal, plain lines elsewhere.
+
+It is fed with the changes that WatchJobs delivers and never asks for anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from cluster.cli.output import say, short_state, talk_console
+
+if TYPE_CHECKING:
+    from athanor.v1 import job_pb2, job_service_pb2
+    from rich.progress import Progress, TaskID
+
+STAGES = {
+    "prepare": "reading the data",
+    "label": "the teacher answers the questions",
+    "train": "the student learns",
+    "baseline": "the baseline learns from the labels",
+    "evaluate": "asking the questions nobody trained on",
+    "publish": "publishing the model",
+}
+_LINE_EVERY_PERCENT = 20
+
+
+class JobView(Protocol):
+    """What a view is told."""
+
+    def change(self, change: job_service_pb2.WatchJobsResponse) -> None: ...
+
+
+@contextmanager
+def job_view(kind: str) -> Iterator[JobView]:
+    """A view that fits stderr, while the block lasts."""
+    console = talk_console()
+    if not console.is_terminal:
+        yield LineView(kind)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("  {task.description:<42}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        yield BarView(kind, progress)
+
+
+class BarView:
+    """One bar for each stage that the job has reached."""
+
+    def __init__(self, kind: str, progress: Progress) -> None:
+        self._kind = kind
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._said: set[str] = set()
+
+    def change(self, change: job_service_pb2.WatchJobsResponse) -> None:
+        for line in _news(change, self._said):
+            self._progress.console.print(f"  {line}")
+        if change.job.progress.stage:
+            self._show(change.job.progress)
+
+    def _show(self, progress: job_pb2.Progress) -> None:
+        if progress.stage not in self._tasks:
+            for task in self._tasks.values():
+                self._complete(task)
+            self._tasks[progress.stage] = self._progress.add_task(words(self._kind, progress.stage), figures="")
+        self._progress.update(
+            self._tasks[progress.stage],
+            completed=progress.step,
+            total=progress.total_steps or None,
+            figures=figures(progress),
+        )
+
+    def _complete(self, task: TaskID) -> None:
+        shown = self._progress.tasks[task]
+        self._progress.update(task, completed=shown.total or shown.completed, total=shown.total or shown.completed)
+        self._progress.stop_task(task)
+
+
+class LineView:
+    """A line for each event, each new stage, and now and then for its progress."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._said: set[str] = set()
+        self._stage = ""
+        self._next_percent = 0
+
+    def change(self, change: job_service_pb2.WatchJobsResponse) -> None:
+        for line in _news(change, self._said):
+            say(f"  {line}")
+        progress = change.job.progress
+        if progress.stage and progress.stage != self._stage:
+            self._stage, self._next_percent = progress.stage, _LINE_EVERY_PERCENT
+            say(f"  {words(self._kind, progress.stage)}")
+        percent = 100 * progress.step // progress.total_steps if progress.total_steps else 0
+        if progress.stage and percent >= self._next_percent:
+            self._next_percent = percent - percent % _LINE_EVERY_PERCENT + _LINE_EVERY_PERCENT
+            say(f"    {progress.step}/{progress.total_steps}  {figures(progress)}".rstrip())
+
+
+def words(kind: str, stage: str) -> str:
+    """A stage in words of people."""
+    if kind == "FineTune" and stage == "train":
+        return "the model learns from the labels"
+    return STAGES.get(stage, stage)
+
+
+def figures(progress: job_pb2.Progress) -> str:
+    """Loss and speed, where there are any."""
+    parts = [f"loss {progress.loss:.3f}"] if progress.HasField("loss") else []
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def _news(change: job_service_pb2.WatchJobsResponse, said: set[str]) -> list[str]:
+    """Lines for what happened: the event, and conditions that hold and were not said yet."""
+    lines = []
+    if change.HasField("event"):
+        lines.append(event_line(change.event))
+    for condition in change.job.conditions:
+        key = f"{condition.type} {condition.status} {condition.last_transition_time.seconds}"
+        if condition.status and key not in said:
+            said.add(key)
+            lines.append(f"{condition.type}: {condition.message}")
+    return lines
+
+
+def event_line(event: job_service_pb2.JobEvent) -> str:
+    """`12:30:01  RUNNING  CHECKPOINT_WRITTEN  step 200`, in local time."""
+    from athanor.v1 import job_pb2
+
+    moment = event.create_time.ToDatetime().astimezone().strftime("%H:%M:%S")
+    state = short_state(job_pb2.JobState.Name(event.state))
+    return "  ".join(part for part in (moment, state, event.reason, event.message) if part)

@@ -1,0 +1,116 @@
+"""How the command speaks: data on stdout in the form that was asked for, talk on stderr, errors in clean lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from rich.console import Console
+
+
+class Format(StrEnum):
+    """Forms of data."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Form of the data on stdout.")]
+_PIPED_WIDTH = 400  # a table that goes into a pipe is cut nowhere
+
+
+def data_console() -> Console:
+    """stdout."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False)
+
+
+def talk_console() -> Console:
+    """stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line for people."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def as_document(message: Message) -> dict[str, Any]:
+    """Proto JSON with the names of the contract; fields without a value are shown as what they stand for."""
+    from google.protobuf import json_format
+
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def emit(form: Format, document: object, *, table: Callable[[], None], names: Sequence[str]) -> None:
+    """Write data to stdout; `table` prints the form for people itself."""
+    if form is Format.JSON:
+        emit_json(document)
+    elif form is Format.YAML:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    elif form is Format.NAME:
+        sys.stdout.writelines(f"{name}\n" for name in names)
+    else:
+        table()
+
+
+def emit_json(document: object, *, one_line: bool = False) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=None if one_line else 2) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table without lines, as people know it from kubectl."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    data_console().print(table)
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """One thing, field by field; empty fields are left out."""
+    shown = {name: value for name, value in fields.items() if value}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        sys.stdout.write(f"{name:<{width}}  {value}\n")
+
+
+def age(moment: Timestamp, now: datetime | None = None) -> str:
+    """How long ago: 12s, 5m, 3h, 2d. Empty for a time that is not set."""
+    if not moment.seconds:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - moment.ToDatetime(UTC)).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
+def short_state(state: str) -> str:
+    """JOB_STATE_RUNNING -> RUNNING."""
+    return state.split("_STATE_", 1)[-1]

@@ -1,0 +1,100 @@
+"""What all calls to the control plane share: what an error says, when to repeat a call, how long a cut stream is borne.
+
+Knows gRPC and the shape of our errors, and no single RPC.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import grpc
+import tenacity
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from cluster.errors import ClusterError, Violation
+
+RPC_TIMEOUT_S = 20.0
+STREAM_TIMEOUT_S = 300.0
+
+Response = TypeVar("Response")
+
+
+class RequestFailed(ClusterError):
+    """The control plane said no, or was not there; `code` is the gRPC status."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(reason, message, violations)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[RequestFailed], tuple[object, ...]]:
+        return type(self), (self.code, self.reason, self.message, self.violations)
+
+
+class NotFinished(ClusterError):
+    """A wait ended before what was waited for."""
+
+
+def explain(error: grpc.RpcError, address: str) -> RequestFailed:
+    """Our error from gRPC's: reason and wrong fields from its details, words a person can act on."""
+    call = cast(grpc.Call, error)
+    code, reason, violations = call.code(), "", []
+    status = rpc_status.from_call(call)
+    for detail in status.details if status else ():
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            violations += [Violation(each.field, each.description) for each in bad.field_violations]
+    if code == grpc.StatusCode.UNAVAILABLE and not reason:
+        return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
+    return RequestFailed(code, reason or code.name, call.details() or code.name, violations)
+
+
+def once(call: Callable[[], Response], address: str) -> Response:
+    """The answer, or RequestFailed."""
+    try:
+        return call()
+    except grpc.RpcError as error:
+        raise explain(error, address) from error
+
+
+def repeat(call: Callable[[], Response], address: str, *, patience_s: float) -> Response:
+    """As `once`, asked again for so long while the server is not there. Only for calls that may be repeated."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_unavailable),
+        stop=tenacity.stop_after_delay(patience_s),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+        reraise=True,
+    )
+    return cast(Response, retrying(once, call, address))
+
+
+class Cuts:
+    """How long a stream may stay cut before its reader is told."""
+
+    def __init__(self, address: str, patience_s: float) -> None:
+        self._address = address
+        self._patience_s = patience_s
+        self._cut_since: float | None = None
+
+    def heard(self) -> None:
+        """The stream delivers."""
+        self._cut_since = None
+
+    def cut(self, error: grpc.RpcError) -> None:
+        """Returns when the stream shall be opened again; raises RequestFailed when not."""
+        failure = explain(error, self._address)
+        if failure.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OUT_OF_RANGE):
+            return
+        now = time.monotonic()
+        self._cut_since = now if self._cut_since is None else self._cut_since
+        if failure.code != grpc.StatusCode.UNAVAILABLE or now - self._cut_since > self._patience_s:
+            raise failure from error
+        time.sleep(0.2)
+
+
+def _is_unavailable(error: BaseException) -> bool:
+    return isinstance(error, RequestFailed) and error.code == grpc.StatusCode.UNAVAILABLE
