@@ -1,0 +1,105 @@
+"""Is what a job names really there? Asked when it is submitted, so that a typo costs seconds and not a queue.
+
+Torch-free and quick: first rows of the data, names of the model's files. Hub ids are taken on trust (nothing is
+downloaded), and contents are judged only when the job runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from trainer.errors import SpecError, UserError, Violation
+from trainer.job import model_form
+from trainer.sources import columns, missing_columns
+from trainer.spec import DistillSpec, FineTuneSpec
+
+_HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def check_inputs(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> None:
+    """SpecError with one violation for each thing that is not there; `models` is registry reference -> directory."""
+    found = [*_data_violations(spec), *_model_violations(spec, models)]
+    if found:
+        raise SpecError(found)
+
+
+def _data_violations(spec: FineTuneSpec | DistillSpec) -> Iterator[Violation]:
+    unlabelled = isinstance(spec, DistillSpec) and spec.objective.seq_kd
+    yield from _source_violations("spec.data.train", spec.data.train, spec, labelled=not unlabelled)
+    if spec.data.eval is not None:
+        yield from _source_violations("spec.data.eval", spec.data.eval, spec, labelled=True)
+    baseline = spec.evaluate.baseline_settings
+    if baseline and baseline.train is not None:
+        yield from _source_violations("spec.evaluate.baseline.train", baseline.train, spec, labelled=True)
+    elif baseline and unlabelled:
+        yield from _baseline_violations(spec)
+    if baseline and spec.data.eval is None:
+        yield Violation("spec.data.eval", "is missing; a baseline is compared with the student on evaluation data")
+
+
+def _source_violations(
+    path: str, source: str, spec: FineTuneSpec | DistillSpec, *, labelled: bool
+) -> Iterator[Violation]:
+    try:
+        present = columns(source)
+    except UserError as error:
+        yield Violation(path, error.message)
+        return
+    if present is None:
+        return
+    for role, sentence in missing_columns(present, spec.data.columns, spec.data.format, labelled=labelled).items():
+        yield Violation(f"spec.data.columns.{role}", f"{source}: {sentence}{_remedy(role, spec)}")
+
+
+def _remedy(role: str, spec: FineTuneSpec | DistillSpec) -> str:
+    can_write = role == "completion" and isinstance(spec, DistillSpec) and not spec.objective.seq_kd
+    return ", or let the teacher write completions: objective.seq_kd: true" if can_write else ""
+
+
+def _baseline_violations(spec: FineTuneSpec | DistillSpec) -> Iterator[Violation]:
+    """The baseline learns from `data.train`, which a teacher's job may leave without completions."""
+    if any(_source_violations("", spec.data.train, spec, labelled=False)):
+        return
+    for violation in _source_violations("", spec.data.train, spec, labelled=True):
+        mend = "name labelled data in evaluate.baseline.train"
+        yield Violation("spec.evaluate.baseline", f"a baseline learns from labels: {violation.message}, or {mend}")
+
+
+def _model_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> Iterator[Violation]:
+    named = [("spec.student.model", spec.student.model)]
+    if isinstance(spec, DistillSpec):
+        named += [(f"spec.teachers[{at}].model", teacher.model) for at, teacher in enumerate(spec.teachers)]
+    for path, reference in named:
+        message = _model_problem(reference, models) if reference is not None else None
+        if message:
+            yield Violation(path, message)
+
+
+def _model_problem(reference: str, models: Mapping[str, str]) -> str | None:
+    form = model_form(reference)
+    if form == "registry":
+        known = reference in models
+        return _directory_problem(Path(models[reference])) if known else f"{reference} is not in the model registry"
+    if form == "directory":
+        return _directory_problem(Path(reference).expanduser())
+    if Path(reference).is_dir():
+        return f"{reference!r} reads as a hub id, but is a directory here; write ./{reference} or its full path"
+    return None if _HUB_MODEL.match(reference) else f"{reference!r} is no directory, hub id (org/name) or name@alias"
+
+
+def _directory_problem(path: Path) -> str | None:
+    if not path.is_dir():
+        return f"there is no directory {path.absolute()}"
+    if not (path / "config.json").is_file():
+        return f"{path} has no config.json; a model directory is what transformers' save_pretrained writes"
+    if not any(path.glob("*.safetensors")):
+        if any(next(path.glob(pattern), None) for pattern in _PICKLES):
+            return f"{path} holds its weights as a pickle only, which could run code; save them again as safetensors"
+        return f"{path} holds no weights (*.safetensors)"
+    if not any((path / name).is_file() for name in _TOKENIZERS):
+        return f"{path} has no tokenizer; save the tokenizer beside the model"
+    return None
