@@ -1,0 +1,94 @@
+"""The two files by which control plane and driver meet on the storage: attempt.json going, terminal.json coming back.
+
+attempt.json holds the attempt's lease token, so only its owner may read it. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from athanor.v1 import worker_service_pb2
+from google.protobuf import json_format
+
+from cluster.ids import hash_token
+from cluster.settings import Settings
+from cluster.store.records import StoredAttempt, StoredJob, StoredModel, Terminal
+from cluster.wire import terminal_from_proto
+
+log = structlog.get_logger(__name__)
+
+
+def attempt_dir(settings: Settings, attempt: StoredAttempt) -> Path:
+    """`<storage>/jobs/<uid>/attempts/<n>`."""
+    return settings.job_dir(attempt.job_uid) / "attempts" / str(attempt.number)
+
+
+def log_path(settings: Settings, attempt: StoredAttempt) -> Path:
+    """What driver and workers print."""
+    return attempt_dir(settings, attempt) / "driver.log"
+
+
+def attempt_document(
+    settings: Settings, job: StoredJob, models: Mapping[str, StoredModel], token: str, address: str
+) -> dict[str, Any]:
+    """What attempt.json says of the job's last attempt."""
+    publish = job.spec.get("publish")
+    return {
+        "job_uid": job.uid,
+        "attempt": len(job.attempts),
+        "lease_token": token,
+        "control_plane": address,
+        "kind": job.kind,
+        "name": job.name,
+        "spec": job.spec,
+        "models": {text: {"reference": model.reference, "path": model.path} for text, model in models.items()},
+        "storage": str(settings.storage),
+        "publish_dir": str(settings.publish_dir(publish["model"], job.uid)) if publish else "",
+    }
+
+
+def write_attempt(settings: Settings, attempt: StoredAttempt, document: Mapping[str, Any]) -> Path:
+    """Write attempt.json whole or not at all, for its owner's eyes only."""
+    path = attempt_dir(settings, attempt) / "attempt.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+        json.dump(document, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def stored_token(settings: Settings, attempt: StoredAttempt) -> str | None:
+    """The token of an attempt.json that was written before, if it is the one the store knows."""
+    try:
+        token = str(json.loads((attempt_dir(settings, attempt) / "attempt.json").read_text())["lease_token"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return token if hash_token(token) == attempt.lease_token_sha256 else None
+
+
+def entrypoint(settings: Settings, path: Path) -> str:
+    """The command line that runs an attempt on Ray."""
+    return shlex.join([settings.driver_python, "-m", "cluster.driver", "--attempt-file", str(path)])
+
+
+def read_terminal(settings: Settings, attempt: StoredAttempt) -> Terminal | None:
+    """The driver's terminal record, None while there is none."""
+    path = attempt_dir(settings, attempt) / "terminal.json"
+    try:
+        message = json_format.Parse(path.read_text(), worker_service_pb2.TerminalRecord(), ignore_unknown_fields=True)
+    except FileNotFoundError:
+        return None
+    except (json_format.ParseError, ValueError) as error:
+        log.warning("terminal.unreadable", path=str(path), error=str(error))
+        return None
+    return terminal_from_proto(message)

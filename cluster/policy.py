@@ -1,0 +1,299 @@
+"""What to do next about one job: pure functions from what is stored and what is seen to a decision.
+
+The reconciler acts on the decisions. The rule they keep (I1): not seeing Ray decides nothing; an attempt is given up only
+when its lease is over and Ray, seen, says that its process has ended or does not know it; the next one begins only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from cluster.ids import ray_job_id
+from cluster.lifecycle import State
+from cluster.registry import publication
+from cluster.settings import Settings
+from cluster.store.records import Change, Outcome, StoredAttempt, StoredJob, Terminal
+from trainer.spec import ScheduleSpec
+
+UNREACHABLE = "Unreachable"
+_US = 1_000_000
+
+
+class View(StrEnum):
+    """What Ray says of an attempt's job."""
+
+    UNREACHABLE = "UNREACHABLE"
+    """Ray cannot be seen: no evidence of anything."""
+    UNKNOWN = "UNKNOWN"
+    """Ray was seen, and knows no job of that id."""
+    ALIVE = "ALIVE"
+    ENDED = "ENDED"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Everything seen of a job at one moment. Ray was asked before the terminal record was looked for."""
+
+    now_us: int
+    view: View
+    words: str = ""
+    """Ray's own, about its job or about why it cannot be seen."""
+    terminal: Terminal | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do now."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Store a change."""
+
+    change: Change
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Hand the last attempt to Ray."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Have Ray stop the last attempt's job; when it took the order, store `then`."""
+
+    then: Change | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """Note that the last attempt holds nothing on the cluster any more."""
+
+
+Decision = Wait | Step | Submit | Stop | Release
+
+
+def decide(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    """The next step of a job that holds, or may still hold, something on the cluster."""
+    if job.is_terminal:
+        return _release(job, sight, settings)
+    if job.state in (State.ADMITTED, State.RECOVERING):
+        return _begin(job, sight, settings)
+    if job.state is State.CANCELLING:
+        return _cancel(job, sight, settings)
+    return _attend(job, sight, settings)
+
+
+def _begin(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    attempt = job.last_attempt
+    if attempt is None or attempt.released:
+        return Step(open_attempt(job))
+    if not attempt.is_open:
+        return _release(job, sight, settings)
+    was_seen = sight.view in (View.ALIVE, View.ENDED) or sight.terminal or attempt.lease_expires_us
+    if was_seen:
+        return Step(started(job, sight.now_us))
+    return Submit() if sight.view is View.UNKNOWN else Wait()
+
+
+def _attend(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    attempt = job.last_attempt
+    if attempt is None or not attempt.is_open:
+        return Wait()
+    if sight.terminal is not None:
+        return Step(conclude(job, sight.terminal, sight.now_us))
+    if _is_overdue(job, sight.now_us):
+        return Stop(then=_overdue(job, sight.now_us))
+    if is_gone(attempt, sight, settings):
+        return Step(_lost(job, sight))
+    return Wait()
+
+
+def _cancel(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    attempt = job.last_attempt
+    if attempt is None or not attempt.is_open:
+        return Step(Change("CANCELLED", "cancelled", State.CANCELLED, job=_quiet(job)))
+    if sight.terminal is not None:
+        return Step(conclude(job, sight.terminal, sight.now_us))
+    if _has_ended(attempt, sight, settings):
+        ended = _closing(sight.now_us, "CANCELLED", "ended by request") | {"released": True}
+        return Step(Change("CANCELLED", "cancelled", State.CANCELLED, job=_quiet(job), attempt=ended))
+    is_late = sight.now_us > (job.cancel_time_us or 0) + settings.cancel_grace_s * _US
+    return Stop() if sight.view is View.ALIVE and is_late else Wait()
+
+
+def _release(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    attempt = job.last_attempt
+    if attempt is None or attempt.released:
+        return Wait()
+    if _has_ended(attempt, sight, settings):
+        return Release()
+    is_late = sight.now_us > (attempt.end_time_us or 0) + settings.teardown_grace_s * _US
+    return Stop() if sight.view is View.ALIVE and is_late else Wait()
+
+
+def _has_ended(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
+    """Enough where no other attempt will follow at once."""
+    if attempt.submit_time_us is None or sight.view is View.ENDED:
+        return True
+    return sight.view is View.UNKNOWN and sight.now_us > _last_sign_us(attempt, settings)
+
+
+def is_gone(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
+    """The evidence that an attempt's driver lives no more: its lease is over, and Ray says so too."""
+    lease_is_over = sight.now_us > _lease_end_us(attempt, settings)
+    return lease_is_over and _has_ended(attempt, sight, settings)
+
+
+def _lease_end_us(attempt: StoredAttempt, settings: Settings) -> float:
+    """A driver that was not heard yet has as long as one that was, from when it was handed to Ray."""
+    return max(attempt.lease_expires_us or 0, (attempt.submit_time_us or 0) + settings.lease_s * _US)
+
+
+def _last_sign_us(attempt: StoredAttempt, settings: Settings) -> float:
+    """Until then a driver unknown to Ray may still be there: a request in flight, or a head that lost its memory."""
+    return _lease_end_us(attempt, settings) + settings.unknown_grace_s * _US
+
+
+def open_attempt(job: StoredJob) -> Change:
+    """The next attempt: stored before anything of it exists outside."""
+    number = len(job.attempts) + 1
+    attempt = StoredAttempt(job_uid=job.uid, number=number, ray_job_id=ray_job_id(job.uid, number))
+    return Change("ATTEMPT_CREATED", f"attempt {number}", opens_attempt=attempt)
+
+
+def started(job: StoredJob, now_us: int) -> Change:
+    """Ray has the attempt."""
+    number = len(job.attempts)
+    return Change("SUBMITTED", f"attempt {number} is on Ray", State.STARTING, attempt={"start_time_us": now_us})
+
+
+def heard(job: StoredJob, now_us: int) -> Change | None:
+    """What the word of a driver proves: that it was started, that it runs. None: nothing new."""
+    if job.state in (State.ADMITTED, State.RECOVERING):
+        return started(job, now_us)
+    if job.state is State.STARTING:
+        first = {} if job.start_time_us else {"start_time_us": now_us}
+        return Change("RUNNING", f"attempt {len(job.attempts)} runs", State.RUNNING, job=first)
+    return None
+
+
+def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
+    """What a driver's terminal record makes of its job."""
+    reason = terminal.reason or terminal.outcome.value
+    closed = _closing(now_us, reason, terminal.message) | {"terminal": _as_json(terminal)}
+    if terminal.outcome is Outcome.SUCCEEDED:
+        return _succeeded(job, terminal, closed)
+    if job.state is State.CANCELLING or terminal.outcome is Outcome.CANCELLED:
+        return Change("CANCELLED", terminal.message or "cancelled", State.CANCELLED, _quiet(job), closed)
+    if terminal.outcome is Outcome.USER_ERROR:
+        budget = _schedule(job).retries.user
+        return _again_or_failed(job, "user_failures", budget, reason, terminal, closed)
+    budget = _schedule(job).retries.infrastructure
+    return _again_or_failed(job, "infrastructure_failures", budget, reason, terminal, closed)
+
+
+def _succeeded(job: StoredJob, terminal: Terminal, closed: Mapping[str, object]) -> Change:
+    return Change(
+        reason=terminal.reason or "SUCCEEDED",
+        message=terminal.message or "every stage is done",
+        state=State.SUCCEEDED,
+        job=_quiet(job) | _results(terminal),
+        attempt=closed,
+        publication=publication(job, terminal),
+    )
+
+
+def _again_or_failed(
+    job: StoredJob, counter: str, budget: int, reason: str, terminal: Terminal, closed: Mapping[str, object]
+) -> Change:
+    failures = int(getattr(job, counter)) + 1
+    counted: dict[str, object] = {counter: failures}
+    if failures > budget:
+        results = _quiet(job) | _results(terminal) | counted
+        return Change(reason, terminal.message, State.FAILED, results, closed)
+    message = f"{terminal.message} (failure {failures} of {budget} allowed)"
+    return Change(reason, message, State.RECOVERING, counted, closed)
+
+
+def _lost(job: StoredJob, sight: Sight) -> Change:
+    """The driver is gone and left no record."""
+    number = len(job.attempts)
+    words = f": {sight.words}" if sight.words else ""
+    message = f"the driver of attempt {number} is gone and left no record{words}"
+    closed = _closing(sight.now_us, "DRIVER_LOST", message) | {"released": True}
+    terminal = Terminal(Outcome.INFRASTRUCTURE_ERROR, "DRIVER_LOST", message)
+    budget = _schedule(job).retries.infrastructure
+    return _again_or_failed(job, "infrastructure_failures", budget, "DRIVER_LOST", terminal, closed)
+
+
+def _is_overdue(job: StoredJob, now_us: int) -> bool:
+    limit = _schedule(job).max_run_duration
+    return (
+        limit is not None and job.start_time_us is not None and now_us > job.start_time_us + limit.total_seconds() * _US
+    )
+
+
+def _overdue(job: StoredJob, now_us: int) -> Change:
+    limit = _schedule(job).max_run_duration
+    message = f"ran longer than schedule.max_run_duration ({limit}); its last checkpoint is kept"
+    return Change("MAX_RUN_DURATION", message, State.FAILED, _quiet(job), _closing(now_us, "MAX_RUN_DURATION", message))
+
+
+def condition_change(job: StoredJob, sight: Sight, settings: Settings) -> Change | None:
+    """The line that says that a job went out of sight, or came back; None when that is known already."""
+    reason, message = _why_unseen(job, sight, settings)
+    known = job.condition(UNREACHABLE)
+    was, was_reason = (bool(known["status"]), known["reason"]) if known else (False, "")
+    if was == bool(reason) and (not was or was_reason == reason):
+        return None
+    condition = {
+        "type": UNREACHABLE,
+        "status": bool(reason),
+        "reason": reason or "SEEN",
+        "message": message,
+        "last_transition_time_us": sight.now_us
+        if was != bool(reason) or not known
+        else known["last_transition_time_us"],
+    }
+    others = [each for each in job.conditions if each["type"] != UNREACHABLE]
+    return Change(reason or "SEEN_AGAIN", message, job={"conditions": [*others, condition]})
+
+
+def _why_unseen(job: StoredJob, sight: Sight, settings: Settings) -> tuple[str, str]:
+    if sight.view is View.UNREACHABLE:
+        return "RAY_UNREACHABLE", sight.words or "Ray cannot be seen"
+    attempt = job.last_attempt
+    is_silent = (
+        attempt is not None
+        and attempt.is_open
+        and sight.view is View.ALIVE
+        and sight.now_us > _last_sign_us(attempt, settings)
+    )
+    if is_silent:
+        return "DRIVER_SILENT", "Ray says the driver runs, but it has not been heard since its lease ran out"
+    return "", "seen"
+
+
+def _closing(now_us: int, reason: str, message: str) -> dict[str, object]:
+    return {"end_time_us": now_us, "reason": reason, "message": message}
+
+
+def _quiet(job: StoredJob) -> dict[str, object]:
+    """A job that has ended is out of nobody's sight."""
+    return {"conditions": [each for each in job.conditions if each["type"] != UNREACHABLE]}
+
+
+def _results(terminal: Terminal) -> dict[str, object]:
+    return {"report_path": terminal.report_path, "summary": dict(terminal.summary) or None}
+
+
+def _schedule(job: StoredJob) -> ScheduleSpec:
+    return ScheduleSpec.model_validate(job.spec.get("schedule", {}))
+
+
+def _as_json(terminal: Terminal) -> dict[str, Any]:
+    return {**vars(terminal), "outcome": terminal.outcome.value, "summary": dict(terminal.summary)}

@@ -1,0 +1,154 @@
+"""Connections and transactions, and the few things that SQLite and PostgreSQL want told differently.
+
+Write transactions are serialised on both: SQLite by BEGIN IMMEDIATE, PostgreSQL by an advisory lock. So what a write
+has read stays true until it commits, and resource versions become visible in their order. Knows nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+
+from cluster.errors import StartUpError, StoreUnavailable
+from cluster.store.tables import log_position
+
+_WRITE = "athanor_write"
+_BUSY_TIMEOUT_MS = 10_000
+_WRITE_LOCK = 0x61746861  # any number that nobody else takes; "atha"
+_MIGRATION_LOCK = _WRITE_LOCK + 1
+_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
+    "PRAGMA foreign_keys=ON",
+)
+
+
+@dataclass
+class Write:
+    """A write transaction in progress."""
+
+    connection: Connection
+    now_us: int
+    changed: bool = False
+
+    def next_version(self) -> int:
+        """Take the next resource version; whoever watches is told after the commit."""
+        self.changed = True
+        taken = update(log_position).values(value=log_position.c.value + 1).returning(log_position.c.value)
+        return int(self.connection.execute(taken).scalar_one())
+
+
+class Database:
+    """One database, migrated and ready."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self.engine = engine
+        self.on_change: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._write_lock = threading.Lock()
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    def now_us(self) -> int:
+        return int(self._clock() * 1e6)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view of everything."""
+        with _database_errors(), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Write]:
+        """Alone with the database until the block ends; committed if it ends well."""
+        with _database_errors(), self._write_lock, self.engine.connect() as connection:
+            connection = connection.execution_options(**{_WRITE: True})
+            with connection.begin():
+                if not self.is_sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK})
+                write = Write(connection, self.now_us())
+                yield write
+        if write.changed:
+            self.on_change()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _database_errors() -> Iterator[None]:
+    """A database that does not answer is worth asking again; a broken constraint is our mistake and stays one."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except DBAPIError as error:
+        raise StoreUnavailable("STORE_UNAVAILABLE", f"the store did not answer: {error.orig}") from error
+
+
+def open_database(url: str, clock: Callable[[], float]) -> Database:
+    """Connect and migrate to the newest tables. StartUpError, in words, when that is not possible."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    try:
+        migrate(engine)
+    except DBAPIError as error:
+        message = f"cannot open {parsed}: {error.orig}; see ATHANOR_DATABASE_URL"
+        raise StartUpError("CANNOT_OPEN_STORE", message) from error
+    return Database(engine, clock)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StartUpError("INVALID_DATABASE_URL", "ATHANOR_DATABASE_URL is not a database URL") from error
+    backend = parsed.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise StartUpError("INVALID_DATABASE_URL", f"a store is sqlite or postgresql, not {backend}")
+    return parsed.set(drivername="postgresql+psycopg") if backend == "postgresql" else parsed
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    """Take transactions out of the driver's hands, and set what SQLite forgets with each connection."""
+    del record
+    connection.isolation_level = None
+    for pragma in _PRAGMAS:
+        connection.execute(pragma).close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    is_write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the tables to a revision, up or down; two processes that start together take turns."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.connect() as connection:
+        connection = connection.execution_options(**{_WRITE: True})
+        with connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            (command.downgrade if revision == "base" else command.upgrade)(config, revision)

@@ -1,0 +1,210 @@
+"""Jobs, attempts and events in SQL: reading them, and the one way in which a job changes.
+
+Every function works inside a transaction that its caller holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+
+from cluster.errors import Conflict, NotFound
+from cluster.lifecycle import TERMINAL, State, check
+from cluster.store import model_rows
+from cluster.store.database import Write
+from cluster.store.records import Change, JobQuery, NewJob, StoredAttempt, StoredEvent, StoredJob
+from cluster.store.tables import attempts, events, jobs, log_position
+
+_EMPTY_JOB: Mapping[str, Any] = {
+    "reason": "",
+    "message": "",
+    "conditions": [],
+    "published_model": "",
+    "report_path": "",
+    "infrastructure_failures": 0,
+    "user_failures": 0,
+}
+
+
+def _attempts_of(connection: Connection, uids: Sequence[str]) -> dict[str, list[StoredAttempt]]:
+    found: dict[str, list[StoredAttempt]] = {uid: [] for uid in uids}
+    query = select(attempts).where(attempts.c.job_uid.in_(uids)).order_by(attempts.c.job_uid, attempts.c.number)
+    for row in connection.execute(query):
+        found[row.job_uid].append(StoredAttempt(**row._mapping))
+    return found
+
+
+def _with_attempts(connection: Connection, rows: Iterable[Row[Any]]) -> list[StoredJob]:
+    mappings = [dict(row._mapping) for row in rows]
+    if not mappings:
+        return []
+    found = _attempts_of(connection, [mapping["uid"] for mapping in mappings])
+    return [
+        StoredJob(**{**mapping, "state": State(mapping["state"])}, attempts=tuple(found[mapping["uid"]]))
+        for mapping in mappings
+    ]
+
+
+def _jobs_by(connection: Connection, query: Select[Any]) -> list[StoredJob]:
+    return _with_attempts(connection, connection.execute(query))
+
+
+def get_job(connection: Connection, uid: str) -> StoredJob:
+    """One job; NotFound / JOB_NOT_FOUND."""
+    found = _jobs_by(connection, select(jobs).where(jobs.c.uid == uid))
+    if not found:
+        raise NotFound("JOB_NOT_FOUND", f"there is no job {uid!r}; `athanor job list` shows those there are")
+    return found[0]
+
+
+def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
+    """A page, newest first. Keyset by creation order: jobs that come meanwhile move nothing."""
+    statement = select(jobs).order_by(jobs.c.seq.desc()).limit(query.limit)
+    if query.states:
+        statement = statement.where(jobs.c.state.in_([state.value for state in query.states]))
+    if query.name:
+        statement = statement.where(jobs.c.name == query.name)
+    if query.before_seq is not None:
+        statement = statement.where(jobs.c.seq < query.before_seq)
+    return _jobs_by(connection, statement)
+
+
+def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
+    """All jobs in these states, oldest first."""
+    return _jobs_by(
+        connection, select(jobs).where(jobs.c.state.in_([state.value for state in states])).order_by(jobs.c.seq)
+    )
+
+
+def queued(connection: Connection, limit: int) -> list[StoredJob]:
+    """The first `limit` jobs of the queue: by priority, then by age."""
+    statement = select(jobs).where(jobs.c.state == State.QUEUED.value)
+    return _jobs_by(connection, statement.order_by(jobs.c.priority.desc(), jobs.c.seq).limit(limit))
+
+
+def unreleased(connection: Connection) -> list[StoredJob]:
+    """Terminal jobs that may still hold something on the cluster."""
+    holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
+    ended = jobs.c.state.in_([state.value for state in TERMINAL])
+    return _jobs_by(connection, select(jobs).where(ended, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
+
+
+def head_version(connection: Connection) -> int:
+    """The newest resource version."""
+    return int(connection.execute(select(log_position.c.value)).scalar_one())
+
+
+def snapshot_page(connection: Connection, after: int, uid: str, limit: int) -> list[StoredJob]:
+    """Jobs as they are, in the order of their resource versions, so that a cut stream can go on anywhere."""
+    statement = select(jobs).where(jobs.c.resource_version > after).order_by(jobs.c.resource_version).limit(limit)
+    return _jobs_by(connection, statement.where(jobs.c.uid == uid) if uid else statement)
+
+
+def changes(connection: Connection, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
+    """What changed after a resource version, in order: events, and progress (which leaves no event)."""
+    logged = select(events).where(events.c.resource_version > after)
+    silent = (
+        select(jobs)
+        .outerjoin(events, events.c.resource_version == jobs.c.resource_version)
+        .where(jobs.c.resource_version > after, events.c.resource_version.is_(None))
+    )
+    if uid:
+        logged, silent = logged.where(events.c.job_uid == uid), silent.where(jobs.c.uid == uid)
+    found: list[tuple[StoredJob, StoredEvent | None]] = []
+    found += [(e.job, e) for e in _events(connection, logged.order_by(events.c.resource_version).limit(limit))]
+    found += [(job, None) for job in _jobs_by(connection, silent.order_by(jobs.c.resource_version).limit(limit))]
+    return sorted(found, key=lambda each: each[0].resource_version)[:limit]
+
+
+def _events(connection: Connection, statement: Select[Any]) -> list[StoredEvent]:
+    rows = connection.execute(statement).all()
+    uids = {row.job_uid for row in rows}
+    now = {job.uid: job for job in _jobs_by(connection, select(jobs).where(jobs.c.uid.in_(uids)))} if uids else {}
+    return [_event(row, now[row.job_uid]) for row in rows]
+
+
+def _event(row: Row[Any], job: StoredJob) -> StoredEvent:
+    return StoredEvent(row.resource_version, row.reason, row.message, row.create_time_us, job.at(row.snapshot))
+
+
+def job_events(connection: Connection, uid: str) -> list[StoredEvent]:
+    """The whole history of one job, oldest first."""
+    return _events(connection, select(events).where(events.c.job_uid == uid).order_by(events.c.resource_version))
+
+
+def insert_job(write: Write, new: NewJob) -> StoredJob:
+    """Store a job as QUEUED, with the first line of its history."""
+    version = write.next_version()
+    values = dict(_EMPTY_JOB) | asdict(new)
+    values |= {"state": State.QUEUED.value, "create_time_us": write.now_us, "update_time_us": write.now_us}
+    write.connection.execute(insert(jobs).values(**values, resource_version=version))
+    return _log(write, new.uid, version, "CREATED", "stored; waits for its turn")
+
+
+def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
+    """Make one step, if the job is still what the step was decided on. Conflict / JOB_CHANGED otherwise."""
+    version = write.next_version()
+    values: dict[str, Any] = dict(change.job)
+    if change.publication is not None:
+        model = model_rows.publish(write, change.publication, job.uid)
+        values["published_model"] = model.reference
+    values |= _state_values(write, job, change)
+    values |= {"resource_version": version, "update_time_us": write.now_us}
+    guarded = update(jobs).where(jobs.c.uid == job.uid, jobs.c.resource_version == job.resource_version)
+    if write.connection.execute(guarded.values(**values)).rowcount != 1:
+        raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
+    _apply_to_attempts(write, job, change)
+    return _log(write, job.uid, version, change.reason, change.message)
+
+
+def _state_values(write: Write, job: StoredJob, change: Change) -> dict[str, Any]:
+    if change.state is None:
+        return {}
+    check(job.state, change.state)
+    values: dict[str, Any] = {"state": change.state.value, "reason": change.reason, "message": change.message}
+    if change.state in TERMINAL:
+        values["end_time_us"] = write.now_us
+    return values
+
+
+def _apply_to_attempts(write: Write, job: StoredJob, change: Change) -> None:
+    if change.opens_attempt is not None:
+        write.connection.execute(insert(attempts).values(**asdict(change.opens_attempt)))
+    if change.attempt and job.last_attempt is not None:
+        update_attempt(write.connection, job.last_attempt, change.attempt)
+
+
+def update_attempt(connection: Connection, attempt: StoredAttempt, values: Mapping[str, object]) -> None:
+    """Change columns of an attempt; no line in the history."""
+    at = (attempts.c.job_uid == attempt.job_uid, attempts.c.number == attempt.number)
+    connection.execute(update(attempts).where(*at).values(**values))
+
+
+def mark_attempt(connection: Connection, job: StoredJob, values: Mapping[str, object]) -> None:
+    """As `update_attempt` for the last one, if the job is still what the caller read."""
+    version = connection.execute(select(jobs.c.resource_version).where(jobs.c.uid == job.uid)).scalar_one()
+    if version != job.resource_version or job.last_attempt is None:
+        raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
+    update_attempt(connection, job.last_attempt, values)
+
+
+def touch_progress(write: Write, uid: str, progress: Mapping[str, Any]) -> None:
+    """Store how far a job is: a new resource version, but no line in the history."""
+    values = {"progress": progress, "resource_version": write.next_version(), "update_time_us": write.now_us}
+    write.connection.execute(update(jobs).where(jobs.c.uid == uid).values(**values))
+
+
+def _log(write: Write, uid: str, version: int, reason: str, message: str) -> StoredJob:
+    job = get_job(write.connection, uid)
+    line = {"resource_version": version, "job_uid": uid, "state": job.state.value, "reason": reason, "message": message}
+    write.connection.execute(insert(events).values(**line, create_time_us=write.now_us, snapshot=job.snapshot()))
+    return job
+
+
+def count_by_state(connection: Connection) -> dict[State, int]:
+    """How many jobs are in each state."""
+    rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
+    return {State(state): count for state, count in rows}

@@ -1,0 +1,1 @@
+"""The history of the tables. Each revision goes up and down."""

@@ -1,0 +1,251 @@
+"""What the store gives and takes, as frozen values. No SQL, no protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from cluster.lifecycle import TERMINAL, State
+
+Json = Mapping[str, Any]
+
+
+class Outcome(StrEnum):
+    """How an attempt ended, in the words of its driver."""
+
+    SUCCEEDED = "SUCCEEDED"
+    USER_ERROR = "USER_ERROR"
+    INFRASTRUCTURE_ERROR = "INFRASTRUCTURE_ERROR"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A driver's terminal record."""
+
+    outcome: Outcome
+    reason: str = ""
+    message: str = ""
+    model_path: str = ""
+    model_manifest_sha256: str = ""
+    report_path: str = ""
+    summary: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredAttempt:
+    """One run of a job on Ray."""
+
+    job_uid: str
+    number: int
+    ray_job_id: str
+    lease_token_sha256: str = ""
+    lease_expires_us: int | None = None
+    """None: its driver was never heard."""
+    submit_time_us: int | None = None
+    """When Ray was last asked to run it, whatever came back."""
+    start_time_us: int | None = None
+    """When Ray was known to have it."""
+    end_time_us: int | None = None
+    reason: str = ""
+    message: str = ""
+    terminal: Json | None = None
+    released: bool = False
+    """Its Ray job is known to have ended: it holds nothing on the cluster any more."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.end_time_us is None
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job with its attempts, as of one resource version."""
+
+    seq: int
+    uid: str
+    name: str
+    kind: str
+    labels: Mapping[str, str]
+    spec: Json
+    priority: int
+    state: State
+    reason: str
+    message: str
+    conditions: Sequence[Json]
+    progress: Json | None
+    resolved_models: Mapping[str, str]
+    published_model: str
+    report_path: str
+    summary: Json | None
+    infrastructure_failures: int
+    user_failures: int
+    cancel_time_us: int | None
+    create_time_us: int
+    start_time_us: int | None
+    end_time_us: int | None
+    update_time_us: int
+    resource_version: int
+    attempts: tuple[StoredAttempt, ...] = ()
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def last_attempt(self) -> StoredAttempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    def condition(self, kind: str) -> Json | None:
+        """The condition of that type, whether it holds or not."""
+        return next((condition for condition in self.conditions if condition["type"] == kind), None)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What can change of a job, as JSON. Secrets, even hashed, stay out."""
+        values = {name: getattr(self, name) for name in _CHANGEABLE}
+        values["attempts"] = [_public(attempt) for attempt in self.attempts]
+        return values
+
+    def at(self, snapshot: Json) -> StoredJob:
+        """This job as it was at a snapshot."""
+        values = {name: snapshot[name] for name in _CHANGEABLE}
+        values["state"] = State(values["state"])
+        attempts = tuple(StoredAttempt(job_uid=self.uid, **attempt) for attempt in snapshot["attempts"])
+        return replace(self, **values, attempts=attempts)
+
+
+_FIXED = {"seq", "uid", "name", "kind", "spec", "resolved_models", "create_time_us", "attempts"}
+_CHANGEABLE = tuple(each.name for each in fields(StoredJob) if each.name not in _FIXED)
+
+
+def _public(attempt: StoredAttempt) -> dict[str, Any]:
+    private = ("job_uid", "lease_token_sha256", "lease_expires_us", "terminal")
+    return {name: value for name, value in asdict(attempt).items() if name not in private}
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a caller decides of a job; the store adds the rest."""
+
+    uid: str
+    name: str
+    kind: str
+    labels: Mapping[str, str]
+    spec: Json
+    priority: int
+    resolved_models: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who speaks: an attempt, and the hash of the secret it showed."""
+
+    job_uid: str
+    attempt: int
+    token_sha256: str
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A finished model on its way into the registry."""
+
+    name: str
+    alias: str | None
+    path: str
+    manifest_sha256: str
+    teachers: tuple[str, ...]
+    num_parameters: int
+    metrics: Json
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step of a job: what is stored, and the line in its history. `state` None leaves the state as it is."""
+
+    reason: str
+    message: str
+    state: State | None = None
+    job: Mapping[str, object] = field(default_factory=dict)
+    """Columns of the job."""
+    attempt: Mapping[str, object] = field(default_factory=dict)
+    """Columns of its last attempt."""
+    opens_attempt: StoredAttempt | None = None
+    publication: Publication | None = None
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """One line of a job's history, with the job as it was after it."""
+
+    resource_version: int
+    reason: str
+    message: str
+    create_time_us: int
+    job: StoredJob
+
+
+@dataclass(frozen=True)
+class JobQuery:
+    """Which jobs a page holds: newest first, older than `before_seq`."""
+
+    limit: int
+    states: tuple[State, ...] = ()
+    name: str = ""
+    before_seq: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A version of a model, with the aliases that point at it."""
+
+    name: str
+    version: int
+    path: str
+    manifest_sha256: str
+    job_uid: str | None
+    teachers: Sequence[str]
+    num_parameters: int
+    metrics: Json
+    create_time_us: int
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class DeploymentState(StrEnum):
+    """The names of `athanor.v1.DeploymentState` without the prefix."""
+
+    PENDING = "PENDING"
+    DEPLOYING = "DEPLOYING"
+    READY = "READY"
+    FAILED = "FAILED"
+    DELETING = "DELETING"
+
+
+@dataclass(frozen=True)
+class DeploymentStatus:
+    """What was seen of a deployment on Ray Serve."""
+
+    state: DeploymentState
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class StoredDeployment:
+    """What shall be served, and how far it is."""
+
+    name: str
+    model: str
+    resolved_model: str
+    path: str
+    num_replicas: int
+    cpus_per_replica: float
+    gpus_per_replica: float
+    state: DeploymentState
+    message: str
+    create_time_us: int
+    update_time_us: int

@@ -1,0 +1,244 @@
+"""The store: one method per thing that the control plane wants to know or to make durable, one transaction each.
+
+Synchronous; handlers call it in a thread. Returns frozen records, raises `ClusterError`s. Decides nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from sqlalchemy import Connection, insert, select
+
+from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
+from cluster.lifecycle import State
+from cluster.store import deployment_rows, job_rows, model_rows
+from cluster.store.database import Database, Write, open_database
+from cluster.store.records import (
+    Change,
+    DeploymentState,
+    JobQuery,
+    Lease,
+    NewJob,
+    StoredDeployment,
+    StoredEvent,
+    StoredJob,
+    StoredModel,
+)
+from cluster.store.tables import idempotency
+
+_CREATE_JOB = "CreateJob"
+
+
+class Store:
+    """Everything durable."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @classmethod
+    def open(cls, url: str, clock: Callable[[], float] = time.time) -> Self:
+        """Connect, and bring the tables to their newest form."""
+        return cls(open_database(url, clock))
+
+    def close(self) -> None:
+        self.database.close()
+
+    def now_us(self) -> int:
+        return self.database.now_us()
+
+    # Jobs
+
+    def create_job(self, new: NewJob, request_id: str = "", request_sha256: str = "") -> StoredJob:
+        """Store a job, or answer with the one that the same request stored before."""
+        with self.database.write() as write:
+            known = _replayed(write.connection, request_id, request_sha256)
+            if known:
+                return job_rows.get_job(write.connection, known)
+            job = job_rows.insert_job(write, new)
+            _remember(write, request_id, request_sha256, job.uid)
+            return job
+
+    def find_request(self, request_id: str, request_sha256: str) -> StoredJob | None:
+        """The job that this very request stored before; AlreadyExists when the id was used for another one."""
+        with self.database.read() as connection:
+            known = _replayed(connection, request_id, request_sha256)
+            return job_rows.get_job(connection, known) if known else None
+
+    def get_job(self, uid: str) -> StoredJob:
+        with self.database.read() as connection:
+            return job_rows.get_job(connection, uid)
+
+    def list_jobs(self, query: JobQuery) -> list[StoredJob]:
+        with self.database.read() as connection:
+            return job_rows.list_jobs(connection, query)
+
+    def jobs_in(self, states: Iterable[State]) -> list[StoredJob]:
+        with self.database.read() as connection:
+            return job_rows.jobs_in(connection, states)
+
+    def queued(self, limit: int) -> list[StoredJob]:
+        with self.database.read() as connection:
+            return job_rows.queued(connection, limit)
+
+    def unreleased(self) -> list[StoredJob]:
+        with self.database.read() as connection:
+            return job_rows.unreleased(connection)
+
+    def count_by_state(self) -> dict[State, int]:
+        with self.database.read() as connection:
+            return job_rows.count_by_state(connection)
+
+    def transition(self, job: StoredJob, change: Change, lease: Lease | None = None) -> StoredJob:
+        """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""
+        with self.database.write() as write:
+            if lease is not None:
+                _holder(write, lease)
+            return job_rows.apply(write, job, change)
+
+    def mark_attempt(self, job: StoredJob, **values: object) -> None:
+        """Note something about the last attempt that is no step of its job; Conflict / JOB_CHANGED as for a step."""
+        with self.database.write() as write:
+            job_rows.mark_attempt(write.connection, job, values)
+
+    # Workers
+
+    def renew_lease(self, lease: Lease, lease_s: float) -> StoredJob:
+        """Note that the attempt's driver lives; PreconditionFailed / LEASE_LOST for anybody else."""
+        with self.database.write() as write:
+            job = _holder(write, lease)
+            _renew(write, job, lease_s)
+            return job
+
+    def record_progress(
+        self, lease: Lease, lease_s: float, progress: Mapping[str, Any] | None, lines: Sequence[tuple[str, str]]
+    ) -> StoredJob:
+        """Store how far the attempt is, add (reason, message) lines to the history, renew the lease."""
+        with self.database.write() as write:
+            job = _holder(write, lease)
+            _renew(write, job, lease_s)
+            for reason, message in lines:
+                job = job_rows.apply(write, job, Change(reason, message))
+            if progress is not None:
+                job_rows.touch_progress(write, job.uid, progress)
+            return job
+
+    # Watching
+
+    def head_version(self) -> int:
+        with self.database.read() as connection:
+            return job_rows.head_version(connection)
+
+    def check_cursor(self, after: int) -> None:
+        """OutOfRange for a resource version that this store never gave."""
+        if not 0 <= after <= self.head_version():
+            raise OutOfRange("RESOURCE_VERSION_UNKNOWN", f"this store has no resource version {after}; begin with 0")
+
+    def snapshot_page(self, after: int, uid: str, limit: int) -> list[StoredJob]:
+        with self.database.read() as connection:
+            return job_rows.snapshot_page(connection, after, uid, limit)
+
+    def changes(self, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
+        with self.database.read() as connection:
+            return job_rows.changes(connection, after, uid, limit)
+
+    def job_events(self, uid: str) -> list[StoredEvent]:
+        with self.database.read() as connection:
+            return job_rows.job_events(connection, uid)
+
+    # Models
+
+    def model_version(self, name: str, version: int) -> StoredModel:
+        with self.database.read() as connection:
+            return model_rows.get_version(connection, name, version)
+
+    def model_alias(self, name: str, alias: str) -> StoredModel:
+        with self.database.read() as connection:
+            return model_rows.get_alias(connection, name, alias)
+
+    def model_newest(self, name: str) -> StoredModel:
+        with self.database.read() as connection:
+            return model_rows.get_newest(connection, name)
+
+    def list_models(self, name: str, after: tuple[str, int] | None, limit: int) -> list[StoredModel]:
+        with self.database.read() as connection:
+            return model_rows.list_versions(connection, name, after, limit)
+
+    def set_alias(self, name: str, alias: str, version: int, expected: int | None) -> StoredModel:
+        with self.database.write() as write:
+            return model_rows.move_alias(write, name, alias, version, cause="SET_ALIAS", expected=expected)
+
+    def alias_history(self, name: str, alias: str) -> Sequence[tuple[int, int, str]]:
+        with self.database.read() as connection:
+            return model_rows.list_alias_history(connection, name, alias)
+
+    # Deployments
+
+    def create_deployment(self, new: StoredDeployment) -> StoredDeployment:
+        with self.database.write() as write:
+            write.changed = True
+            return deployment_rows.create(write, new)
+
+    def get_deployment(self, name: str) -> StoredDeployment:
+        with self.database.read() as connection:
+            return deployment_rows.get(connection, name)
+
+    def list_deployments(self) -> list[StoredDeployment]:
+        with self.database.read() as connection:
+            return deployment_rows.list_all(connection)
+
+    def set_deployment_state(self, name: str, state: DeploymentState, message: str) -> None:
+        with self.database.write() as write:
+            write.changed = True
+            deployment_rows.set_state(write, name, state, message)
+
+    def delete_deployment(self, name: str) -> None:
+        """Mark it as going; the reconciler takes it down and forgets it."""
+        with self.database.write() as write:
+            write.changed = True
+            deployment_rows.get(write.connection, name)
+            deployment_rows.set_state(write, name, DeploymentState.DELETING, "being taken down")
+
+    def forget_deployment(self, name: str) -> None:
+        with self.database.write() as write:
+            deployment_rows.forget(write, name)
+
+
+def _replayed(connection: Connection, request_id: str, request_sha256: str) -> str:
+    if not request_id:
+        return ""
+    at = (idempotency.c.method == _CREATE_JOB, idempotency.c.request_id == request_id)
+    row = connection.execute(select(idempotency).where(*at)).one_or_none()
+    if row is None:
+        return ""
+    if row.request_sha256 != request_sha256:
+        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request_id!r} was used for another job; take a new one")
+    return str(row.response.decode())
+
+
+def _remember(write: Write, request_id: str, request_sha256: str, uid: str) -> None:
+    if request_id:
+        row = {"method": _CREATE_JOB, "request_id": request_id, "request_sha256": request_sha256}
+        write.connection.execute(insert(idempotency).values(**row, response=uid.encode(), create_time_us=write.now_us))
+
+
+def _holder(write: Write, lease: Lease) -> StoredJob:
+    """The job, if `lease` is the open, current attempt's. The answer never says which part was wrong."""
+    job = job_rows.get_job(write.connection, lease.job_uid)
+    attempt = job.last_attempt
+    if (
+        attempt is None
+        or not attempt.is_open
+        or attempt.number != lease.attempt
+        or not attempt.lease_token_sha256
+        or attempt.lease_token_sha256 != lease.token_sha256
+    ):
+        raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease; end at once")
+    return job
+
+
+def _renew(write: Write, job: StoredJob, lease_s: float) -> None:
+    if job.last_attempt is not None:
+        expires_us = write.now_us + int(lease_s * 1e6)
+        job_rows.update_attempt(write.connection, job.last_attempt, {"lease_expires_us": expires_us})

@@ -1,0 +1,35 @@
+"""One bell for everybody who waits for a change: streams, and the reconciler. May be rung from any thread.
+
+Only a hint that something changed: who hears it looks at the store, and looks now and then without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class WakeUp:
+    """Take a `ticket` before you look, `wait` on it afterwards: a change in between is not missed."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake everybody who holds a ticket."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._ring)
+
+    def _ring(self) -> None:
+        rung, self._event = self._event, asyncio.Event()
+        rung.set()
+
+    def ticket(self) -> asyncio.Event:
+        return self._event
+
+    async def wait(self, ticket: asyncio.Event, timeout_s: float) -> None:
+        """Return when the bell rang after the ticket was taken, or when the time is over."""
+        try:
+            await asyncio.wait_for(ticket.wait(), timeout_s)
+        except TimeoutError:
+            return
