@@ -110,8 +110,9 @@ class Samples(Sequence[Sample]):
     """Tokenised samples on disk; an index is a place in this set, `sample_id` the row of the source it came from."""
 
     def __init__(self, directory: Path) -> None:
-        self._rows = datasets.Dataset.from_file(str(directory / _FILE))
-        self.lengths: tuple[int, ...] = tuple(self._rows["length"])
+        table = datasets.Dataset.from_file(str(directory / _FILE)).data
+        self._sample_ids, self._input_ids, self._labels, lengths = (table.column(name) for name in _SAMPLE)
+        self.lengths: tuple[int, ...] = tuple(lengths.to_pylist())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -123,8 +124,11 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
-        row = self._rows[index]
-        return Sample(sample_id=row["sample_id"], input_ids=row["input_ids"], labels=row["labels"])
+        return Sample(
+            sample_id=self._sample_ids[index].as_py(),
+            input_ids=self._input_ids[index].values.to_numpy().tolist(),
+            labels=self._labels[index].values.to_numpy().tolist(),
+        )
 
 
 class Prompts(Sequence[Prompt]):
