@@ -8,6 +8,7 @@ It reads no data; turning indices into tensors is `batch.collate`'s.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,11 +84,9 @@ class SampleOrder:
 
     def global_batch(self, step: int) -> GlobalBatch:
         """The rows of global step `step` (from 0), which may lie in any epoch."""
-        epoch = len(self._first_steps) - 1
-        while self._first_step(epoch + 1) <= step:
-            epoch += 1
-        while self._first_step(epoch) > step:
-            epoch -= 1
+        while self._first_steps[-1] <= step:
+            self._first_step(len(self._first_steps))
+        epoch = bisect_right(self._first_steps, step) - 1
         return GlobalBatch(epoch, self._epoch(epoch)[step - self._first_step(epoch)])
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch_tokens: int) -> list[list[Row]]:
