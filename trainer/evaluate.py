@@ -16,9 +16,11 @@ from typing import Any
 
 from trainer.atomic import write_text
 from trainer.batch import Batch, Sample, collate, padded_length
+from trainer.data import Prompt
 from trainer.job import JobContext
 from trainer.listener import Listener
 from trainer.peers import Peers
+from trainer.prepare import Prepared
 from trainer.transfer import read_jsonl
 
 Generate = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
@@ -32,34 +34,21 @@ _GENERATION_SHARE = 4
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt to be answered, and the answer it should get."""
-
-    sample_id: int
-    prompt: str
-    reference: str
-    prompt_ids: Sequence[int]
-
-
-@dataclass(frozen=True)
 class EvaluationSet:
-    """The evaluation data as the measures need it; a sample may be in both, joined by its `sample_id`."""
+    """The evaluation data as the measures need it; prompts and samples are joined by their `sample_id`."""
 
-    questions: Sequence[Question]
-    """For exact match; empty for plain text."""
+    prompts: Sequence[Prompt]
+    """For exact match; those without a reference are not asked."""
     samples: Sequence[Sample]
     """For perplexity."""
     decode: Callable[[Sequence[int]], str]
     """Token ids to text, special tokens left out."""
     pad_id: int
 
-    def first(self, num_samples: int | None) -> EvaluationSet:
-        """Only the samples with the lowest ids."""
-        ids = sorted({q.sample_id for q in self.questions} | {sample["sample_id"] for sample in self.samples})
-        kept = set(ids[:num_samples])
-        questions = [question for question in self.questions if question.sample_id in kept]
-        samples = [sample for sample in self.samples if sample["sample_id"] in kept]
-        return EvaluationSet(questions, samples, self.decode, self.pad_id)
+    @classmethod
+    def of(cls, prepared: Prepared) -> EvaluationSet:
+        decode = partial(prepared.tokenizer.decode, skip_special_tokens=True)
+        return cls(prepared.eval_prompts, prepared.eval, decode, prepared.pad_id)
 
 
 def is_exact_match(completion: str, reference: str) -> bool:
@@ -79,8 +68,7 @@ def evaluate(
     """Writes `evaluation/<role>.jsonl`, a line per sample in order of ids; collective; does nothing if it is there."""
     if peers.any(ctx.evaluation_path(role).is_file()):
         return
-    wanted = samples.first(ctx.spec.evaluate.max_samples)
-    rounds = _rounds(ctx, wanted, generate, score, peers)
+    rounds = _rounds(ctx, samples, generate, score, peers)
     lines: dict[int, Line] = {}
     for done, measure in enumerate(rounds, start=1):
         for line in measure():
@@ -95,21 +83,22 @@ def evaluate(
 
 
 def _rounds(
-    ctx: JobContext, wanted: EvaluationSet, generate: Generate, score: Score, peers: Peers
+    ctx: JobContext, data: EvaluationSet, generate: Generate, score: Score, peers: Peers
 ) -> list[Callable[[], list[Line]]]:
     """This rank's work for each round; the same number of rounds on every rank."""
     rounds: list[Callable[[], list[Line]]] = []
     settings, budget = ctx.spec.evaluate, ctx.spec.training.micro_batch_tokens
     if "exact_match" in settings.metrics:
         longest = settings.max_new_tokens
-        lengths = [len(question.prompt_ids) + longest for question in wanted.questions]
+        asked = [prompt for prompt in data.prompts if prompt.reference is not None]
+        lengths = [len(prompt.input_ids) + longest for prompt in asked]
         for mine in deal(batches(lengths, _GENERATION_SHARE * budget), peers):
-            questions = [wanted.questions[index] for index in mine]
-            rounds.append(partial(_answer, questions, generate, longest, wanted.decode))
+            rounds.append(partial(_answer, [asked[index] for index in mine], generate, longest, data.decode))
     if "perplexity" in settings.metrics:
-        lengths = [padded_length(len(sample["input_ids"])) for sample in wanted.samples]
+        samples = list(data.samples)
+        lengths = [padded_length(len(sample["input_ids"])) for sample in samples]
         for mine in deal(batches(lengths, budget), peers):
-            rounds.append(partial(_surprise, [wanted.samples[index] for index in mine], score, wanted.pad_id))
+            rounds.append(partial(_surprise, [samples[index] for index in mine], score, data.pad_id))
     return rounds
 
 
@@ -134,20 +123,20 @@ def deal(everything: Sequence[list[int]], peers: Peers) -> list[list[int]]:
 
 
 def _answer(
-    questions: Sequence[Question], generate: Generate, longest: int, decode: Callable[[Sequence[int]], str]
+    prompts: Sequence[Prompt], generate: Generate, longest: int, decode: Callable[[Sequence[int]], str]
 ) -> list[Line]:
-    written = generate([question.prompt_ids for question in questions], longest)
-    completions = [decode(token_ids) for token_ids in written]
-    return [
-        {
-            "sample_id": question.sample_id,
-            "prompt": question.prompt,
-            "reference": question.reference,
-            "completion": completion,
-            "exact_match": is_exact_match(completion, question.reference),
-        }
-        for question, completion in zip(questions, completions, strict=True)
-    ]
+    written = generate([prompt.input_ids for prompt in prompts], longest)
+    return [_answer_line(prompt, decode(token_ids)) for prompt, token_ids in zip(prompts, written, strict=True)]
+
+
+def _answer_line(prompt: Prompt, completion: str) -> Line:
+    return {
+        "sample_id": prompt.sample_id,
+        "prompt": prompt.text,
+        "reference": prompt.reference,
+        "completion": completion,
+        "exact_match": is_exact_match(completion, prompt.reference or ""),
+    }
 
 
 def _surprise(samples: Sequence[Sample], score: Score, pad_id: int) -> list[Line]:

@@ -38,8 +38,9 @@ def render(document: Document, learning: Mapping[str, Curve]) -> str:
     )
     environment.filters |= {"clip": clip, "spaced": spaced}
     environment.globals |= {"words": wording}
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         report=document,
+        kind="Transfer" if wording.is_transfer(document) else "Training",
         models=[_model(document, role) for role in ROLES if role in _roles(document)],
         labels=labels(document),
         bars=bar_pictures(document),
@@ -47,7 +48,6 @@ def render(document: Document, learning: Mapping[str, Curve]) -> str:
         keys=_key_figures(document),
         spec=yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True),
     )
-    return page.encode("utf-8", "replace").decode()
 
 
 def labels(document: Document) -> dict[str, str]:
@@ -83,7 +83,7 @@ def _model(document: Document, role: str) -> dict[str, Any]:
         "exact_match": wording.percent(metrics.get("exact_match")),
         "exact_match_ci95": wording.interval(metrics.get("exact_match_ci95")),
         "perplexity": wording.number(metrics.get("perplexity")),
-        "perplexity_ci95": wording.interval(metrics.get("perplexity_ci95"), scale=1, digits=3),
+        "perplexity_ci95": wording.number_interval(metrics.get("perplexity_ci95")),
     }
 
 

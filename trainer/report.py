@@ -19,7 +19,7 @@ from trainer import wording
 from trainer.atomic import write_json, write_text
 from trainer.job import JobContext
 from trainer.spec import DistillSpec
-from trainer.transfer import ROLES, Answers, outcome, read_answers, read_jsonl, summarise
+from trainer.transfer import ROLES, Answers, outcome, read_answers, read_jsonl, shared_ids, summarise
 
 LEARNERS = ("student", "baseline")
 _NUM_EXAMPLES = 6
@@ -58,6 +58,7 @@ def report_document(ctx: JobContext) -> dict[str, Any]:
         "bootstrap": {"draws": draws, "seed": seed},
         "parameters": _parameters(ctx, learners),
         "training": {role: training_figures(learning_curve(ctx, role)) for role in learners},
+        "data": _data_counts(ctx),
         "lineage": _lineage(ctx),
         "examples": examples(answers),
         "spec": ctx.spec.model_dump(mode="json"),
@@ -93,14 +94,10 @@ def training_figures(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any] | Non
 
 def examples(answers: Answers) -> list[dict[str, Any]]:
     """A few questions with every answer: one of each combination of right and wrong, the frequent ones first."""
-    if not answers:
-        return []
     roles = list(answers)
-    first = answers[roles[0]]
     kinds: dict[tuple[bool, ...], list[int]] = {}
-    for sample_id in sorted(set.intersection(*(set(of_role) for of_role in answers.values()))):
-        if first[sample_id].get("exact_match") is not None:
-            kinds.setdefault(outcome(answers, roles, sample_id), []).append(sample_id)
+    for sample_id in shared_ids(answers, ("exact_match",)):
+        kinds.setdefault(outcome(answers, roles, sample_id), []).append(sample_id)
     return [_example(answers, sample_id, len(kinds[kind])) for kind, sample_id in _round_robin(kinds)]
 
 
@@ -119,11 +116,16 @@ def _round_robin(kinds: Mapping[tuple[bool, ...], Sequence[int]]) -> list[tuple[
 def _example(answers: Answers, sample_id: int, alike: int) -> dict[str, Any]:
     any_answer = next(iter(answers.values()))[sample_id]
     given = {
-        role: {"completion": of_role[sample_id]["completion"], "right": bool(of_role[sample_id]["exact_match"])}
+        role: {"completion": _sound(of_role[sample_id]["completion"]), "right": bool(of_role[sample_id]["exact_match"])}
         for role, of_role in answers.items()
     }
-    question = {name: any_answer[name] for name in ("prompt", "reference")}
+    question = {name: _sound(any_answer[name]) for name in ("prompt", "reference")}
     return {"sample_id": sample_id, **question, "answers": given, "samples_alike": alike}
+
+
+def _sound(text: str) -> str:
+    """Half a surrogate pair, which JSON may hold and no file can, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _parameters(ctx: JobContext, learners: Sequence[str]) -> dict[str, int | None]:
@@ -167,7 +169,7 @@ def _lineage(ctx: JobContext) -> dict[str, Any]:
         "teacher": teacher and _version_of(teacher, named),
         "started_from": start and _version_of(start, named),
         "data": ctx.spec.data.train,
-        "data_fingerprint": _prepared(ctx).get("fingerprint"),
+        "data_fingerprint": _record(ctx.prepared_dir).get("data_fingerprint", {}),
         "athanor": _own_version(),
     }
 
@@ -184,8 +186,16 @@ def _version_of(reference: str, named: Mapping[str, Mapping[str, str]]) -> dict[
     return {"asked": reference, "version": named.get(reference, {}).get("reference", reference)}
 
 
-def _prepared(ctx: JobContext) -> dict[str, Any]:
-    path = ctx.prepared_dir / "done.json"
+def _data_counts(ctx: JobContext) -> dict[str, dict[str, int]]:
+    """For each set: rows, samples, cut and dropped ones; with written labels those of the finished training set."""
+    counts = dict(_record(ctx.prepared_dir).get("counts", {}))
+    written = _record(ctx.labels_dir).get("counts")
+    return counts | {"train": written} if written else counts
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    """What a finished stage wrote down about itself."""
+    path = directory / "done.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

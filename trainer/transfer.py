@@ -50,7 +50,8 @@ def summarise(answers: Answers, *, draws: int, seed: int) -> dict[str, Any]:
     surprise = _paired(answers, ("nll", "tokens"), draws=draws, seed=seed)
     has_teacher, has_baseline = (both_in(answers, role) for role in ("teacher", "baseline"))
     return {
-        "samples": len(_shared_ids(answers, ())),
+        "samples": len(shared_ids(answers, ())),
+        "questions": len(shared_ids(answers, ("exact_match",))),
         "metrics": {role: _metrics(role, matches, surprise) for role in ROLES if role in answers},
         **_named("retention", _retention(matches) if has_teacher else UNDEFINED),
         **_named("gain", _gain(matches) if has_baseline else UNDEFINED),
@@ -67,7 +68,7 @@ def both_in(answers: Answers, role: str) -> bool:
 def outcomes(answers: Answers) -> list[dict[str, Any]]:
     """How often each combination of right and wrong came up, the most frequent first."""
     roles = [role for role in ROLES if role in answers]
-    shared = _shared_ids(answers, ("exact_match",))
+    shared = shared_ids(answers, ("exact_match",))
     counts = Counter(outcome(answers, roles, sample_id) for sample_id in shared)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [{"right": dict(zip(roles, right, strict=True)), "samples": count} for right, count in ordered]
@@ -100,7 +101,7 @@ def _quotient(surprise: PairedBootstrap | None, other: str) -> Estimate:
 
 def _paired(answers: Answers, fields: Sequence[str], *, draws: int, seed: int) -> PairedBootstrap | None:
     """The bootstrap over the samples for which every role has all of `fields`; None where there are none."""
-    shared = _shared_ids(answers, fields)
+    shared = shared_ids(answers, fields)
     if not shared:
         return None
     columns = {
@@ -111,7 +112,7 @@ def _paired(answers: Answers, fields: Sequence[str], *, draws: int, seed: int) -
     return PairedBootstrap(columns, draws=draws, seed=seed)
 
 
-def _shared_ids(answers: Answers, fields: Sequence[str]) -> list[int]:
+def shared_ids(answers: Answers, fields: Sequence[str]) -> list[int]:
     """Sample ids for which every role carries all of `fields`, in order."""
     complete = [
         {sample_id for sample_id, answer in of_role.items() if all(answer.get(field) is not None for field in fields)}

@@ -22,12 +22,17 @@ def points(fraction: float | None) -> str:
     return ABSENT if fraction is None else f"{_signed(fraction)} points"
 
 
-def interval(ci95: Sequence[float] | None, *, scale: float = 100, digits: int = 1) -> str:
-    """[0.279, 0.348] -> `27.9 to 34.8`."""
+def interval(ci95: Sequence[float] | None) -> str:
+    """[0.279, 0.348] -> `27.9 to 34.8`: fractions, said in per cent or points."""
     if ci95 is None:
         return ABSENT
-    low, high = (_no_minus_zero(f"{scale * end:.{digits}f}") for end in ci95)
+    low, high = (_no_minus_zero(f"{100 * end:.1f}") for end in ci95)
     return f"{low} to {high}"
+
+
+def number_interval(ci95: Sequence[float] | None) -> str:
+    """[3.252, 3.3804] -> `3.252 to 3.38`."""
+    return ABSENT if ci95 is None else f"{number(ci95[0])} to {number(ci95[1])}"
 
 
 def number(value: float | None) -> str:
@@ -74,8 +79,12 @@ def _exactness(document: Document, student: Document) -> str:
     if document["retention"] is not None:
         verb = "keeps" if document["retention"] <= 1 else "reaches"
         return f"The student {verb} {percent(document['retention'])} of its teacher's exact match{_size(document)}"
-    said = f"{_subject(document)} answers {percent(student['exact_match'])} of {document['samples']:,} questions right"
+    said = f"{_subject(document)} answers {percent(student['exact_match'])} of {_questions(document)} right"
     return said + _with_interval(interval(student["exact_match_ci95"]))
+
+
+def _questions(document: Document) -> str:
+    return "its one question" if document["questions"] == 1 else f"{document['questions']:,} questions"
 
 
 def _gain(document: Document) -> str:
@@ -96,7 +105,7 @@ def _perplexity(document: Document, student: Document) -> str:
     said = f"{_subject(document)} reaches a perplexity of {number(student['perplexity'])}"
     teacher = document["metrics"].get("teacher", {}).get("perplexity")
     if teacher is None:
-        return said + _with_interval(interval(student["perplexity_ci95"], scale=1, digits=2))
+        return said + _with_interval(number_interval(student["perplexity_ci95"]))
     return f"{said} where its teacher has {number(teacher)}{_size(document)}"
 
 
