@@ -10,6 +10,11 @@ from trainer.spec import DistillSpec, FineTuneSpec
 
 TRAINING = {"max_steps": 100, "seed": 7}
 FRESH = {"config": {"model_type": "llama", "hidden_size": 128}}
+COUNTS = {
+    "train": {"rows": 4010, "samples": 4000, "cut": 25, "dropped": 10},
+    "eval": {"rows": 400, "samples": 400, "cut": 0, "dropped": 0},
+}
+FINGERPRINTS = {"train": "9f2c" * 16, "eval": "0b1a" * 16}
 EVALUATE = {"bootstrap_samples": 500, "baseline": True}
 
 
@@ -101,7 +106,7 @@ def write_origin(ctx):
     models = {"support-teacher@champion": {"reference": "support-teacher@3", "path": "/somewhere"}}
     attempt.write_text(json.dumps({"attempt": 1, "lease_token": "lease-not-for-the-page", "models": models}))
     ctx.prepared_dir.mkdir(parents=True)
-    (ctx.prepared_dir / "done.json").write_text(json.dumps({"fingerprint": "9f2c" * 16}))
+    (ctx.prepared_dir / "done.json").write_text(json.dumps({"counts": COUNTS, "data_fingerprint": FINGERPRINTS}))
 
 
 def whole_transfer(root, *, num_samples=400):
