@@ -88,11 +88,15 @@ def _model(document: Document, role: str) -> dict[str, Any]:
 
 
 def _note(document: Document, role: str) -> str:
+    """What sets a model apart: the teacher's version; who a learner learned from, and from how many samples."""
     if role == "teacher":
         return str((document["lineage"]["teacher"] or {}).get("version", ""))
+    counts = document["data"].get("train" if role == "student" else role)
+    amount = f"{counts['samples']:,} samples" if counts else ""
     if not wording.is_transfer(document):
-        return ""
-    return "learned from the teacher" if role == "student" else "the same model, no teacher"
+        return amount
+    source = "taught by the teacher" if role == "student" else "no teacher, labels only"
+    return ", ".join(part for part in (source, amount) if part)
 
 
 def _key_figures(document: Document) -> list[dict[str, str]]:

@@ -31,15 +31,15 @@ def interval(ci95: Sequence[float] | None) -> str:
 
 
 def number_interval(ci95: Sequence[float] | None) -> str:
-    """[3.252, 3.3804] -> `3.252 to 3.38`."""
+    """[3.252, 3.3804] -> `3.252 to 3.380`."""
     return ABSENT if ci95 is None else f"{number(ci95[0])} to {number(ci95[1])}"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, thousands apart: `1.043`, `12,345`."""
+    """Four significant digits, thousands apart: `1.040`, `12,345`."""
     if value is None:
         return ABSENT
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:#.4g}"
 
 
 def compact(count: float | None) -> str:

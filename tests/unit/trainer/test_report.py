@@ -106,7 +106,7 @@ def test_perplexity_alone(tmp_path):
         path.write_text("".join(json.dumps({"sample_id": i, "nll": nll, "tokens": 2}) + "\n" for i in range(9)))
     report = build_report(ctx)
     page = report.html_path.read_text()
-    assert "What they answer" not in page
+    assert "came out like this" not in page
     assert "Perplexity (lower is better)" in page
     assert table_rows(report.document)[2] == ("student", "–", "–", "–", "2.718", "")
 
@@ -115,7 +115,9 @@ def test_a_job_that_was_only_trained(tmp_path):
     ctx = finetune_job(tmp_path)
     write_metrics(ctx, "student", [3.0])
     report = build_report(ctx)
-    assert report.document["headline"] == ("The model was trained for 10 steps to a loss of 3; it was not evaluated.")
+    assert report.document["headline"] == (
+        "The model was trained for 10 steps to a loss of 3.000; it was not evaluated."
+    )
     assert report.html_path.read_text().count("<svg") == 1
 
 

@@ -65,7 +65,7 @@ def test_the_headline_of_a_transfer():
         ({"parameters": {"teacher": 2, "student": 5}}, "with 2.5 times its parameters"),
         (
             PERPLEXITY_ALONE,
-            "The student reaches a perplexity of 12 where its teacher has 12 with 17 % of its parameters",
+            "The student reaches a perplexity of 12.00 where its teacher has 12.00 with 17 % of its parameters",
         ),
         (
             PERPLEXITY_ALONE,
@@ -121,9 +121,10 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign_of_loss():
 
 
 def test_number():
-    assert [wording.number(value) for value in (None, 1.04321, 12345.6, 0.00012345)] == [
+    assert [wording.number(value) for value in (None, 1.04, 999.97, 12345.6, 0.00012345)] == [
         "–",
-        "1.043",
+        "1.040",
+        "1,000",
         "12,346",
         "0.0001234",
     ]
