@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
@@ -69,7 +69,7 @@ async def whole(envelope: Envelope, stream: TokenStream) -> Document:
     return {**document, "usage": envelope.usage(sum(delta.num_tokens for delta in deltas))}
 
 
-async def chunks(envelope: Envelope, stream: TokenStream, *, with_usage: bool) -> AsyncIterator[Document]:
+async def chunks(envelope: Envelope, stream: TokenStream, *, with_usage: bool) -> AsyncGenerator[Document]:
     """The answer in pieces as they come; tokens that add no text yet send nothing."""
     num_tokens, first = 0, True
     extra: Document = {"usage": None} if with_usage else {}

@@ -15,7 +15,7 @@ from ray import serve
 from serving.model_dir import verify
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
 # More than the engine lets wait, so that it is the engine that refuses, in OpenAI's shape.
 MAX_ONGOING_REQUESTS = 512
@@ -46,7 +46,7 @@ class Replica:
         self._directory = directory
         self._model = load(directory)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Asked for by Serve, once the model is loaded."""
         from serving.openai_api import ModelCard, build_api
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -46,8 +46,12 @@ class Delta:
     finish_reason: FinishReason | None = None
 
 
-class TokenStream(AsyncIterator[Delta], Protocol):
-    """The answer to one request; closing it early frees its place in the batch."""
+class TokenStream(Protocol):
+    """The answer to one request, an async iterator; closing it early frees its place in the batch."""
+
+    def __aiter__(self) -> TokenStream: ...
+
+    async def __anext__(self) -> Delta: ...
 
     async def aclose(self) -> None: ...
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from serving.engine import TransformersEngine
 from serving.errors import ModelDirectoryError
@@ -28,13 +30,21 @@ class LoadedModel:
 
 def load(directory: ModelDirectory) -> LoadedModel:
     """Load a model, on a GPU if one is visible, in the data type it was saved in."""
+    disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            directory.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory.path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype="auto",
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelDirectoryError(f"{directory.path} cannot be loaded: {error}") from error
+    if missing := report["missing_keys"]:
+        raise ModelDirectoryError(f"{directory.path} has no weights for {', '.join(sorted(missing)[:3])}")
     return over(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
 
 

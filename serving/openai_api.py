@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import answers
 from serving.answers import Document, Envelope, Kind
@@ -57,10 +60,10 @@ class ModelCard:
         }
 
 
-def build_api(card: ModelCard, engine: Engine, prompts: Prompts, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+def build_api(card: ModelCard, engine: Engine, prompts: Prompts, *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
     """The ASGI application of one served model."""
     routes = Routes(card, engine, prompts)
-    api = FastAPI(title=f"{card.name}: OpenAI-compatible endpoint", docs_url=None, redoc_url=None)
+    api = FastAPI(title=f"{card.name}, OpenAI-compatible", docs_url=None, redoc_url=None)
     api.add_api_route("/healthz", routes.healthz, methods=["GET"])
     api.add_api_route("/v1/models", routes.models, methods=["GET"])
     api.add_api_route("/v1/models/{name}", routes.model, methods=["GET"])
@@ -71,9 +74,7 @@ def build_api(card: ModelCard, engine: Engine, prompts: Prompts, *, max_body_byt
     api.add_exception_handler(HTTPException, _refuse_http)
     api.add_exception_handler(EngineFailed, _fail)
     api.add_exception_handler(Exception, _fail)
-    api.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    api.add_middleware(RequestIds)
-    return api
+    return RequestIds(BodyLimit(api, max_bytes=max_body_bytes))
 
 
 class Routes:
@@ -116,7 +117,7 @@ class Routes:
         envelope = Envelope(kind, f"{prefix}-{uuid4().hex}", int(time.time()), body.model, len(prompt_ids))
         if body.stream:
             events = _events(envelope, stream, body.wants_usage_chunk, request)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+            return EventStream(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         return JSONResponse(await answers.whole(envelope, stream))
 
     def _generation(self, body: GenerationOptions, prompt_ids: tuple[int, ...], limit: int | None) -> GenerationRequest:
@@ -143,10 +144,21 @@ class Routes:
             )
 
 
-async def _events(envelope: Envelope, stream: TokenStream, with_usage: bool, request: Request) -> AsyncIterator[bytes]:
+class EventStream(StreamingResponse):
+    """Server-sent events; they end with the response, however that ends, so that the engine knows at once."""
+
+    body_iterator: AsyncGenerator[bytes]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.body_iterator):
+            await super().__call__(scope, receive, send)
+
+
+async def _events(envelope: Envelope, stream: TokenStream, with_usage: bool, request: Request) -> AsyncGenerator[bytes]:
     try:
-        async for chunk in answers.chunks(envelope, stream, with_usage=with_usage):
-            yield answers.event(chunk)
+        async with aclosing(answers.chunks(envelope, stream, with_usage=with_usage)) as documents:
+            async for document in documents:
+                yield answers.event(document)
     except EngineFailed:
         yield answers.event(_server_error(_request_id(request)))
         return
@@ -173,7 +185,8 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 async def _fail(request: Request, error: Exception) -> Response:
     request_id = _request_id(request)
-    logger.error("request %r failed", request_id, exc_info=error)
+    if not isinstance(error, ClientDisconnect):
+        logger.error("request %r failed", request_id, exc_info=error)
     return _reply(500, _server_error(request_id))
 
 
