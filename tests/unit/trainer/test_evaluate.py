@@ -2,16 +2,20 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Barrier
 
 import pytest
-from finished_job import distill_job
+from finished_job import distill_job, finetune_job
 
 from trainer.data import Prompt
 from trainer.evaluate import EvaluationSet, batches, deal, evaluate, is_exact_match
 from trainer.listener import Silent
+from trainer.models import fresh_model, write_model
 from trainer.peers import Peers
+from trainer.prepare import prepare
+from trainer.report import count_parameters
+from trainer.teacher import TeacherModel
 from trainer.transfer import read_answers, summary
 
 PAD = 0
@@ -204,3 +208,25 @@ def test_batches_hold_every_index_once_within_the_budget():
 def test_deal_gives_every_rank_as_many_rounds():
     hands = [deal([[0], [1], [2], [3]], Peers(rank, 3)) for rank in range(3)]
     assert hands == [[[0], [3]], [[1], []], [[2], []]]
+
+
+def test_a_real_model_on_prepared_data(tmp_path):
+    """From a CSV to figures: the model is random, so it is wrong, and about as surprised as its vocabulary is large."""
+    data = tmp_path / "data.csv"
+    data.write_text("prompt,completion\n" + "".join(f"question number {i},answer {i % 3}\n" for i in range(12)))
+    ctx = finetune_job(tmp_path, max_new_tokens=4, max_samples=9)
+    source = ctx.spec.data.model_copy(update={"train": str(data), "eval": str(data)})
+    ctx = replace(ctx, spec=ctx.spec.model_copy(update={"data": source}))
+    prepared = prepare(ctx)
+    config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    fresh = fresh_model(config | {"num_attention_heads": 2}, prepared.tokenizer, seed=1)
+    write_model(ctx.model_dir("student"), fresh.config, fresh.state_dict(), prepared.tokenizer)
+    model = TeacherModel(str(ctx.model_dir("student")), dtype="float32")
+    evaluate(ctx, "student", EvaluationSet.of(prepared), model.generate, model.score, Peers.alone(), Silent())
+    lines = lines_of(ctx)
+    assert [line["reference"] for line in lines] == [f"answer {i % 3}" for i in range(9)]
+    assert "question number 3" in lines[3]["prompt"]
+    figures = summary(ctx)["metrics"]["student"]
+    assert figures["exact_match"] == 0
+    assert figures["perplexity"] == pytest.approx(len(prepared.tokenizer), rel=0.2)
+    assert count_parameters(ctx.model_dir("student")) == model.num_parameters
