@@ -1,15 +1,22 @@
 """Which device this process computes on, and DeepSpeed imported for that device, quietly.
 
-Every module that needs DeepSpeed asks here, since its accelerator is chosen once, at its first import.
+DeepSpeed chooses its accelerator once, at its first import, which transformers may do on its own: so the environment
+is set when this module is imported, and `models` imports it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import warnings
 from types import ModuleType
 
 import torch
+import torch.distributed as dist
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
 
 
 def compute_device() -> torch.device:
@@ -22,11 +29,17 @@ def compute_device() -> torch.device:
 
 def import_deepspeed() -> ModuleType:
     """DeepSpeed for `compute_device()`, logging warnings and worse only."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
+    os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
+    warnings.filterwarnings("ignore", r".*_into_tensor` is deprecated", FutureWarning)  # DeepSpeed's own calls
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     module: ModuleType = deepspeed
     return module
+
+
+def open_lone_group() -> None:
+    """A process group of this process alone, if there is none yet: DeepSpeed wants one even for one worker."""
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

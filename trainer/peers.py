@@ -48,6 +48,10 @@ class Peers:
         """Each value summed over all peers, in float64."""
         return self._reduce(values, dist.ReduceOp.SUM) if self.world > 1 else [float(value) for value in values]
 
+    def max(self, value: float) -> int:
+        """The largest whole number among the peers'."""
+        return int(self._reduce([value], dist.ReduceOp.MAX)[0] if self.world > 1 else value)
+
     def any(self, flag: bool) -> bool:
         """Whether any peer says so."""
         return self.sum([float(flag)])[0] > 0

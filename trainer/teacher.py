@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 
-from trainer.batch import Batch
+from trainer.batch import Batch, empty_batch
+from trainer.device import compute_device, import_deepspeed
+from trainer.generate import TokenIds, generate
+from trainer.losses import Head, token_losses
+from trainer.models import DTYPES, hidden_at_rows, load_model, split
+from trainer.peers import Peers
+from trainer.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,131 @@ class Teacher(Protocol):
 
     def score(self, batch: Batch) -> list[tuple[float, int]]:
         """For each of `batch.sample_ids`: summed negative log-likelihood (nats) and number of learned tokens."""
+
+
+@dataclass(frozen=True)
+class _NextToken:
+    """One step of decoding: what `NextLogits` is given."""
+
+    ids_BT: Tensor
+    mask_BS: Tensor
+    positions_BT: Tensor
+    cache: DynamicCache
+
+
+class _Root(nn.Module):
+    """Every use of a teacher is one forward of this module, whose hooks fetch and drop the shards."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Batch | _NextToken) -> Tensor:
+        """[N, D] hidden states of a batch, or [B, V] logits of the next token."""
+        if isinstance(work, Batch):
+            return hidden_at_rows(self.model, work)
+        logits_BTV: Tensor = self.model(
+            input_ids=work.ids_BT,
+            attention_mask=work.mask_BS,
+            position_ids=work.positions_BT,
+            past_key_values=work.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits_BTV[:, -1]
+
+
+class TeacherModel:
+    """One process' share of a model that is only read: all of it, or one ZeRO-3 shard of `world`.
+
+    With `world` > 1 the default process group is there already, and every method is collective: all shards call the
+    same methods in the same order, idle ones with None or [].
+    Every process reads the whole model before it is sharded, so for that moment a machine holds one copy per shard.
+    """
+
+    def __init__(
+        self, source: str, *, dtype: str, rank: int = 0, world: int = 1, tokens: TokenIds | None = None
+    ) -> None:
+        model = load_model(source, DTYPES[dtype])
+        self.num_parameters = model.num_parameters()
+        self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
+        self._peers = Peers(rank, world)
+        self._device = compute_device()
+        self._root = _Root(model).requires_grad_(False)
+        self._forward: nn.Module = self._root.to(self._device) if world == 1 else _sharded(self._root, dtype)
+        self._head: TeacherHead | None = None
+
+    @torch.no_grad()
+    def head(self) -> TeacherHead:
+        """The whole output head, on every shard; kept after the first call."""
+        if self._head is None:
+            head = split(self._root.model).head
+            if self._peers.world > 1:
+                head = _gathered(head)
+            self._head = TeacherHead(head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach())
+        return self._head
+
+    @torch.no_grad()
+    def targets(self, batch: Batch | None) -> Targets:
+        batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
+        return Targets(self._forward(batch))
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        def next_logits(ids_BT: Tensor, mask_BS: Tensor, positions_BT: Tensor, cache: DynamicCache) -> Tensor:
+            logits_BV: Tensor = self._forward(_NextToken(ids_BT, mask_BS, positions_BT, cache))
+            return logits_BV
+
+        return generate(next_logits, prompts, max_new_tokens, self._tokens, device=self._device, peers=self._peers)
+
+    def score(self, batch: Batch | None) -> list[tuple[float, int]]:
+        batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
+        hidden_ND = self.targets(batch).hidden_ND
+        assert hidden_ND is not None
+        head = Head(self.head().weight_VD, self.head().bias_V)
+        losses_N = token_losses(hidden_ND, head, batch.target_ids_N, num_tokens=self._tokens.num_tokens)
+        owners_N = batch.owners_N()
+        zeros = torch.zeros(len(batch.sample_ids), dtype=torch.float64, device=self._device)
+        sums = zeros.index_add(0, owners_N, losses_N.double()).tolist()
+        counts = torch.bincount(owners_N, minlength=len(batch.sample_ids)).tolist()
+        return list(zip(sums, counts, strict=True))
+
+
+class LocalTeacher:
+    """A teacher in the student's own process."""
+
+    def __init__(self, model: TeacherModel) -> None:
+        self._model = model
+
+    def head(self) -> TeacherHead:
+        return self._model.head()
+
+    def request(self, batch: Batch) -> Callable[[], Targets]:
+        targets = self._model.targets(batch)
+        return lambda: targets
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        return self._model.generate(prompts, max_new_tokens)
+
+    def score(self, batch: Batch) -> list[tuple[float, int]]:
+        return self._model.score(batch)
+
+
+def _sharded(root: nn.Module, dtype: str) -> nn.Module:
+    """The module whose parameters are parted over the process group."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": None,
+    }
+    engine, *_ = import_deepspeed().initialize(model=root, config=config, dist_init_required=False)
+    engine.eval()
+    sharded: nn.Module = engine
+    return sharded
+
+
+def _gathered(head: Head) -> Head:
+    """Collective; the copies are this process' own."""
+    parts = [part for part in (head.weight_VD, head.bias_V) if part is not None]
+    with import_deepspeed().zero.GatheredParameters(parts):
+        return Head(head.weight_VD.clone(), None if head.bias_V is None else head.bias_V.clone())

@@ -1,0 +1,344 @@
+"""Who owns parameters and optimizer: DeepSpeed (ZeRO 0 to 3), or plain torch. On one worker both give the same weights.
+
+An engine turns a loss into an update and gives up its state as plain named tensors. What the loss is, when to stop and
+where the state is written are not its business.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainer.batch import Batch
+from trainer.device import compute_device, import_deepspeed, open_lone_group
+from trainer.learner import Learner
+from trainer.models import DTYPES
+from trainer.peers import Peers
+from trainer.spec import TrainingSpec
+from trainer.teacher import Targets, TeacherHead
+
+STATE_KEYS = ("master", "exp_avg", "exp_avg_sq", "step")
+
+
+class Engine(Protocol):
+    """Micro-batches call `forward` and `backward`; the last `backward` of a step makes gradients final."""
+
+    def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]: ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradient of `loss`; gradients of all workers are averaged, so a sum is scaled by the world."""
+
+    def grad_norm(self) -> float:
+        """Euclidean norm of the final gradient over all workers; not finite if any part is not (I8). Collective."""
+
+    def step(self, learning_rate: float) -> None:
+        """Clips, updates, and forgets the gradient. Collective."""
+
+    def state(self) -> dict[str, Tensor]:
+        """This worker's share of master weights and optimizer state, on the CPU."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`, with the same topology. Collective."""
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Whole weights by their names in the model, on the CPU of the first worker ({} elsewhere). Collective."""
+
+    def close(self) -> None:
+        """Lets go of hooks and buffers."""
+
+
+class TorchEngine:
+    """One worker, no sharding; in bf16 the masters are kept in float32."""
+
+    def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
+        assert peers.world == 1, "the torch engine is for one worker"
+        self._learner = learner.to(device=compute_device(), dtype=DTYPES[training.precision])
+        self._max_grad_norm = training.max_grad_norm
+        self._weights = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        self._masters = [
+            weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float())
+            for weight in self._weights
+        ]
+        groups = _decay_groups(self._weights, self._masters, training.weight_decay)
+        self._adamw = _adamw(groups, training)
+
+    def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self._learner(batch, targets, teacher_head)
+        return sums
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        if last:
+            for master, weight in zip(self._masters, self._weights, strict=True):
+                if master is not weight and weight.grad is not None:
+                    master.grad = weight.grad.float()
+                    weight.grad = None
+
+    def grad_norm(self) -> float:
+        return float(_square_sum([master.grad for master in self._masters if master.grad is not None]) ** 0.5)
+
+    def step(self, learning_rate: float) -> None:
+        _set_learning_rate(self._adamw, learning_rate)
+        nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm)
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._copy_to_weights()
+
+    def state(self) -> dict[str, Tensor]:
+        return _optimizer_state(self._adamw, self._masters)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        _load_optimizer_state(self._adamw, self._masters, state)
+        self._copy_to_weights()
+
+    def model_state(self) -> dict[str, Tensor]:
+        return {name: _on_cpu(tensor) for name, tensor in _saved_tensors(self._learner.model)}
+
+    def close(self) -> None:
+        self._adamw.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _copy_to_weights(self) -> None:
+        for master, weight in zip(self._masters, self._weights, strict=True):
+            if master is not weight:
+                weight.copy_(master)
+
+
+class DeepSpeedEngine:
+    """ZeRO by `training.zero_stage`, our own AdamW inside, micro-batches added up by hand."""
+
+    def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
+        open_lone_group()
+        self._deepspeed = import_deepspeed()
+        self._learner = learner.to(device=compute_device(), dtype=DTYPES[training.precision])
+        self._peers = peers
+        trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        self._adamw = _adamw(_decay_groups(trained, trained, training.weight_decay), training)
+        self._engine, *_ = self._deepspeed.initialize(
+            model=learner, optimizer=self._adamw, config=deepspeed_config(training), dist_init_required=False
+        )
+        self._adamw.state.clear()  # stage 0 in bf16 takes a step over zeros at its start, which must not be counted
+        self._layout = _LAYOUTS[_layout_name(training)](self._engine, self._adamw)
+
+    def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self._engine(batch, targets, teacher_head)
+        return sums
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+        if not last:
+            self._engine.step()  # only counts the micro-batch: the boundary is not reached
+
+    def grad_norm(self) -> float:
+        square = _square_sum(self._layout.gradients())
+        return float((self._peers.sum([square])[0] if self._layout.is_sharded else square) ** 0.5)
+
+    def step(self, learning_rate: float) -> None:
+        _set_learning_rate(self._adamw, learning_rate)
+        self._engine.step()
+
+    def state(self) -> dict[str, Tensor]:
+        return _optimizer_state(self._adamw, self._layout.masters())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        _load_optimizer_state(self._adamw, self._layout.masters(), state)
+        self._layout.copy_to_weights()
+
+    def model_state(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, tensor in _saved_tensors(self._learner.model):
+            with self._deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+                if self._peers.is_first:
+                    found[name] = _on_cpu(tensor)
+        return found
+
+    def close(self) -> None:
+        self._engine.destroy()
+        del self._engine, self._layout
+        gc.collect()
+
+
+class Layout(Protocol):
+    """Where a ZeRO stage keeps float32 masters and final gradients."""
+
+    is_sharded: bool
+
+    def masters(self) -> list[Tensor]: ...
+
+    def gradients(self) -> list[Tensor]: ...
+
+    def copy_to_weights(self) -> None:
+        """After masters were replaced: rounds them into the weights of the forward pass. Collective."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Stage 0 in float32: the weights are the masters."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = False
+
+    def masters(self) -> list[Tensor]:
+        return [parameter for group in self.adamw.param_groups for parameter in group["params"]]
+
+    def gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.masters() if parameter.grad is not None]
+
+    def copy_to_weights(self) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Stage 0 in bf16: whole float32 masters beside the weights."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = False
+
+    def masters(self) -> list[Tensor]:
+        return [master for group in self.engine.optimizer.fp32_groups for master in group]
+
+    def gradients(self) -> list[Tensor]:
+        return [weight.grad for weight in self._weights() if weight.grad is not None]
+
+    @torch.no_grad()
+    def copy_to_weights(self) -> None:
+        for weight, master in zip(self._weights(), self.masters(), strict=True):
+            weight.copy_(master)
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for group in self.engine.optimizer.fp16_groups for weight in group]
+
+
+@dataclass(frozen=True)
+class _Partitioned:
+    """Stages 1 and 2: each worker holds a flat part of the masters of every parameter group."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = True
+
+    def masters(self) -> list[Tensor]:
+        return list(self.engine.optimizer.single_partition_of_fp32_groups)
+
+    def gradients(self) -> list[Tensor]:
+        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
+
+    def copy_to_weights(self) -> None:
+        self.engine.optimizer.update_lp_params()
+
+
+@dataclass(frozen=True)
+class _PartitionedWeights:
+    """Stage 3: the weights of the forward pass are parted too."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = True
+
+    def masters(self) -> list[Tensor]:
+        return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+
+    def gradients(self) -> list[Tensor]:
+        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
+
+    def copy_to_weights(self) -> None:
+        optimizer = self.engine.optimizer
+        for sub_group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+_LAYOUTS: dict[str, Callable[[Any, torch.optim.AdamW], Layout]] = {
+    "plain": _Plain,
+    "mixed": _Mixed,
+    "partitioned": _Partitioned,
+    "partitioned_weights": _PartitionedWeights,
+}
+
+ENGINES: dict[str, Callable[[Learner, TrainingSpec, Peers], Engine]] = {
+    "deepspeed": DeepSpeedEngine,
+    "torch": TorchEngine,
+}
+
+
+def deepspeed_config(training: TrainingSpec) -> dict[str, Any]:
+    """Batch sizes are nominal: the loop cuts micro-batches by tokens and scales its sums itself."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+
+
+def _layout_name(training: TrainingSpec) -> str:
+    if training.zero_stage == 0:
+        return "plain" if training.precision == "fp32" else "mixed"
+    return "partitioned" if training.zero_stage < 3 else "partitioned_weights"
+
+
+def _decay_groups(weights: list[Any], masters: list[Any], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed, norms and biases are not."""
+    matrices = [master for weight, master in zip(weights, masters, strict=True) if weight.ndim > 1]
+    vectors = [master for weight, master in zip(weights, masters, strict=True) if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _adamw(groups: list[dict[str, Any]], training: TrainingSpec) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(training.adam_beta1, training.adam_beta2), fused=True)
+
+
+def _set_learning_rate(adamw: torch.optim.AdamW, learning_rate: float) -> None:
+    for group in adamw.param_groups:
+        group["lr"] = learning_rate
+
+
+def _square_sum(gradients: Sequence[Tensor]) -> float:
+    """Summed squares; norms of each tensor first, so that float32 overflows only where the gradient itself is lost."""
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm([gradient.detach().float() for gradient in gradients])
+    return float(torch.stack(norms).double().square().sum())
+
+
+def _optimizer_state(adamw: torch.optim.AdamW, masters: Sequence[Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for place, master in enumerate(masters):
+        found[f"{place}.master"] = _on_cpu(master)
+        found |= {f"{place}.{key}": _on_cpu(adamw.state[master][key]) for key in STATE_KEYS[1:] if adamw.state[master]}
+    return found
+
+
+@torch.no_grad()
+def _load_optimizer_state(adamw: torch.optim.AdamW, masters: Sequence[Tensor], state: Mapping[str, Tensor]) -> None:
+    for place, master in enumerate(masters):
+        master.copy_(state[f"{place}.master"])
+        if f"{place}.step" in state:
+            kept = {key: state[f"{place}.{key}"].to(master.device).clone() for key in STATE_KEYS[1:]}
+            adamw.state[master] = kept
+
+
+def _saved_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters (tied ones once) and persistent buffers, by name."""
+    parameters = dict(model.named_parameters())
+    names = set(model.state_dict().keys())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in names}
+    return [*parameters.items(), *buffers.items()]
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,60 @@
+"""The student as one module: token ids in, sums out, so that sharding engines see all of it in one forward.
+
+The loss lives in a module that owns the head's weight, since ZeRO-3 gathers a weight for the module that owns it,
+and gathers it again for the backward by the tensors that the module returns: hence a plain dict of tensors.
+
+Shapes: B rows, T positions of a row, N learned positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trainer.batch import Batch
+from trainer.losses import Head
+from trainer.models import hidden_at_rows, split
+from trainer.objective import Forward, Objective, combine
+from trainer.teacher import Targets, TeacherHead
+
+LOSS = "loss"
+
+
+class LossHead(nn.Module):
+    """The output embedding and the objective at the end of it."""
+
+    def __init__(self, head: Head, objective: Objective) -> None:
+        super().__init__()
+        self.register_parameter("weight", _parameter(head.weight_VD))
+        self.register_parameter("bias", None if head.bias_V is None else _parameter(head.bias_V))
+        self.extra = objective.build()
+        self._objective = objective
+
+    def forward(
+        self, batch: Batch, hidden_ND: Tensor, targets: Targets | None, teacher_head: TeacherHead | None
+    ) -> dict[str, Tensor]:
+        head = Head(_parameter(self.weight), None if self.bias is None else _parameter(self.bias))
+        terms = self._objective.terms(Forward(batch, hidden_ND, head, targets, teacher_head))
+        return {LOSS: combine(terms), **{name: term.sum.detach() for name, term in terms.items()}}
+
+
+class Learner(nn.Module):
+    """A causal language model under an objective."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_head = LossHead(split(model).head, objective)
+
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, teacher_head: TeacherHead | None = None
+    ) -> dict[str, Tensor]:
+        """Sums over the learned positions: the loss under `LOSS`, and every term by its name, for people."""
+        hidden_ND = hidden_at_rows(self.model, batch)
+        sums: dict[str, Tensor] = self.loss_head(batch, hidden_ND, targets, teacher_head)
+        return sums
+
+
+def _parameter(tensor: Tensor | nn.Module | None) -> nn.Parameter:
+    assert isinstance(tensor, nn.Parameter)
+    return tensor

@@ -1,0 +1,189 @@
+"""Models in and out: load what exists, make what is fresh, split off the head, write what others can load.
+
+Only safetensors are read (nothing is unpickled, I5) and no code of a model is trusted. Everything written here loads
+with plain `transformers`. Optimisation and sharding are elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import trainer.device  # noqa: F401  (before transformers imports DeepSpeed)
+from trainer import atomic
+from trainer.batch import Batch
+from trainer.errors import UserError
+from trainer.job import JobContext
+from trainer.losses import Head
+
+transformers_logging.disable_progress_bar()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}
+MANIFEST = "athanor.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PROBE_TOKENS = 8
+_OLDER_SETTINGS = {"rope_theta", "rope_scaling"}
+"""Names that transformers still takes and turns into newer ones."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A causal language model as its body (token ids to final hidden states) and its head."""
+
+    body: nn.Module
+    head: Head
+
+
+def load_model(source: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A directory or hub id, in eval mode on the CPU; UserError if it is not there, not safe, or not whole."""
+    if Path(source).is_dir():
+        _check_directory(Path(source))
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError("MODEL_INVALID", f"{source} cannot be loaded as a causal language model: {error}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        names = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
+        raise UserError("MODEL_INVALID", f"{source}: weights are missing or of another shape: {', '.join(names[:5])}")
+    check_head(model, source)
+    whole: PreTrainedModel = model.eval()
+    return whole
+
+
+def fresh_model(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """Random float32 weights, a pure function of (config, seed); vocabulary and token ids are the tokenizer's."""
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    _check_settings(str(config["model_type"]), settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            whole = AutoConfig.for_model(config["model_type"], **{**settings, "vocab_size": len(tokenizer), **ids})
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(whole, dtype=torch.float32)
+        except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+            raise UserError("MODEL_INVALID", f"no model can be made of this config: {error}") from error
+    check_head(model, "the fresh model")
+    return model
+
+
+def split(model: PreTrainedModel) -> Parts:
+    """The body gives hidden states after the final norm; the head is the output embedding's own tensors."""
+    body = getattr(model, str(model.base_model_prefix), None)
+    output = model.get_output_embeddings()
+    if not isinstance(body, nn.Module) or body is model or not isinstance(output, nn.Linear):
+        raise UserError("MODEL_UNSUPPORTED", f"{type(model).__name__} has no body and linear head to tell apart")
+    return Parts(body, Head(output.weight, output.bias))
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, source: str) -> None:
+    """Refuses a model whose logits are not `head(hidden states)`: soft-capped, scaled, or otherwise changed."""
+    was_training = model.training
+    model.eval()
+    parts = split(model)
+    ids_BT = torch.arange(_PROBE_TOKENS, device=parts.head.weight_VD.device)[None] % parts.head.weight_VD.shape[0]
+    hidden_TD = parts.body(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
+    ours_TV, theirs_TV = parts.head.logits_RV(hidden_TD), model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    model.train(was_training)
+    tolerance = 1e-4 if parts.head.weight_VD.dtype == torch.float32 else 3e-2
+    if not torch.allclose(ours_TV, theirs_TV, rtol=tolerance, atol=tolerance * float(theirs_TV.abs().max())):
+        raise UserError("MODEL_UNSUPPORTED", f"{source}: its logits are not its output embedding times hidden states")
+
+
+def hidden_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[N, D]: the final hidden states at the learned positions of a batch.
+
+    A row of one sample needs no mask: it is padded on the right, so causality alone keeps padding out. For packed rows
+    transformers keeps samples apart by positions that start again at 0, in sliding-window layers too.
+    """
+    positions_BT = batch.position_ids_BT if batch.is_packed() else None
+    body = getattr(model, str(model.base_model_prefix))
+    hidden_BTD: Tensor = body(input_ids=batch.input_ids_BT, position_ids=positions_BT, use_cache=False)[0]
+    return hidden_BTD.flatten(0, 1)[batch.rows_N]
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def write_model(
+    directory: Path, config: Any, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """A Hugging Face directory of whole weights (names as in the model), replaced atomically."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    loaded = model.load_state_dict(dict(weights), assign=True, strict=False)
+    model.tie_weights()
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    assert not any(parameter.is_meta for parameter in model.parameters()), loaded.missing_keys
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.config.dtype = next(model.parameters()).dtype
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    atomic.replace_directory(temporary, directory)
+
+
+def publish_model(ctx: JobContext, model_dir: Path, target_dir: Path, extra: Mapping[str, Any]) -> str:
+    """Copies a finished model to its published place with its lineage; gives the sha256 of `athanor.json`.
+
+    `extra`: what the caller knows of the lineage besides spec and files (name, teacher versions, data, metrics).
+    """
+    temporary = target_dir.with_name(f".{target_dir.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(model_dir, temporary)
+    files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != MANIFEST)
+    lineage = {
+        "job": ctx.uid,
+        "kind": ctx.kind,
+        "spec": ctx.spec.model_dump(mode="json", by_alias=True),
+        **extra,
+        "files": {str(path.relative_to(temporary)): atomic.sha256_file(path) for path in files},
+    }
+    atomic.write_json(temporary / MANIFEST, lineage)
+    digest = atomic.sha256_file(temporary / MANIFEST)
+    atomic.replace_directory(temporary, target_dir)
+    return digest
+
+
+def _check_directory(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise UserError("MODEL_INVALID", f"{directory} has no config.json: it is not a model directory")
+    try:
+        json.loads((directory / "config.json").read_text())
+    except ValueError as error:
+        raise UserError("MODEL_INVALID", f"{directory}/config.json is not JSON: {error}") from error
+    if any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    if pickles:
+        mend = "convert them with save_pretrained(..., safe_serialization=True)"
+        raise UserError("UNSAFE_MODEL_FILE", f"{directory} has only pickled weights ({pickles[0]}): {mend}")
+    raise UserError("MODEL_INVALID", f"{directory} has no .safetensors weights")
+
+
+def _check_settings(model_type: str, settings: Mapping[str, Any]) -> None:
+    """transformers takes unknown settings in silence; here they are errors."""
+    try:
+        config = AutoConfig.for_model(model_type)
+    except (ValueError, KeyError) as error:
+        raise UserError("MODEL_INVALID", f"config.model_type: transformers knows no {model_type!r}") from error
+    known = set(config.to_dict()) | set(config.attribute_map) | _OLDER_SETTINGS
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError("MODEL_INVALID", f"config.{key}: {model_type} has no such setting{hint}")
