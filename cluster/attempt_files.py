@@ -16,6 +16,7 @@ import structlog
 from athanor.v1 import worker_service_pb2
 from google.protobuf import json_format
 
+from cluster.errors import InvalidInput
 from cluster.ids import hash_token
 from cluster.settings import Settings
 from cluster.store.records import StoredAttempt, StoredJob, StoredModel, Terminal
@@ -86,9 +87,9 @@ def read_terminal(settings: Settings, attempt: StoredAttempt) -> Terminal | None
     path = attempt_dir(settings, attempt) / "terminal.json"
     try:
         message = json_format.Parse(path.read_text(), worker_service_pb2.TerminalRecord(), ignore_unknown_fields=True)
+        return terminal_from_proto(message)
     except FileNotFoundError:
         return None
-    except (json_format.ParseError, ValueError) as error:
+    except (json_format.ParseError, ValueError, InvalidInput) as error:
         log.warning("terminal.unreadable", path=str(path), error=str(error))
         return None
-    return terminal_from_proto(message)

@@ -8,6 +8,7 @@ ClusterError
 ├── Conflict            somebody else changed it first
 ├── OutOfRange          a cursor that the store does not know
 ├── StoreUnavailable    the database did not answer
+├── ShuttingDown        this control plane is ending; another, or the next, will answer
 ├── StartUpError        the control plane cannot start as it is configured
 └── RayError
     ├── RayUnreachable  Ray cannot be seen: says nothing about any job
@@ -73,6 +74,10 @@ class StoreUnavailable(ClusterError):
     """The database did not do what it was asked; asking again may help."""
 
 
+class ShuttingDown(ClusterError):
+    """The control plane is ending."""
+
+
 class StartUpError(ClusterError):
     """The control plane cannot start."""
 
@@ -97,6 +102,7 @@ STATUS_OF: dict[type[ClusterError], grpc.StatusCode] = {
     Conflict: grpc.StatusCode.ABORTED,
     OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     RayUnreachable: grpc.StatusCode.UNAVAILABLE,
     RayRefused: grpc.StatusCode.FAILED_PRECONDITION,
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -18,7 +17,6 @@ from cluster.settings import Settings
 
 _TIMEOUT = httpx.Timeout(15.0, connect=3.0)
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
-_DEFAULT_TOKEN_PATH = Path("~/.ray/auth_token")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class RayLauncher:
     """The Jobs REST API of Ray's dashboard, with Ray's bearer token where that is on."""
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._token_path = _token_path(settings)
+        self._token_path = settings.token_file
         self._url = settings.ray_dashboard_url.rstrip("/")
         # Proxies of the environment are for the world outside, never for the cluster's own dashboard.
         self._client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, transport=transport)
@@ -115,12 +113,6 @@ class RayLauncher:
         except OSError as error:
             words = f"Ray's token cannot be read: {error}; see RAY_AUTH_TOKEN_PATH"
             raise RayUnreachable("RAY_TOKEN_MISSING", words) from error
-
-
-def _token_path(settings: Settings) -> Path | None:
-    if settings.ray_token_path is not None:
-        return settings.ray_token_path
-    return _DEFAULT_TOKEN_PATH.expanduser() if settings.ray_auth_mode == "token" else None
 
 
 def _says_unknown(answer: httpx.Response) -> bool:

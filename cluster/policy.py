@@ -1,7 +1,7 @@
 """What to do next about one job: pure functions from what is stored and what is seen to a decision.
 
-The reconciler acts on the decisions. The rule they keep (I1): not seeing Ray decides nothing; an attempt is given up only
-when its lease is over and Ray, seen, says that its process has ended or does not know it; the next one begins only then.
+The reconciler acts on the decisions. The rule they keep (I1): not seeing Ray decides nothing. An attempt is given up
+only when its lease is over and Ray, seen, says that its process ended or that it knows none; only then comes the next.
 """
 
 from __future__ import annotations
@@ -181,10 +181,20 @@ def heard(job: StoredJob, now_us: int) -> Change | None:
     return None
 
 
+def next_to_conclusion(job: StoredJob, terminal: Terminal, now_us: int) -> Change | None:
+    """One step on the way from wherever the job is to what its driver's terminal record makes of it; None: there."""
+    attempt = job.last_attempt
+    if attempt is None or not attempt.is_open:
+        return None
+    if job.state in (State.ADMITTED, State.RECOVERING):
+        return started(job, now_us)
+    return conclude(job, terminal, now_us)
+
+
 def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
     """What a driver's terminal record makes of its job."""
     reason = terminal.reason or terminal.outcome.value
-    closed = _closing(now_us, reason, terminal.message) | {"terminal": _as_json(terminal)}
+    closed = _closing(now_us, reason, terminal.message) | {"terminal": as_json(terminal)}
     if terminal.outcome is Outcome.SUCCEEDED:
         return _succeeded(job, terminal, closed)
     if job.state is State.CANCELLING or terminal.outcome is Outcome.CANCELLED:
@@ -237,6 +247,13 @@ def _is_overdue(job: StoredJob, now_us: int) -> bool:
     )
 
 
+def refused(job: StoredJob, words: str, now_us: int) -> Change:
+    """Ray will not have the attempt: asking again would change nothing."""
+    message = f"Ray does not take the job: {words}"
+    closed = _closing(now_us, "SUBMIT_REFUSED", message) | {"released": True}
+    return Change("SUBMIT_REFUSED", message, State.FAILED, _quiet(job), closed)
+
+
 def _overdue(job: StoredJob, now_us: int) -> Change:
     limit = _schedule(job).max_run_duration
     message = f"ran longer than schedule.max_run_duration ({limit}); its last checkpoint is kept"
@@ -255,9 +272,7 @@ def condition_change(job: StoredJob, sight: Sight, settings: Settings) -> Change
         "status": bool(reason),
         "reason": reason or "SEEN",
         "message": message,
-        "last_transition_time_us": sight.now_us
-        if was != bool(reason) or not known
-        else known["last_transition_time_us"],
+        "last_transition_time_us": known["last_transition_time_us"] if known and was == bool(reason) else sight.now_us,
     }
     others = [each for each in job.conditions if each["type"] != UNREACHABLE]
     return Change(reason or "SEEN_AGAIN", message, job={"conditions": [*others, condition]})
@@ -295,5 +310,6 @@ def _schedule(job: StoredJob) -> ScheduleSpec:
     return ScheduleSpec.model_validate(job.spec.get("schedule", {}))
 
 
-def _as_json(terminal: Terminal) -> dict[str, Any]:
+def as_json(terminal: Terminal) -> dict[str, Any]:
+    """A terminal record as it is stored."""
     return {**vars(terminal), "outcome": terminal.outcome.value, "summary": dict(terminal.summary)}

@@ -11,18 +11,38 @@ import errno
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 import grpc
 import structlog
-from athanor.v1 import cluster_service_pb2, cluster_service_pb2_grpc
+from athanor.v1 import (
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    deployment_service_pb2,
+    deployment_service_pb2_grpc,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cluster.deployer import Deployer
 from cluster.errors import StartUpError
-from cluster.services.info import ClusterService, RayStatus
+from cluster.launcher import Launcher, RayLauncher
+from cluster.reconciler import DeploymentReconciler, RayStatus, Reconciler, Serving
+from cluster.services.deployments import DeploymentService
+from cluster.services.info import ClusterService
 from cluster.services.interceptor import ErrorInterceptor
+from cluster.services.jobs import JobService
+from cluster.services.models import ModelService
+from cluster.services.workers import WorkerService
 from cluster.settings import Settings
+from cluster.store.store import Store
+from cluster.wakeup import WakeUp
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +51,11 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+_SERVICE_NAMES = tuple(
+    service.full_name
+    for file in (cluster_service_pb2, deployment_service_pb2, job_service_pb2, model_service_pb2, worker_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
 )
 
 
@@ -44,6 +69,7 @@ def configure_logging() -> None:
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(),
         ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -52,7 +78,7 @@ def configure_logging() -> None:
 def check_listen(listen: str) -> None:
     """Say in words people understand why an address cannot be listened on."""
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65535:
         raise StartUpError("INVALID_LISTEN", f"{listen!r} is no host:port; set ATHANOR_LISTEN, e.g. 127.0.0.1:50051")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
@@ -70,27 +96,98 @@ def _why_not(listen: str, error: OSError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running_server(settings: Settings) -> AsyncIterator[str]:
-    """A whole control plane while the block lasts; yields its host:port."""
+async def running_server(
+    settings: Settings, launcher: Launcher | None = None, serving: Serving | None = None
+) -> AsyncIterator[str]:
+    """A whole control plane while the block lasts; yields its host:port. An error of its loops is raised at the end."""
     check_listen(settings.listen)
-    server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_OPTIONS)
-    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterService(settings, RayStatus()), server)
-    names = [cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name]
-    health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    port = server.add_insecure_port(settings.listen)
-    await server.start()
-    for name in ["", *names]:
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    address = f"{settings.listen_host}:{port}"
-    log.info("server.started", address=address)
-    try:
+    _make_directories(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await asyncio.to_thread(Store.open, settings.database_url)
+        stack.callback(store.close)
+        wake_up = WakeUp()
+        store.database.on_change = wake_up.ring
+        server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_OPTIONS)
+        address = _bind(server, settings)
+        launcher = launcher or _ray_launcher(stack, settings)
+        serving = serving or _deployer(stack, settings)
+        reconciler = Reconciler(settings, store, launcher, settings.advertise or address)
+        deployments = DeploymentReconciler(settings, store, serving)
+        _add_services(server, settings, store, wake_up, reconciler.ray)
+        await stack.enter_async_context(_background(reconciler.run(wake_up), deployments.run(wake_up)))
+        await stack.enter_async_context(_answering(server, settings))
+        stack.callback(wake_up.close)
+        log.info("server.started", address=address, store=settings.store_kind, storage=str(settings.storage))
         yield address
+    log.info("server.stopped")
+
+
+def _make_directories(settings: Settings) -> None:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in ("jobs", "models"):
+            (settings.storage / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot write {error.filename}: {error.strerror}; see ATHANOR_HOME and ATHANOR_STORAGE"
+        raise StartUpError("CANNOT_WRITE", message) from error
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> str:
+    try:
+        return f"{settings.listen_host}:{server.add_insecure_port(settings.listen)}"
+    except RuntimeError as error:
+        message = f"{settings.listen} is in use; stop the other process or set ATHANOR_LISTEN"
+        raise StartUpError("CANNOT_LISTEN", message) from error
+
+
+def _ray_launcher(stack: contextlib.AsyncExitStack, settings: Settings) -> RayLauncher:
+    launcher = RayLauncher(settings)
+    stack.push_async_callback(launcher.close)
+    return launcher
+
+
+def _deployer(stack: contextlib.AsyncExitStack, settings: Settings) -> Deployer:
+    path = settings.token_file
+    token = path.read_text().strip() if path and path.is_file() else None
+    deployer = Deployer(settings.ray_dashboard_url, token, settings.serve_host, settings.serve_port)
+    stack.push_async_callback(deployer.aclose)
+    return deployer
+
+
+def _add_services(server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, ray: RayStatus) -> None:
+    job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(settings, store, wake_up), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store), server)
+    deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentService(settings, store), server)
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(settings, store), server)
+    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterService(settings, ray), server)
+
+
+@contextlib.asynccontextmanager
+async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterator[None]:
+    """Started and healthy; at the end first NOT_SERVING, then the calls in flight, then nothing."""
+    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection([*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    await server.start()
+    for name in ("", *_SERVICE_NAMES):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield
     finally:
-        await health_servicer.enter_graceful_shutdown()
+        await servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_s)
-        log.info("server.stopped")
+
+
+@contextlib.asynccontextmanager
+async def _background(*loops: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """The loops run while the block lasts. One that fails by a mistake of ours ends the block and the process."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in loops]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
 
 
 async def _serve_until_signal(settings: Settings) -> None:

@@ -108,6 +108,13 @@ class Settings(BaseModel):
         return f"http://{self.serve_host}:{self.serve_port}"
 
     @property
+    def token_file(self) -> Path | None:
+        """File with Ray's bearer token; None where Ray wants none."""
+        if self.ray_token_path is not None:
+            return self.ray_token_path
+        return Path("~/.ray/auth_token").expanduser() if self.ray_auth_mode == "token" else None
+
+    @property
     def store_kind(self) -> str:
         """`sqlite` or `postgresql`."""
         return self.database_url.split(":", 1)[0].split("+", 1)[0]

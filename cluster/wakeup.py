@@ -6,6 +6,9 @@ Only a hint that something changed: who hears it looks at the store, and looks n
 from __future__ import annotations
 
 import asyncio
+import contextlib
+
+from cluster.errors import ShuttingDown
 
 
 class WakeUp:
@@ -14,6 +17,7 @@ class WakeUp:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self._is_closed = False
 
     def ring(self) -> None:
         """Wake everybody who holds a ticket."""
@@ -24,12 +28,17 @@ class WakeUp:
         rung, self._event = self._event, asyncio.Event()
         rung.set()
 
+    def close(self) -> None:
+        """End every wait, now and from now on, by ShuttingDown."""
+        self._is_closed = True
+        self._ring()
+
     def ticket(self) -> asyncio.Event:
         return self._event
 
     async def wait(self, ticket: asyncio.Event, timeout_s: float) -> None:
         """Return when the bell rang after the ticket was taken, or when the time is over."""
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ticket.wait(), timeout_s)
-        except TimeoutError:
-            return
+        if self._is_closed:
+            raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cluster.errors import InvalidInput, Violation
 from cluster.lifecycle import State
 from cluster.store.records import (
+    NewJob,
     Outcome,
     StoredAttempt,
     StoredDeployment,
@@ -22,6 +23,7 @@ from cluster.store.records import (
     Terminal,
 )
 
+_OUTCOMES = {worker_service_pb2.Outcome.Value(f"OUTCOME_{outcome.value}"): outcome for outcome in Outcome}
 _REASON_LENGTH = 64
 _MESSAGE_LENGTH = 4000
 _EXACT = 2**53
@@ -64,7 +66,7 @@ def to_struct(document: Mapping[str, Any]) -> struct_pb2.Struct:
     return message
 
 
-def state_to_proto(state: State) -> job_pb2.JobState:
+def state_to_proto(state: State) -> job_pb2.JobState.ValueType:
     return job_pb2.JobState.Value(f"JOB_STATE_{state.value}")
 
 
@@ -72,12 +74,12 @@ def states_from_proto(values: Sequence[int]) -> tuple[State, ...]:
     """Filter states; UNSPECIFIED among them means any. InvalidInput for numbers that this server does not know."""
     if job_pb2.JOB_STATE_UNSPECIFIED in values:
         return ()
-    known = {state_to_proto(state): state for state in State}
+    known = {int(state_to_proto(state)): state for state in State}
     unknown = [value for value in values if value not in known]
     if unknown:
         violation = Violation("states", f"{unknown[0]} is no job state that this server knows")
         raise InvalidInput("INVALID_FILTER", violation.message, [violation])
-    return tuple(known[job_pb2.JobState.ValueType(value)] for value in values)
+    return tuple(known[value] for value in values)
 
 
 def job_to_proto(job: StoredJob) -> job_pb2.Job:
@@ -102,6 +104,18 @@ def job_to_proto(job: StoredJob) -> job_pb2.Job:
     )
     _set_optional(message, job)
     return message
+
+
+def job_to_preview(new: NewJob) -> job_pb2.Job:
+    """A job as it would be stored, without what only storing gives."""
+    return job_pb2.Job(
+        name=new.name,
+        kind=new.kind,
+        labels=new.labels,
+        spec=to_struct(new.spec),
+        state=job_pb2.JOB_STATE_QUEUED,
+        resolved_models=new.resolved_models,
+    )
 
 
 def _set_optional(message: job_pb2.Job, job: StoredJob) -> None:
@@ -172,10 +186,11 @@ def lines_from_proto(events: Sequence[worker_service_pb2.WorkerEvent]) -> list[t
 
 def terminal_from_proto(message: worker_service_pb2.TerminalRecord) -> Terminal:
     """A driver's terminal record. One without an outcome comes from something that is not our driver."""
-    if message.outcome == worker_service_pb2.OUTCOME_UNSPECIFIED:
-        raise InvalidInput("INVALID_RECORD", "a terminal record needs an outcome")
+    outcome = _OUTCOMES.get(message.outcome)
+    if outcome is None:
+        raise InvalidInput("INVALID_RECORD", "a terminal record needs an outcome that this server knows")
     return Terminal(
-        outcome=Outcome(worker_service_pb2.Outcome.Name(message.outcome).removeprefix("OUTCOME_")),
+        outcome=outcome,
         reason=clean(message.reason, _REASON_LENGTH),
         message=clean(message.message),
         model_path=clean(message.model_path),
@@ -211,7 +226,7 @@ def model_to_proto(model: StoredModel) -> model_service_pb2.ModelVersion:
     )
 
 
-def deployment_to_proto(deployment: StoredDeployment, serve_url: str) -> deployment_service_pb2.Deployment:
+def deployment_to_proto(deployment: StoredDeployment) -> deployment_service_pb2.Deployment:
     return deployment_service_pb2.Deployment(
         name=deployment.name,
         model=deployment.model,
@@ -221,7 +236,7 @@ def deployment_to_proto(deployment: StoredDeployment, serve_url: str) -> deploym
         gpus_per_replica=deployment.gpus_per_replica,
         state=deployment_service_pb2.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state.value}"),
         message=deployment.message,
-        endpoint=f"{serve_url}/{deployment.name}/v1",
+        endpoint=deployment.endpoint,
         create_time=timestamp(deployment.create_time_us),
         update_time=timestamp(deployment.update_time_us),
     )

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import grpc
 from athanor.v1 import cluster_service_pb2, cluster_service_pb2_grpc
 
 from cluster import __version__
+from cluster.reconciler import RayStatus
 from cluster.settings import Settings
-
-
-@dataclass
-class RayStatus:
-    """What the reconciler last saw of Ray."""
-
-    reachable: bool = False
-    version: str = ""
 
 
 class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):

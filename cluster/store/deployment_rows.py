@@ -49,10 +49,10 @@ def create(write: Write, new: StoredDeployment) -> StoredDeployment:
     return get(write.connection, new.name)
 
 
-def set_state(write: Write, name: str, state: DeploymentState, message: str) -> None:
+def note(write: Write, name: str, **values: object) -> None:
     """Store what was seen of a deployment. One that is being deleted stays so."""
     at = (deployments.c.name == name, deployments.c.state != DeploymentState.DELETING.value)
-    values = {"state": state.value, "message": message, "update_time_us": write.now_us}
+    values |= {"update_time_us": write.now_us}
     write.connection.execute(update(deployments).where(*at).values(**values))
 
 

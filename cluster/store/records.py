@@ -249,3 +249,4 @@ class StoredDeployment:
     message: str
     create_time_us: int
     update_time_us: int
+    endpoint: str = ""

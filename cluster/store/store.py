@@ -188,17 +188,17 @@ class Store:
         with self.database.read() as connection:
             return deployment_rows.list_all(connection)
 
-    def set_deployment_state(self, name: str, state: DeploymentState, message: str) -> None:
+    def note_deployment(self, name: str, state: DeploymentState, message: str, endpoint: str) -> None:
         with self.database.write() as write:
             write.changed = True
-            deployment_rows.set_state(write, name, state, message)
+            deployment_rows.note(write, name, state=state.value, message=message, endpoint=endpoint)
 
     def delete_deployment(self, name: str) -> None:
         """Mark it as going; the reconciler takes it down and forgets it."""
         with self.database.write() as write:
             write.changed = True
             deployment_rows.get(write.connection, name)
-            deployment_rows.set_state(write, name, DeploymentState.DELETING, "being taken down")
+            deployment_rows.note(write, name, state=DeploymentState.DELETING.value, message="being taken down")
 
     def forget_deployment(self, name: str) -> None:
         with self.database.write() as write:

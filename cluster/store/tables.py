@@ -168,6 +168,7 @@ deployments = Table(
     Column("gpus_per_replica", Float, nullable=False),
     Column("state", String(20), nullable=False),
     Column("message", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
     Column("update_time_us", BigInteger, nullable=False),
 )

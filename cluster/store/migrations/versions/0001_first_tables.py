@@ -191,6 +191,7 @@ def _create_deployments() -> None:
         _required("gpus_per_replica", sa.Float()),
         _required("state", sa.String(20)),
         _required("message", sa.Text()),
+        _required("endpoint", sa.Text()),
         _required("create_time_us", TIME),
         _required("update_time_us", TIME),
         sa.PrimaryKeyConstraint("name", name="pk_deployments"),

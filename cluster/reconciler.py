@@ -1,0 +1,257 @@
+"""The one loop that moves jobs: looks at what is stored and at what is there, and makes the next step of each.
+
+Level-triggered and idempotent: it remembers nothing between two rounds, so it may be killed between any two lines and
+started again. What to do is decided in policy.py; here it is only done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar, assert_never
+
+import structlog
+
+from cluster import attempt_files, policy
+from cluster.deployer import DeploymentStatus
+from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable, ShuttingDown
+from cluster.ids import hash_token, new_lease_token
+from cluster.launcher import Launcher, RayJob, Submission
+from cluster.lifecycle import ACTIVE, State
+from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
+from cluster.registry import resolve
+from cluster.scheduler import Snapshot, WaitingJob, admit
+from cluster.settings import Settings
+from cluster.store.records import Change, DeploymentState, StoredAttempt, StoredDeployment, StoredJob
+from cluster.store.store import Store
+from cluster.wakeup import WakeUp
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_STEPS_PER_ROUND = 8
+
+
+@dataclass
+class RayStatus:
+    """What was last seen of Ray; read by whoever wants to know."""
+
+    reachable: bool = False
+    version: str = ""
+    words: str = ""
+
+
+class Reconciler:
+    """Acts for all jobs of one store."""
+
+    def __init__(self, settings: Settings, store: Store, launcher: Launcher, address: str) -> None:
+        """`address` is the host:port under which drivers reach this control plane."""
+        self.ray = RayStatus()
+        self._settings = settings
+        self._store = store
+        self._launcher = launcher
+        self._address = address
+
+    async def run(self, wake_up: WakeUp) -> None:
+        """Rounds, until the end: one at each ring of the bell, and one now and then without."""
+        with contextlib.suppress(ShuttingDown):
+            while True:
+                ticket = wake_up.ticket()
+                await self.round()
+                await wake_up.wait(ticket, self._settings.reconcile_interval_s)
+
+    async def round(self) -> None:
+        """One look at everything. A job that cannot be helped now does not keep the others waiting."""
+        try:
+            await self._look_at_ray()
+            await self._admit()
+            jobs = await self._do(self._store.jobs_in, ACTIVE)
+            jobs += await self._do(self._store.unreleased)
+        except (ClusterError, OSError) as error:
+            log.warning("round.failed", error=str(error))
+            return
+        for job in jobs:
+            with structlog.contextvars.bound_contextvars(job=job.uid):
+                await self._tend(job)
+
+    async def _look_at_ray(self) -> None:
+        was_reachable = self.ray.reachable
+        try:
+            self.ray.version = await self._launcher.version()
+            self.ray.reachable, self.ray.words = True, ""
+        except RayUnreachable as error:
+            self.ray.reachable, self.ray.words = False, error.message
+        if was_reachable != self.ray.reachable:
+            log.info("ray.seen" if self.ray.reachable else "ray.unreachable", words=self.ray.words)
+
+    async def _admit(self) -> None:
+        limit = self._settings.max_running_jobs
+        queue = await self._do(self._store.queued, limit)
+        if not queue:
+            return
+        holding = await self._do(self._store.jobs_in, ACTIVE)
+        holding += await self._do(self._store.unreleased)
+        waiting = [WaitingJob(job.uid, job.priority, job.seq) for job in queue]
+        by_uid = {job.uid: job for job in queue}
+        for uid in admit(Snapshot(waiting, len(holding), limit)):
+            try:
+                await self._step(by_uid[uid], Change("ADMITTED", "its turn has come", State.ADMITTED))
+            except Conflict:
+                log.debug("job.changed_meanwhile", job=uid)
+
+    async def _tend(self, job: StoredJob) -> None:
+        """Make the steps of one job that can be made now."""
+        try:
+            for _ in range(_STEPS_PER_ROUND):
+                sight = await self._see(job)
+                job = await self._note_condition(job, sight)
+                decision = policy.decide(job, sight, self._settings)
+                if isinstance(decision, Wait):
+                    return
+                moved = await self._act(job, decision)
+                if moved is None:
+                    return
+                job = moved
+        except Conflict:
+            log.debug("job.changed_meanwhile")
+        except (ClusterError, OSError) as error:
+            log.warning("job.not_tended", error=str(error))
+
+    async def _see(self, job: StoredJob) -> Sight:
+        """Ask Ray first and look for the record second: when Ray says ENDED, the record is there or will never be."""
+        attempt = job.last_attempt
+        if attempt is None or attempt.released:
+            seen = RayJob(View.UNKNOWN if self.ray.reachable else View.UNREACHABLE, self.ray.words)
+            return Sight(self._store.now_us(), seen.view, seen.words)
+        seen = await self._look(attempt)
+        terminal = None
+        if attempt.is_open:
+            terminal = await self._do(attempt_files.read_terminal, self._settings, attempt)
+        return Sight(self._store.now_us(), seen.view, seen.words, terminal)
+
+    async def _look(self, attempt: StoredAttempt) -> RayJob:
+        if not self.ray.reachable:
+            return RayJob(View.UNREACHABLE, self.ray.words)
+        if attempt.submit_time_us is None:
+            return RayJob(View.UNKNOWN)
+        try:
+            return await self._launcher.look(attempt.ray_job_id)
+        except RayUnreachable as error:
+            return RayJob(View.UNREACHABLE, error.message)
+
+    async def _note_condition(self, job: StoredJob, sight: Sight) -> StoredJob:
+        change = None if job.is_terminal else policy.condition_change(job, sight, self._settings)
+        return await self._step(job, change) if change else job
+
+    async def _act(self, job: StoredJob, decision: Decision) -> StoredJob | None:
+        """Do what was decided; the job as it is then, or None when there is nothing more to do in this round."""
+        match decision:
+            case Wait():
+                return None
+            case Step(change):
+                return await self._step(job, change)
+            case Submit():
+                return await self._submit(job)
+            case Stop(then):
+                await self._launcher.stop(_last(job).ray_job_id)
+                log.info("ray.stop_asked")
+                return await self._step(job, then) if then else None
+            case Release():
+                await self._do(self._store.mark_attempt, job, released=True)
+                return await self._do(self._store.get_job, job.uid)
+            case _:
+                assert_never(decision)
+
+    async def _step(self, job: StoredJob, change: Change) -> StoredJob:
+        moved = await self._do(self._store.transition, job, change)
+        ids = {"job": job.uid, "attempt": len(moved.attempts)}
+        log.info("job.step", **ids, state=moved.state, reason=change.reason, message=change.message)
+        return moved
+
+    async def _submit(self, job: StoredJob) -> StoredJob:
+        """Before Ray hears of it, all that the driver needs is on disk and the store knows that Ray was asked."""
+        path = await self._do(self._prepare, job)
+        attempt = _last(job)
+        submission = Submission(
+            attempt.ray_job_id,
+            attempt_files.entrypoint(self._settings, path),
+            metadata={"job": job.name, "kind": job.kind},
+            env=self._settings.driver_env,
+        )
+        try:
+            await self._launcher.submit(submission)
+        except RayRefused as error:
+            return await self._step(job, policy.refused(job, error.message, self._store.now_us()))
+        return await self._step(job, policy.started(job, self._store.now_us()))
+
+    def _prepare(self, job: StoredJob) -> Path:
+        """Write attempt.json, with the token that an earlier try left, if it left one."""
+        attempt = _last(job)
+        token = attempt_files.stored_token(self._settings, attempt) or new_lease_token()
+        models = {text: resolve(self._store, pinned) for text, pinned in job.resolved_models.items()}
+        document = attempt_files.attempt_document(self._settings, job, models, token, self._address)
+        now_us = self._store.now_us()
+        self._store.mark_attempt(job, lease_token_sha256=hash_token(token), submit_time_us=now_us)
+        return attempt_files.write_attempt(self._settings, attempt, document)
+
+    async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+
+class Serving(Protocol):
+    """What the reconciler needs of Ray Serve."""
+
+    async def apply(self, deployments: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
+        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry."""
+
+
+class DeploymentReconciler:
+    """Keeps what is served equal to what is stored. A loop of its own, because Serve may take its time."""
+
+    def __init__(self, settings: Settings, store: Store, serving: Serving) -> None:
+        self._settings = settings
+        self._store = store
+        self._serving = serving
+
+    async def run(self, wake_up: WakeUp) -> None:
+        """Rounds, until the end: one at each ring of the bell, and one now and then without."""
+        with contextlib.suppress(ShuttingDown):
+            while True:
+                ticket = wake_up.ticket()
+                await self.round()
+                await wake_up.wait(ticket, self._settings.reconcile_interval_s)
+
+    async def round(self) -> None:
+        """Bring Serve to the stored deployments, and note how far each is. Asks nothing of Ray while there are none."""
+        try:
+            stored = await asyncio.to_thread(self._store.list_deployments)
+            if not stored:
+                return
+            seen = await self._serving.apply(stored)
+            for deployment in stored:
+                await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
+        except (ClusterError, OSError) as error:
+            log.warning("deployments.not_tended", error=str(error))
+
+    def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:
+        if deployment.state is DeploymentState.DELETING:
+            if status is None:
+                self._store.forget_deployment(deployment.name)
+            return
+        if status is None:
+            return
+        seen = (status.state, status.message, status.endpoint)
+        if seen != (deployment.state, deployment.message, deployment.endpoint):
+            self._store.note_deployment(deployment.name, *seen)
+            log.info("deployment.seen", deployment=deployment.name, state=status.state, message=status.message)
+
+
+def _last(job: StoredJob) -> StoredAttempt:
+    attempts: Sequence[StoredAttempt] = job.attempts
+    assert attempts, "only a job with an attempt is submitted or stopped"
+    return attempts[-1]

@@ -1,0 +1,57 @@
+"""ModelService: shows the registry and moves aliases. Versions come from finished jobs alone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import grpc
+from athanor.v1 import model_service_pb2 as messages
+from athanor.v1 import model_service_pb2_grpc
+
+from cluster.errors import InvalidInput, Violation
+from cluster.registry import resolve
+from cluster.services.pages import make_token, page_size, read_token
+from cluster.store.store import Store
+from cluster.wire import model_to_proto
+from trainer.spec import NAME_PATTERN
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """Handlers only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def GetModelVersion(
+        self, request: messages.GetModelVersionRequest, context: grpc.ServicerContext
+    ) -> messages.GetModelVersionResponse:
+        del context
+        model = await asyncio.to_thread(resolve, self._store, request.reference)
+        return messages.GetModelVersionResponse(model_version=model_to_proto(model))
+
+    async def ListModelVersions(
+        self, request: messages.ListModelVersionsRequest, context: grpc.ServicerContext
+    ) -> messages.ListModelVersionsResponse:
+        del context
+        size, question = page_size(request.page_size), ("models", request.name)
+        cursor = read_token(request.page_token, question, [str, int])
+        after = (str(cursor[0]), int(cursor[1])) if cursor else None
+        found = await asyncio.to_thread(self._store.list_models, request.name, after, size + 1)
+        more = make_token([found[size - 1].name, found[size - 1].version], question) if len(found) > size else ""
+        return messages.ListModelVersionsResponse(
+            model_versions=[model_to_proto(model) for model in found[:size]], next_page_token=more
+        )
+
+    async def SetAlias(
+        self, request: messages.SetAliasRequest, context: grpc.ServicerContext
+    ) -> messages.SetAliasResponse:
+        del context
+        if not _NAME.match(request.alias):
+            message = f"{request.alias!r} is no alias; 1 to 40 of a-z, 0-9 and '-', beginning with a letter"
+            raise InvalidInput("INVALID_ALIAS", message, [Violation("alias", message)])
+        expected = request.expected_version if request.HasField("expected_version") else None
+        model = await asyncio.to_thread(self._store.set_alias, request.name, request.alias, request.version, expected)
+        return messages.SetAliasResponse(model_version=model_to_proto(model))

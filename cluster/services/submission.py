@@ -1,0 +1,117 @@
+"""Checks a job before it is stored: everything that can be known now is said now, with the field that is wrong.
+
+Reads the spec by trainer.spec (its only definition), pins registry references, looks at the named files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from athanor.v1 import job_pb2, job_service_pb2
+
+from cluster.errors import InvalidInput, Violation
+from cluster.ids import new_job_uid
+from cluster.registry import pin
+from cluster.store.records import NewJob
+from cluster.store.store import Store
+from cluster.wire import from_struct, job_to_preview
+from trainer.errors import SpecError
+from trainer.preflight import check_inputs
+from trainer.spec import NAME_PATTERN, DistillSpec, FineTuneSpec, parse_spec
+
+_READ_FIELDS = frozenset({"name", "kind", "labels", "spec"})
+_NAME = re.compile(NAME_PATTERN)
+_LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?$")
+_REQUEST_ID = re.compile(r"^[!-~]{1,64}$")
+_MAX_LABELS = 64
+_MAX_LABEL_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job that may be stored."""
+
+    new: NewJob
+    preview: job_pb2.Job
+    """As it would be stored, without uid."""
+
+
+def request_sha256(job: job_pb2.Job) -> str:
+    """What "the same job" means for a repeated request."""
+    return hashlib.sha256(job.SerializeToString(deterministic=True)).hexdigest()
+
+
+def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
+    """InvalidInput for an id that no client of ours makes."""
+    if request.request_id and not _REQUEST_ID.match(request.request_id):
+        message = "1 to 64 visible ASCII characters, for example a UUID"
+        raise InvalidInput("INVALID_REQUEST_ID", f"request_id: {message}", [Violation("request_id", message)])
+
+
+def check_job(store: Store, job: job_pb2.Job) -> CheckedJob:
+    """The whole check. InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong."""
+    _check_envelope(job)
+    spec = _parsed(job)
+    pinned = pin(store, spec)
+    _check_inputs(spec, {text: model.path for text, model in pinned.items()})
+    new = NewJob(
+        uid=new_job_uid(job.name),
+        name=job.name,
+        kind=job.kind,
+        labels=dict(job.labels),
+        spec=spec.model_dump(mode="json"),
+        priority=spec.schedule.priority,
+        resolved_models={text: model.reference for text, model in pinned.items()},
+    )
+    return CheckedJob(new, job_to_preview(new))
+
+
+def _refuse(violations: list[Violation]) -> None:
+    if violations:
+        words = "; ".join(f"{violation.path}: {violation.message}" for violation in violations)
+        raise InvalidInput("INVALID_SPEC", words, violations)
+
+
+def _check_envelope(job: job_pb2.Job) -> None:
+    found = [
+        Violation(f"job.{field.name}", "is set by the server; leave it out")
+        for field, _ in job.ListFields()
+        if field.name not in _READ_FIELDS
+    ]
+    if not _NAME.match(job.name):
+        found.append(
+            Violation("metadata.name", f"{job.name!r} is no name; 1 to 40 of a-z, 0-9 and '-', beginning with a letter")
+        )
+    _refuse([*found, *_label_violations(job)])
+
+
+def _label_violations(job: job_pb2.Job) -> Iterator[Violation]:
+    if len(job.labels) > _MAX_LABELS:
+        yield Violation("metadata.labels", f"has {len(job.labels)} entries; at most {_MAX_LABELS} allowed")
+    for key, value in job.labels.items():
+        if not _LABEL_KEY.match(key):
+            yield Violation(f"metadata.labels[{key[:64]!r}]", "a key is 1 to 63 of letters, digits and '_./-'")
+        if len(value) > _MAX_LABEL_LENGTH or "\0" in value:
+            yield Violation(f"metadata.labels[{key[:64]!r}]", f"a value has at most {_MAX_LABEL_LENGTH} characters")
+
+
+def _parsed(job: job_pb2.Job) -> FineTuneSpec | DistillSpec:
+    try:
+        return parse_spec(job.kind, from_struct(job.spec))
+    except SpecError as error:
+        raise _as_input_error(error) from error
+
+
+def _check_inputs(spec: FineTuneSpec | DistillSpec, models: dict[str, str]) -> None:
+    try:
+        check_inputs(spec, models)
+    except SpecError as error:
+        raise _as_input_error(error) from error
+
+
+def _as_input_error(error: SpecError) -> InvalidInput:
+    violations = [Violation(each.path, each.message) for each in error.violations]
+    return InvalidInput("INVALID_SPEC", error.message, violations)

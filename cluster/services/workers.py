@@ -1,0 +1,98 @@
+"""WorkerService: what drivers say. Every call must show the lease of the attempt it speaks for.
+
+What a driver's word makes of its job is decided in policy.py; here it is checked, stored and answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+from athanor.v1 import worker_service_pb2 as messages
+from athanor.v1 import worker_service_pb2_grpc
+
+from cluster import policy
+from cluster.errors import Conflict, PreconditionFailed
+from cluster.ids import hash_token
+from cluster.lifecycle import State
+from cluster.settings import Settings
+from cluster.store.records import Change, Lease, StoredJob
+from cluster.store.store import Store
+from cluster.wire import lines_from_proto, progress_from_proto, terminal_from_proto
+
+_TRIES = 8
+
+
+def _lease(attempt: messages.AttemptRef) -> Lease:
+    return Lease(attempt.job_uid, attempt.attempt, hash_token(attempt.lease_token))
+
+
+def _directive(job: StoredJob) -> messages.Directive.ValueType:
+    return messages.DIRECTIVE_CANCEL if job.state is State.CANCELLING else messages.DIRECTIVE_CONTINUE
+
+
+class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Handlers only."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+
+    async def Heartbeat(
+        self, request: messages.HeartbeatRequest, context: grpc.ServicerContext
+    ) -> messages.HeartbeatResponse:
+        del context
+        job = await asyncio.to_thread(self._heard, _lease(request.attempt))
+        response = messages.HeartbeatResponse(directive=_directive(job))
+        response.lease_duration.FromMilliseconds(int(self._settings.lease_s * 1000))
+        return response
+
+    async def ReportProgress(
+        self, request: messages.ReportProgressRequest, context: grpc.ServicerContext
+    ) -> messages.ReportProgressResponse:
+        del context
+        return messages.ReportProgressResponse(directive=_directive(await asyncio.to_thread(self._progress, request)))
+
+    def _progress(self, request: messages.ReportProgressRequest) -> StoredJob:
+        lease = _lease(request.attempt)
+        self._heard(lease)
+        has_progress = request.HasField("progress")
+        progress = progress_from_proto(request.progress, self._store.now_us()) if has_progress else None
+        return self._store.record_progress(lease, self._settings.lease_s, progress, lines_from_proto(request.events))
+
+    def _heard(self, lease: Lease) -> StoredJob:
+        """Renew the lease; a driver that was not heard before has started, and runs."""
+        job = self._store.renew_lease(lease, self._settings.lease_s)
+        return self._advance(job, lease, policy.heard)
+
+    async def ReportTerminal(
+        self, request: messages.ReportTerminalRequest, context: grpc.ServicerContext
+    ) -> messages.ReportTerminalResponse:
+        del context
+        await asyncio.to_thread(self._terminal, request)
+        return messages.ReportTerminalResponse()
+
+    def _terminal(self, request: messages.ReportTerminalRequest) -> None:
+        """The record may be known already, from storage or from the same call before: then there is nothing to do."""
+        terminal, lease = terminal_from_proto(request.record), _lease(request.attempt)
+        job = self._store.get_job(lease.job_uid)
+        attempt = next((each for each in job.attempts if each.number == lease.attempt), None)
+        if attempt is not None and attempt.terminal == policy.as_json(terminal):
+            if attempt.lease_token_sha256 != lease.token_sha256:
+                raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease")
+            return
+        job = self._store.renew_lease(lease, self._settings.lease_s)
+        self._advance(job, lease, lambda job, now_us: policy.next_to_conclusion(job, terminal, now_us))
+
+    def _advance(self, job: StoredJob, lease: Lease, decide: Callable[[StoredJob, int], Change | None]) -> StoredJob:
+        """Make steps until there are none; when the job moved meanwhile, decide again on what it is now."""
+        for _ in range(_TRIES):
+            change = decide(job, self._store.now_us())
+            if change is None:
+                return job
+            try:
+                job = self._store.transition(job, change, lease)
+            except Conflict:
+                job = self._store.get_job(job.uid)
+        raise Conflict("JOB_CHANGED", f"job {lease.job_uid} changes faster than this could be stored; say it again")
