@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from trainer.errors import TrainerError
+
+
+class Stopped(TrainerError):
+    """The run was asked to stop, saved a checkpoint, and did."""
+
 
 class Listener(Protocol):
     """What a run tells its surroundings. Rank 0 speaks for progress; every rank may log."""

@@ -120,11 +120,12 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def write_model(
-    directory: Path, config: Any, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
+    directory: Path, like: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A Hugging Face directory of whole weights (names as in the model), replaced atomically."""
+    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(like.config)
+    model.generation_config = like.generation_config
     loaded = model.load_state_dict(dict(weights), assign=True, strict=False)
     model.tie_weights()
     assert not loaded.unexpected_keys, loaded.unexpected_keys

@@ -1,0 +1,86 @@
+"""Micro-batches of one worker with the teacher's answers beside them, asked ahead and used in order.
+
+How far ahead (`prefetch_depth`) changes waiting, never results. Which samples come when is `order.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from trainer.batch import NOT_LEARNED, Batch, Sample, collate
+from trainer.data import Samples
+from trainer.order import SampleOrder
+from trainer.peers import Peers
+from trainer.teacher import Targets, Teacher
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one worker holds at once in step `step`."""
+
+    step: int
+    place: int
+    last: bool
+    batch: Batch
+
+
+@dataclass
+class Feed:
+    """Everything one worker reads, in order, from any step on."""
+
+    samples: Samples | Sequence[Sample]
+    order: SampleOrder
+    peers: Peers
+    micro_batch_tokens: int
+    pad_id: int
+    _targets: dict[int, int] = field(default_factory=dict)
+
+    def micro_batches(self, first_step: int, total_steps: int) -> Iterator[MicroBatch]:
+        for step in range(first_step, total_steps):
+            rows = self._rows(step, self.peers.rank)
+            for place, micro_rows in enumerate(rows):
+                batch = collate(micro_rows, self.samples, self.pad_id)
+                yield MicroBatch(step, place, place == len(rows) - 1, batch)
+
+    def num_targets(self, step: int) -> int:
+        """Learned positions of the step over all workers: what sums are divided by (I3); at least 1."""
+        return max(1, sum(self._num_targets(index) for index in self.order.global_batch(step).sample_ids))
+
+    def num_tokens(self, step: int) -> int:
+        """Tokens of the step over all workers, padding not counted."""
+        return sum(len(self.samples[index]["input_ids"]) for index in self.order.global_batch(step).sample_ids)
+
+    def sample_ids(self, step: int, rank: int, place: int) -> tuple[int, ...]:
+        """Of one micro-batch of any worker."""
+        rows = self._rows(step, rank)[place]
+        return tuple(self.samples[index]["sample_id"] for row in rows for index in row)
+
+    def num_places(self, step: int) -> int:
+        """Micro-batches of the step; the same on every worker."""
+        return len(self._rows(step, self.peers.rank))
+
+    def _rows(self, step: int, rank: int) -> list[list[tuple[int, ...]]]:
+        return self.order.micro_batches(step, rank, self.peers.world, self.micro_batch_tokens)
+
+    def _num_targets(self, index: int) -> int:
+        if index not in self._targets:
+            self._targets[index] = sum(label != NOT_LEARNED for label in self.samples[index]["labels"][1:])
+        return self._targets[index]
+
+
+def with_targets(
+    micro_batches: Iterator[MicroBatch], teacher: Teacher | None, prefetch_depth: int
+) -> Iterator[tuple[MicroBatch, Targets | None]]:
+    """Each micro-batch with its answer (None without a teacher); `prefetch_depth` later ones are already asked for."""
+    if teacher is None:
+        yield from ((micro_batch, None) for micro_batch in micro_batches)
+        return
+    asked: deque[tuple[MicroBatch, Callable[[], Targets]]] = deque()
+    for micro_batch in micro_batches:
+        asked.append((micro_batch, teacher.request(micro_batch.batch)))
+        if len(asked) > prefetch_depth:
+            first, answer = asked.popleft()
+            yield first, answer()
+    yield from ((micro_batch, answer()) for micro_batch, answer in asked)

@@ -1,0 +1,169 @@
+"""One learner from its first weights (or its last good checkpoint) to a finished model directory.
+
+Called by every worker of the job; may be called again at any time: what is finished is not done twice.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from trainer import atomic
+from trainer.checkpoint import Checkpoint, CheckpointWriter, Progress, Topology, latest_good, read
+from trainer.engine import ENGINES, Engine
+from trainer.errors import TrainerError, UserError
+from trainer.feed import Feed
+from trainer.job import JobContext
+from trainer.learner import Learner
+from trainer.listener import Listener
+from trainer.loop import Run, run
+from trainer.metrics import MetricsLog
+from trainer.models import fresh_model, load_model, num_parameters, split, write_model
+from trainer.objective import plan
+from trainer.order import SampleOrder
+from trainer.peers import Peers
+from trainer.prepare import Prepared
+from trainer.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `done.json` of a role says."""
+
+    steps: int
+    tokens: int
+    """Seen by all workers, padding not counted."""
+    seconds: float
+    num_parameters: int
+    loss: float
+    """Of the last step."""
+
+
+def fit(
+    ctx: JobContext,
+    role: str,
+    peers: Peers,
+    teacher: Teacher | None,
+    listener: Listener,
+    *,
+    engine: str = "deepspeed",
+) -> FitResult:
+    """Trains `role` ("student" or "baseline") and writes its model. Collective."""
+    done = finished(ctx, role, peers)
+    if done is not None:
+        return done
+    prepared, this = Prepared.open(ctx), plan(ctx.spec, role)
+    if this.needs_teacher and teacher is None:
+        raise TrainerError("TEACHER_MISSING", f"{role} learns from a teacher and none was given")
+    feed = _feed(ctx, role, prepared, peers)
+    topology = Topology(peers.world, ctx.spec.training.zero_stage, ctx.spec.training.precision, engine)
+    found = _agreed_checkpoint(ctx, role, topology, peers, listener)
+    torch.manual_seed(ctx.spec.training.seed + peers.rank)
+    model = first_model(ctx, prepared)
+    if found is not None:
+        model.load_state_dict(found.weights(), strict=False)  # tied weights are there once
+    learner = Learner(model.train(), this.objective(len(prepared.tokenizer)))
+    size, driving = num_parameters(model), ENGINES[engine](learner, ctx.spec.training, peers)
+    progress = _resume(driving, found, peers)
+    steps = Run(
+        role=role,
+        engine=driving,
+        feed=feed,
+        training=ctx.spec.training,
+        checkpoint=ctx.spec.checkpoint,
+        total_steps=_total_steps(ctx, role, feed.order),
+        peers=peers,
+        teacher=teacher if this.needs_teacher else None,
+        listener=listener,
+        metrics=MetricsLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
+        checkpoints=_writer(ctx, role, topology, peers),
+    )
+    progress = run(steps, progress)
+    weights = driving.model_state()
+    driving.close()
+    result = FitResult(progress.step, progress.tokens, progress.seconds, size, progress.loss)
+    if peers.is_first:
+        write_model(ctx.model_dir(role), model, weights, prepared.tokenizer)
+        atomic.write_json(_done_path(ctx, role), asdict(result))
+    peers.barrier()
+    return result
+
+
+def finished(ctx: JobContext, role: str, peers: Peers) -> FitResult | None:
+    """What an earlier attempt has finished; the same answer on every worker. Collective."""
+    path = _done_path(ctx, role)
+    document = json.loads(path.read_text()) if peers.is_first and path.is_file() else None
+    agreed = peers.broadcast(document)
+    return None if agreed is None else FitResult(**agreed)
+
+
+def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
+    """The weights before step 0, in float32: the same for student and baseline."""
+    student = ctx.spec.student
+    if student.model is None:
+        assert student.config is not None
+        return fresh_model(student.config, prepared.tokenizer, ctx.spec.training.seed)
+    model = load_model(ctx.resolve_model(student.model), torch.float32)
+    rows, tokens = split(model).head.weight_VD.shape[0], len(prepared.tokenizer)
+    if rows < tokens:
+        message = f"{student.model} has {rows} output rows for a tokenizer of {tokens} entries"
+        raise UserError("TOKENIZER_MISMATCH", message)
+    return model
+
+
+def _feed(ctx: JobContext, role: str, prepared: Prepared, peers: Peers) -> Feed:
+    training, data, samples = ctx.spec.training, ctx.spec.data, prepared.samples(role)
+    order = SampleOrder(
+        samples.lengths,
+        seed=training.seed,
+        batch_tokens=training.batch_tokens,
+        max_length=data.max_length,
+        packing_strategy=data.packing_strategy,
+    )
+    return Feed(samples, order, peers, training.micro_batch_tokens, prepared.pad_id)
+
+
+def _total_steps(ctx: JobContext, role: str, order: SampleOrder) -> int:
+    """The spec's; a baseline without its own number takes as many steps as the student took."""
+    if role == "baseline":
+        settings = ctx.spec.evaluate.baseline_settings
+        if settings is not None and settings.max_steps is not None:
+            return settings.max_steps
+        return int(json.loads(_done_path(ctx, "student").read_text())["steps"])
+    training = ctx.spec.training
+    return training.max_steps or order.steps_for_epochs(training.num_epochs or 1.0)
+
+
+def _agreed_checkpoint(
+    ctx: JobContext, role: str, topology: Topology, peers: Peers, listener: Listener
+) -> Checkpoint | None:
+    """The one that the first worker finds, on all of them; CheckpointError if it does not fit. Collective."""
+    directory = ctx.checkpoints_dir(role)
+    found = latest_good(directory, listener) if peers.is_first else None
+    name = peers.broadcast(found.path.name if found else None)
+    if name is None:
+        return None
+    found = found or read(directory / name)
+    found.require(topology)
+    return found
+
+
+def _resume(engine: Engine, found: Checkpoint | None, peers: Peers) -> Progress:
+    if found is None:
+        return Progress()
+    engine.load_state(found.shard(peers.rank))
+    return found.progress
+
+
+def _writer(ctx: JobContext, role: str, topology: Topology, peers: Peers) -> CheckpointWriter:
+    spec = ctx.spec.model_dump(mode="json", by_alias=True)
+    directory, keep = ctx.checkpoints_dir(role), ctx.spec.checkpoint.keep
+    return CheckpointWriter(directory, keep=keep, topology=topology, spec=spec, peers=peers)
+
+
+def _done_path(ctx: JobContext, role: str) -> Path:
+    return ctx.role_dir(role) / "done.json"
