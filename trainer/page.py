@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ Points = Sequence[tuple[int, float]]
 
 _LONGEST_TEXT = 700
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=[%kMBT](?!\w))")
-_TERM_TITLES = {"cross_entropy": "Cross-entropy", "divergence": "Divergence from the teacher"}
+_TERM_TITLES = {"cross_entropy": "Cross-entropy", "forward_kl": "Divergence from the teacher"}
 
 
 def render(document: Document, learning: Mapping[str, Curve]) -> str:
@@ -154,11 +155,11 @@ def _bars_of(document: Document, metric: str, words: Callable[[float], str]) -> 
 
 
 def curve_pictures(learning: Mapping[str, Curve], named: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The loss of every learner, then each of its terms, where there is more than one."""
-    terms = sorted({term for curve in learning.values() for line in curve for term in line["terms"]})
+    """The loss of every learner, then each of its terms that is not just the loss again."""
+    lines_of_all = [line for curve in learning.values() for line in curve]
     wanted = {"Loss": {role: _losses(curve) for role, curve in learning.items()}}
-    if len(terms) > 1:
-        for term in terms:
+    for term in sorted({term for line in lines_of_all for term in line["terms"]}):
+        if any(not isclose(line["terms"].get(term, line["loss"]), line["loss"]) for line in lines_of_all):
             title = _TERM_TITLES.get(term, term)
             wanted[title] = {role: _term_values(curve, term) for role, curve in learning.items()}
     found = [(title, lines) for title, series in wanted.items() if (lines := _lines(series, named))]

@@ -57,7 +57,7 @@ def report_document(ctx: JobContext) -> dict[str, Any]:
         **summarise(answers, draws=draws, seed=seed),
         "bootstrap": {"draws": draws, "seed": seed},
         "parameters": _parameters(ctx, learners),
-        "training": {role: training_figures(learning_curve(ctx, role)) for role in learners},
+        "training": {role: _training(ctx, role) for role in learners},
         "data": _data_counts(ctx),
         "lineage": _lineage(ctx),
         "examples": examples(answers),
@@ -72,24 +72,36 @@ def learning_curve(ctx: JobContext, role: str) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def training_figures(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Steps, tokens, seconds spent stepping (pauses and restarts left out), last loss; None without a curve."""
+def _training(ctx: JobContext, role: str) -> dict[str, Any] | None:
+    return training_figures(learning_curve(ctx, role), _record(ctx.role_dir(role)))
+
+
+def training_figures(curve: Sequence[Mapping[str, Any]], done: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Steps, tokens, seconds spent stepping (pauses left out), loss; None for a learner that logged nothing.
+
+    `done`: what the finished learner says of itself, which is exact; without it the curve is added up.
+    """
     if not curve:
         return None
-    last, tokens = curve[-1], int(curve[-1]["tokens"])
-    before = 0.0
-    seconds = 0.0
+    seconds = done.get("seconds") or _seconds(curve)
+    tokens = int(done.get("tokens") or curve[-1]["tokens"])
+    return {
+        "steps": int(done.get("steps") or curve[-1]["step"]),
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "loss": curve[-1]["loss"],
+    }
+
+
+def _seconds(curve: Sequence[Mapping[str, Any]]) -> float:
+    """Between two records: the tokens of that stretch over its speed."""
+    before, seconds = 0, 0.0
     for line in curve:
         if line["tokens_per_second"] > 0:
             seconds += (line["tokens"] - before) / line["tokens_per_second"]
         before = line["tokens"]
-    return {
-        "steps": int(last["step"]),
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "loss": last["loss"],
-    }
+    return seconds
 
 
 def examples(answers: Answers) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The report's JSON, its page and its table, from job directories written by hand."""
 
 import json
+import re
 
 import pytest
 from finished_job import (
@@ -45,7 +46,13 @@ def test_the_page_holds_the_figures_and_needs_nothing_else(tmp_path):
         "8 min 20 s",
     ):
         assert said in page
-    assert page.count("<svg") == 5
+    assert re.findall(r'aria-label="([A-Z][^"]*)"', page) == [
+        "Exact match",
+        "Perplexity (lower is better)",
+        "Loss",
+        "Cross-entropy",
+        "Divergence from the teacher",
+    ]
     for elsewhere in ("<script", "<link", "<img", "@import", "src=", 'href="http', "url(http"):
         assert elsewhere not in page
 
@@ -145,13 +152,17 @@ def test_a_step_done_twice_counts_once(tmp_path):
     ctx.metrics_path("student").write_text("\n".join([*lines[:2], again, lines[2]]))
     curve = learning_curve(ctx, "student")
     assert [(line["step"], line["loss"]) for line in curve] == [(10, 3.0), (20, 2.5), (30, 1.0)]
-    assert training_figures(curve) == {
+    expected = {
         "steps": 30,
         "tokens": 30_000,
         "seconds": 15.0,
         "tokens_per_second": 2000.0,
         "loss": 1.0,
     }
+    assert training_figures(curve, {}) == expected
+    exact = {"steps": 30, "tokens": 30_000, "seconds": 20.0}
+    assert training_figures(curve, exact) == expected | {"seconds": 20.0, "tokens_per_second": 1500.0}
+    assert training_figures([], exact) is None
 
 
 def test_parameters_are_counted_over_all_files_of_a_model(tmp_path):
