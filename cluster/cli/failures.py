@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
 from cluster.cli.exit_codes import ExitCode, of_status
 from cluster.errors import ClusterError, InvalidInput
 from cluster.rpc import NotFinished, RequestFailed
 from trainer.errors import SpecError, TrainerError
-from trainer.errors import Violation as SpecViolation
 
 KNOWN = (ClusterError, TrainerError)
 
 
 def report(error: ClusterError | TrainerError) -> ExitCode:
     """Say what was wrong, field by field where there are fields; the exit code for it."""
-    violations: Iterable[SpecViolation] = [
-        SpecViolation(each.path, each.message) for each in getattr(error, "violations", ())
-    ]
-    lines = [f"  {each.path}: {each.message}" for each in violations]
-    heading = "the job file is wrong" if isinstance(error, SpecError) else _heading(error.message, lines)
+    violations = [(each.path, each.message) for each in getattr(error, "violations", ())]
+    lines = [f"  {path}: {message}" for path, message in violations]
+    heading = "the job file is wrong" if isinstance(error, SpecError) else _heading(error.message, violations)
     sys.stderr.write("\n".join([f"error: {heading}", *lines]) + "\n")
     return code_of(error)
 
@@ -34,7 +30,7 @@ def code_of(error: ClusterError | TrainerError) -> ExitCode:
     return ExitCode.USAGE if isinstance(error, InvalidInput | SpecError) else ExitCode.ERROR
 
 
-def _heading(message: str, lines: list[str]) -> str:
-    """The message, short where the lines below repeat it."""
-    repeats = lines and all(line.strip() in message for line in lines)
+def _heading(message: str, violations: list[tuple[str, str]]) -> str:
+    """The message, or a short one where the lines below repeat it."""
+    repeats = violations and all(words in message for _, words in violations)
     return "the request is wrong" if repeats else message

@@ -224,6 +224,7 @@ def _say_next(cluster: UpResult, student: job_pb2.Job, endpoint: str, answer: An
     say("\nWhat next")
     say(f"  look at the cluster   {cluster.record.dashboard_url}{token}")
     say(f"  read the report       {student.report_path}")
-    say(f"  ask the student       curl {endpoint}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}")
+    header = "-H 'Content-Type: application/json'"
+    say(f"  ask the student       curl {endpoint}/chat/completions {header} -d {shlex.quote(request)}")
     say("  see jobs and models   athanor job list; athanor model list")
     say("  stop everything       athanor down")
