@@ -51,3 +51,27 @@ def test_make_targets_in_the_docs_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text("utf-8"))}
     assert named <= targets
+
+
+def test_reasons_that_operations_explains_are_reasons_of_the_code() -> None:
+    """`NON_FINITE_LOSS` and its like; states of the lifecycle stand there without quotes."""
+    explained = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", (ROOT / "docs/operations.md").read_text("utf-8")))
+    code = "\n".join(path.read_text("utf-8") for name in ("cluster", "trainer") for path in (ROOT / name).rglob("*.py"))
+    assert explained
+    assert sorted(reason for reason in explained if f'"{reason}"' not in code) == []
+
+
+def test_commands_in_the_docs_exist() -> None:
+    """`athanor job watch <uid>` and its like."""
+    import typer
+
+    from cluster.cli.main import app
+
+    top = typer.main.get_command(app)
+    said = [words for page in PAGES for words in re.findall(r"\bathanor ((?:[a-z-]+ ?){1,2})", page.read_text("utf-8"))]
+    assert said
+    for first, *rest in (words.split() for words in said):
+        if first in top.commands and rest and hasattr(top.commands[first], "commands"):
+            assert rest[0] in top.commands[first].commands, f"athanor {first} {rest[0]}"
+    code = [words for page in PAGES for words in re.findall(r"`athanor ([a-z-]+)", page.read_text("utf-8"))]
+    assert set(code) <= top.commands.keys()
