@@ -74,7 +74,9 @@ class Deployer:
         RayUnreachable: nothing is known. RayRefused: Ray does not take the configuration.
         """
         seen = await self._read()
-        wanted = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
+        taken = _foreign_names(seen)
+        live = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
+        wanted = [deployment for deployment in live if deployment.name not in taken]
         configuration = _configuration(wanted, seen)
         if configuration != _current(seen):
             await self._write(configuration, seen)
@@ -84,7 +86,10 @@ class Deployer:
 
     async def _read(self) -> Json:
         reply = await self._ask("GET", timeout_s=_READ_TIMEOUT_S)
-        details = reply.json()
+        try:
+            details = reply.json()
+        except ValueError:
+            details = None
         if not isinstance(details, dict) or not isinstance(details.get("applications"), dict):
             raise RayRefused("SERVE_ANSWER", f"Ray Serve's answer has no applications: {reply.text[:200]}")
         return details
@@ -121,10 +126,14 @@ class Deployer:
         return f"http://{host}:{options['port']}/{name}/v1"
 
     def _status(self, deployment: StoredDeployment, seen: Json) -> DeploymentStatus | None:
-        application = seen["applications"].get(deployment.name)
         endpoint = self._endpoint(deployment.name, seen)
+        foreign = deployment.name in _foreign_names(seen)
+        application = None if foreign else seen["applications"].get(deployment.name)
         if deployment.state is DeploymentState.DELETING:
             return DeploymentStatus(DeploymentState.DELETING, "being taken down", endpoint) if application else None
+        if foreign:
+            words = "Ray Serve has an application of this name that is not ours; it is left alone"
+            return DeploymentStatus(DeploymentState.FAILED, words, endpoint)
         if application is None:
             return DeploymentStatus(DeploymentState.PENDING, "Ray Serve does not show it yet", endpoint)
         state = _STATES.get(application["status"], DeploymentState.DEPLOYING)
@@ -160,9 +169,14 @@ def _application(deployment: StoredDeployment) -> dict[str, object]:
 
 def _configuration(wanted: Sequence[StoredDeployment], seen: Json) -> list[Json]:
     """The whole configuration, by name: ours as stored, others as they are."""
-    names = {deployment.name for deployment in wanted}
-    others = [each for each in _current(seen) if each["import_path"] != IMPORT_PATH and each["name"] not in names]
+    others = [each for each in _current(seen) if each["import_path"] != IMPORT_PATH]
     return sorted([*others, *map(_application, wanted)], key=lambda each: str(each["name"]))
+
+
+def _foreign_names(seen: Json) -> set[str]:
+    """Applications that somebody else deployed, by configuration or from code."""
+    configured = {name: each.get("deployed_app_config") for name, each in seen["applications"].items()}
+    return {name for name, config in configured.items() if not config or config["import_path"] != IMPORT_PATH}
 
 
 def _current(seen: Json) -> list[Json]:

@@ -79,12 +79,13 @@ def _check_manifest(root: Path) -> Lineage:
 
 
 def _lineage(manifest: Mapping[str, Any], manifest_sha256: str) -> Lineage:
-    job = manifest.get("job")
-    uid = job.get("uid") if isinstance(job, dict) else manifest.get("job_uid")
-    teachers = manifest.get("teachers")
+    report = manifest.get("report")
+    learned = report.get("lineage") if isinstance(report, dict) else None
+    teacher = learned.get("teacher") if isinstance(learned, dict) else None
+    job_uid = manifest.get("job")
     return Lineage(
-        job_uid=uid if isinstance(uid, str) else None,
-        teachers=tuple(map(str, teachers)) if isinstance(teachers, list) else (),
+        job_uid=job_uid if isinstance(job_uid, str) else None,
+        teachers=(teacher,) if isinstance(teacher, str) else (),
         manifest_sha256=manifest_sha256,
     )
 

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from serving.errors import ModelDirectoryError
 from serving.loading import load
 from serving.model_dir import Lineage, verify
+from trainer.job import JobContext
+from trainer.models import publish_model
+from trainer.spec import FineTuneSpec
 
 WEIGHTS = "model.safetensors"
 
@@ -29,8 +32,7 @@ def sha256(path):
 def publish(directory, **changes):
     """Write the manifest that a job would have written."""
     files = {path.name: sha256(path) for path in directory.iterdir() if path.name != "athanor.json"}
-    manifest = {"job_uid": "support-bot-7k2m9qxa", "teachers": ["support-teacher@3"], "files": files, **changes}
-    (directory / "athanor.json").write_text(json.dumps(manifest))
+    (directory / "athanor.json").write_text(json.dumps({"job": "support-bot-7k2m9qxa", "files": files, **changes}))
 
 
 def test_a_plain_directory_has_no_lineage(directory):
@@ -39,10 +41,19 @@ def test_a_plain_directory_has_no_lineage(directory):
     assert found.lineage == Lineage()
 
 
-def test_a_published_one_tells_where_it_comes_from(directory):
-    publish(directory)
-    manifest_sha256 = sha256(directory / "athanor.json")
-    assert verify(directory).lineage == Lineage("support-bot-7k2m9qxa", ("support-teacher@3",), manifest_sha256)
+def test_what_a_job_published_tells_where_it_comes_from(directory, tmp_path):
+    document = {"student": {"config": {"model_type": "llama"}}, "data": {"train": "x"}, "training": {"max_steps": 1}}
+    ctx = JobContext(tmp_path / "support-bot-7k2m9qxa", "FineTune", FineTuneSpec.model_validate(document))
+    report = {"lineage": {"teacher": "support-teacher@3"}}
+    target = tmp_path / "published"
+    manifest_sha256 = publish_model(ctx, directory, target, {"report": report})
+    assert verify(target).lineage == Lineage("support-bot-7k2m9qxa", ("support-teacher@3",), manifest_sha256)
+
+
+@pytest.mark.parametrize("report", [None, [], {"lineage": {"teacher": None}}, {"lineage": 3}])
+def test_a_model_without_a_teacher_names_none(directory, report):
+    publish(directory, report=report)
+    assert verify(directory).lineage.teachers == ()
 
 
 def refused(directory, words):
