@@ -11,7 +11,7 @@ from finished_job import distill_job, finetune_job
 from trainer.data import Prompt
 from trainer.evaluate import EvaluationSet, batches, deal, evaluate, is_exact_match
 from trainer.listener import Silent
-from trainer.models import fresh_model, write_model
+from trainer.models import fresh_model
 from trainer.peers import Peers
 from trainer.prepare import prepare
 from trainer.report import count_parameters
@@ -220,7 +220,8 @@ def test_a_real_model_on_prepared_data(tmp_path):
     prepared = prepare(ctx)
     config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     fresh = fresh_model(config | {"num_attention_heads": 2}, prepared.tokenizer, seed=1)
-    write_model(ctx.model_dir("student"), fresh.config, fresh.state_dict(), prepared.tokenizer)
+    for part in (fresh, prepared.tokenizer):
+        part.save_pretrained(ctx.model_dir("student"))
     model = TeacherModel(str(ctx.model_dir("student")), dtype="float32")
     evaluate(ctx, "student", EvaluationSet.of(prepared), model.generate, model.score, Peers.alone(), Silent())
     lines = lines_of(ctx)
