@@ -137,15 +137,20 @@ def _release(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
 
 def _has_ended(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
     """Enough where no other attempt will follow at once."""
-    if attempt.submit_time_us is None or sight.view is View.ENDED:
-        return True
-    return sight.view is View.UNKNOWN and sight.now_us > _last_sign_us(attempt, settings)
+    was_never_asked_for = attempt.submit_time_us is None and sight.view is not View.ALIVE
+    return was_never_asked_for or _ray_says_ended(attempt, sight, settings)
+
+
+def _ray_says_ended(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
+    if sight.view is View.UNKNOWN:
+        return sight.now_us > _last_sign_us(attempt, settings)
+    return sight.view is View.ENDED
 
 
 def is_gone(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
     """The evidence that an attempt's driver lives no more: its lease is over, and Ray says so too."""
     lease_is_over = sight.now_us > _lease_end_us(attempt, settings)
-    return lease_is_over and _has_ended(attempt, sight, settings)
+    return lease_is_over and _ray_says_ended(attempt, sight, settings)
 
 
 def _lease_end_us(attempt: StoredAttempt, settings: Settings) -> float:

@@ -1,0 +1,121 @@
+"""The launcher against answers as Ray 2.60 gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster.errors import RayRefused, RayUnreachable
+from cluster.launcher import RayLauncher, Submission
+from cluster.policy import View
+from cluster.settings import Settings
+
+Handler = Callable[[httpx.Request], httpx.Response]
+SUBMISSION = Submission("bot-abc-1", "python -m cluster.driver", {"job": "bot"}, {"DS_ACCELERATOR": "cpu"})
+ALREADY = "Traceback (most recent call last):\nValueError: Job with submission_id bot-abc-1 already exists. Please use"
+
+
+def launcher(handler: Handler, **settings: object) -> RayLauncher:
+    return RayLauncher(Settings.model_validate(settings), transport=httpx.MockTransport(handler))
+
+
+def answering(status: int, body: object) -> Handler:
+    text = body if isinstance(body, str) else json.dumps(body)
+    return lambda request: httpx.Response(status, text=text, request=request)
+
+
+async def test_submission_carries_id_entrypoint_and_nothing_secret(tmp_path: Path) -> None:
+    seen: list[httpx.Request] = []
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"submission_id": "bot-abc-1"})
+
+    await launcher(handler, ray_token_path=token).submit(SUBMISSION)
+    request = seen[0]
+    assert (request.method, request.url.path) == ("POST", "/api/jobs/")
+    assert request.headers["Authorization"] == "Bearer s3cret"
+    assert json.loads(request.content) == {
+        "submission_id": "bot-abc-1",
+        "entrypoint": "python -m cluster.driver",
+        "metadata": {"job": "bot"},
+        "runtime_env": {"env_vars": {"DS_ACCELERATOR": "cpu"}},
+        "entrypoint_num_cpus": 0,
+    }
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_repeated_submission_counts_as_submitted(status: int) -> None:
+    await launcher(answering(status, ALREADY)).submit(SUBMISSION)
+
+
+@pytest.mark.parametrize(
+    ("status", "view"),
+    [
+        ("PENDING", View.ALIVE),
+        ("RUNNING", View.ALIVE),
+        ("SUCCEEDED", View.ENDED),
+        ("FAILED", View.ENDED),
+        ("STOPPED", View.ENDED),
+    ],
+)
+async def test_views(status: str, view: View) -> None:
+    job = await launcher(answering(200, {"status": status, "message": "a\nlast words"})).look("bot-abc-1")
+    assert (job.view, job.words) == (view, "last words")
+
+
+async def test_only_rays_own_words_say_that_a_job_is_unknown() -> None:
+    job = await launcher(answering(404, "Job bot-abc-1 does not exist")).look("bot-abc-1")
+    assert job.view is View.UNKNOWN
+    with pytest.raises(RayUnreachable):
+        await launcher(answering(404, "404: Not Found")).look("bot-abc-1")
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ReadTimeout(""), httpx.RemoteProtocolError("")])
+async def test_cannot_reach_is_not_refused(error: httpx.HTTPError) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    ray = launcher(handler)
+    for call in (ray.version(), ray.look("x"), ray.submit(SUBMISSION), ray.stop("x")):
+        with pytest.raises(RayUnreachable, match="cannot be reached"):
+            await call
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_wrong_token_is_told_as_such_and_decides_nothing(status: int) -> None:
+    with pytest.raises(RayUnreachable, match="RAY_AUTH_TOKEN_PATH") as caught:
+        await launcher(answering(status, "Unauthorized")).look("x")
+    assert caught.value.reason == "RAY_UNAUTHORIZED"
+
+
+async def test_missing_token_file_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(RayUnreachable, match="token cannot be read"):
+        await launcher(answering(200, {}), ray_token_path=tmp_path / "none").version()
+
+
+async def test_rays_own_trouble_is_no_answer_about_the_job() -> None:
+    with pytest.raises(RayUnreachable, match="No available agent"):
+        await launcher(answering(500, "No available agent to submit job, please try again later.")).submit(SUBMISSION)
+
+
+async def test_wrong_request_is_refused_with_the_line_that_matters() -> None:
+    with pytest.raises(RayRefused, match="TypeError: runtime_env must be a dict"):
+        await launcher(answering(400, "Traceback\n  File x\nTypeError: runtime_env must be a dict\n")).submit(
+            SUBMISSION
+        )
+
+
+async def test_something_else_on_the_port() -> None:
+    with pytest.raises(RayUnreachable, match="not Ray's dashboard"):
+        await launcher(answering(200, "<html>hello</html>")).version()
+
+
+async def test_stopping_what_is_unknown_is_fine() -> None:
+    await launcher(answering(404, "Job x does not exist")).stop("x")

@@ -1,0 +1,384 @@
+"""Whole stories of jobs, step by step, on a clock that stands still."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from athanor.v1 import worker_service_pb2
+from fakes import FakeDriver, World, struct
+
+from cluster.errors import PreconditionFailed
+from cluster.ids import hash_token
+from cluster.lifecycle import State
+from cluster.policy import UNREACHABLE
+from cluster.store.records import Change
+
+
+def cancel(world: World, uid: str) -> None:
+    job = world.job(uid)
+    world.store.transition(
+        job, Change("CANCEL_ASKED", "enough", State.CANCELLING, job={"cancel_time_us": world.store.now_us()})
+    )
+
+
+async def test_a_job_from_the_queue_to_the_registry(world: World) -> None:
+    uid = world.create()
+    await world.rounds(2)
+    assert world.state(uid) is State.STARTING
+    driver = world.driver()
+    assert await driver.heartbeat() == worker_service_pb2.DIRECTIVE_CONTINUE
+    await driver.progress(3, ("CHECKPOINT_WRITTEN", "step 3"))
+    summary = struct({"metrics": {"student": {"exact_match": 0.9}}, "parameters": {"student": 1234}})
+    record = driver.record("SUCCEEDED", model_path="/models/x", model_manifest_sha256="ab" * 32, summary=summary)
+    driver.write(record)
+    await driver.report(record)
+    driver.exit()
+    await world.rounds()
+    job = world.job(uid)
+    assert (job.state, job.published_model) == (State.SUCCEEDED, "student@1")
+    assert job.progress is not None
+    assert job.progress["step"] == 3
+    model = world.store.model_alias("student", "champion")
+    assert (model.version, model.job_uid, model.num_parameters) == (1, uid, 1234)
+    assert model.metrics == {"exact_match": 0.9}
+    assert job.last_attempt is not None
+    assert job.last_attempt.released
+    assert world.history(uid) == [
+        "CREATED",
+        "ADMITTED",
+        "ATTEMPT_CREATED",
+        "SUBMITTED",
+        "RUNNING",
+        "CHECKPOINT_WRITTEN",
+        "SUCCEEDED",
+    ]
+
+
+async def test_attempt_file_is_private_and_its_token_is_stored_only_as_a_hash(world: World) -> None:
+    uid = world.create()
+    await world.rounds(2)
+    driver = world.driver()
+    assert stat.S_IMODE(driver.path.stat().st_mode) == 0o600
+    document = json.loads(driver.path.read_text())
+    assert document["publish_dir"] == str(world.settings.storage / "models" / "student" / uid)
+    assert (document["job_uid"], document["attempt"], document["kind"]) == (uid, 1, "FineTune")
+    attempt = world.job(uid).last_attempt
+    assert attempt is not None
+    assert attempt.lease_token_sha256 == hash_token(document["lease_token"])
+    token = document["lease_token"].encode()
+    assert not [path for path in Path(world.settings.home).glob("athanor.db*") if token in path.read_bytes()]
+
+
+async def test_jobs_run_one_after_another_by_priority_then_age(world: World) -> None:
+    low = world.create("low", schedule={"priority": 100})
+    older, younger = world.create("older"), world.create("younger")
+    for expected in (older, younger, low):
+        driver = await world.running(expected)
+        assert sum(world.state(uid) is State.QUEUED for uid in (low, older, younger)) <= 2
+        await driver.report(driver.record("SUCCEEDED"))
+        await world.rounds()
+        assert len(world.ray.submissions) == [older, younger, low].index(expected) + 1, "the old driver still lives"
+        driver.exit()
+
+
+async def test_unreachable_ray_changes_no_state(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    world.ray.is_reachable = False
+    world.clock.advance(10_000)
+    await world.rounds(5)
+    job = world.job(uid)
+    assert job.state is State.RUNNING
+    condition = job.condition(UNREACHABLE)
+    assert condition is not None
+    assert (condition["status"], condition["reason"]) == (True, "RAY_UNREACHABLE")
+    assert world.history(uid).count("RAY_UNREACHABLE") == 1
+    world.ray.is_reachable = True
+    await driver.heartbeat()
+    await world.rounds(2)
+    job = world.job(uid)
+    assert job.state is State.RUNNING
+    assert job.condition(UNREACHABLE)["status"] is False
+    assert len(job.attempts) == 1
+
+
+async def test_unreachable_ray_keeps_an_admitted_job_waiting(world: World) -> None:
+    world.ray.is_reachable = False
+    uid = world.create()
+    await world.rounds(4)
+    assert world.state(uid) is State.ADMITTED
+    world.ray.is_reachable = True
+    await world.rounds()
+    assert world.state(uid) is State.STARTING
+
+
+async def test_result_counts_although_ray_is_gone(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    world.ray.is_reachable = False
+    driver.write(driver.record("SUCCEEDED", model_path="/models/x"))
+    await world.rounds()
+    job = world.job(uid)
+    assert job.state is State.SUCCEEDED
+    assert job.condition(UNREACHABLE) is None
+    assert world.terminal_events(uid) == [State.SUCCEEDED]
+
+
+async def test_lost_terminal_call_is_made_good_from_storage(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    record = driver.record("SUCCEEDED", model_path="/models/x")
+    driver.write(record)
+    driver.exit()
+    world.restart()
+    await world.rounds(2)
+    assert world.state(uid) is State.SUCCEEDED
+    await FakeDriver(world, world.ray.submissions[0]).report(record)
+    assert world.terminal_events(uid) == [State.SUCCEEDED]
+    assert [model.version for model in world.store.list_models("student", None, 10)] == [1]
+
+
+async def test_killed_driver_is_recovered_once_its_lease_is_over(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    driver.exit()
+    await world.rounds(3)
+    assert world.state(uid) is State.RUNNING, "Ray's word alone is not enough while the lease lasts"
+    world.clock.advance(world.settings.lease_s + 1)
+    await world.rounds(2)
+    assert world.state(uid) is State.STARTING
+    second = world.driver()
+    assert second.ray_job_id == f"{uid}-2"
+    with pytest.raises(PreconditionFailed, match="end at once"):
+        await driver.heartbeat()
+    await second.heartbeat()
+    job = world.job(uid)
+    assert (job.state, job.infrastructure_failures) == (State.RUNNING, 1)
+    assert [attempt.reason for attempt in job.attempts] == ["DRIVER_LOST", ""]
+
+
+async def test_silent_driver_that_ray_sees_alive_is_not_given_up(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    world.clock.advance(10_000)
+    await world.rounds(3)
+    job = world.job(uid)
+    assert (job.state, len(job.attempts)) == (State.RUNNING, 1)
+    assert job.condition(UNREACHABLE)["reason"] == "DRIVER_SILENT"
+    await driver.heartbeat()
+    await world.rounds()
+    assert world.job(uid).condition(UNREACHABLE)["status"] is False
+
+
+async def test_ray_that_lost_its_memory_is_believed_only_after_a_grace(world: World) -> None:
+    uid = world.create()
+    await world.running(uid)
+    world.ray.views.clear()
+    world.clock.advance(world.settings.lease_s + 1)
+    await world.rounds(2)
+    assert world.state(uid) is State.RUNNING
+    world.clock.advance(world.settings.unknown_grace_s)
+    await world.rounds(2)
+    assert world.state(uid) is State.STARTING
+    assert len(world.job(uid).attempts) == 2
+
+
+async def test_submission_whose_answer_is_lost_is_not_repeated_as_another_job(world: World) -> None:
+    uid = world.create()
+    world.ray.loses_replies = True
+    await world.rounds(3)
+    world.ray.loses_replies = False
+    await world.rounds()
+    assert world.state(uid) is State.STARTING
+    assert [submission.ray_job_id for submission in world.ray.submissions] == [f"{uid}-1"]
+    await world.driver().heartbeat()
+    assert world.state(uid) is State.RUNNING
+
+
+async def test_refused_submission_fails_the_job_with_rays_words(world: World) -> None:
+    world.ray.refuses = "entrypoint is wrong"
+    uid = world.create()
+    await world.rounds(2)
+    job = world.job(uid)
+    assert (job.state, job.reason) == (State.FAILED, "SUBMIT_REFUSED")
+    assert "entrypoint is wrong" in job.message
+
+
+async def test_infrastructure_errors_are_retried_within_their_budget(world: World) -> None:
+    uid = world.create(schedule={"retries": {"infrastructure": 1}})
+    for _ in range(2):
+        driver = await world.running(uid)
+        await driver.report(driver.record("INFRASTRUCTURE_ERROR", reason="WORKER_LOST", message="a worker died"))
+        await world.rounds(2)
+        assert not world.ray.live(uid) or world.ray.live(uid) == [driver.ray_job_id], "no second while the first lives"
+        driver.exit()
+    await world.rounds(2)
+    job = world.job(uid)
+    assert (job.state, job.reason, job.message) == (State.FAILED, "WORKER_LOST", "a worker died")
+    assert len(job.attempts) == 2
+
+
+async def test_user_errors_fail_at_once_by_default(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    await driver.report(driver.record("USER_ERROR", reason="DATA_EMPTY", message="no rows in train.jsonl"))
+    job = world.job(uid)
+    assert (job.state, job.reason, job.message) == (State.FAILED, "DATA_EMPTY", "no rows in train.jsonl")
+
+
+async def test_driver_that_does_not_exit_after_its_record_is_stopped(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    await driver.report(driver.record("SUCCEEDED"))
+    await world.rounds(2)
+    assert world.ray.stopped == []
+    world.clock.advance(world.settings.teardown_grace_s + 1)
+    await world.rounds(2)
+    assert world.ray.stopped == [driver.ray_job_id]
+    assert world.store.unreleased() == []
+    assert world.state(uid) is State.SUCCEEDED
+
+
+async def test_cancel_in_the_queue(world: World) -> None:
+    first, second = world.create(), world.create()
+    await world.rounds(2)
+    cancel(world, second)
+    await world.rounds()
+    assert world.state(second) is State.CANCELLED
+    assert world.state(first) is State.STARTING
+    assert world.job(second).attempts == ()
+
+
+async def test_cancelled_driver_ends_by_itself(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    cancel(world, uid)
+    assert await driver.heartbeat() == worker_service_pb2.DIRECTIVE_CANCEL
+    await driver.report(driver.record("CANCELLED", reason="CANCELLED", message="ended at step 7"))
+    driver.exit()
+    await world.rounds()
+    job = world.job(uid)
+    assert (job.state, job.message) == (State.CANCELLED, "ended at step 7")
+    assert world.ray.stopped == []
+
+
+async def test_cancelled_driver_that_does_not_listen_is_stopped_after_a_grace(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    cancel(world, uid)
+    await world.rounds(2)
+    assert world.state(uid) is State.CANCELLING
+    world.clock.advance(world.settings.cancel_grace_s + 1)
+    await world.rounds(2)
+    assert world.ray.stopped == [driver.ray_job_id]
+    assert world.state(uid) is State.CANCELLED
+
+
+async def test_cancel_waits_while_ray_is_out_of_sight(world: World) -> None:
+    uid = world.create()
+    await world.running(uid)
+    cancel(world, uid)
+    world.ray.is_reachable = False
+    world.clock.advance(10_000)
+    await world.rounds(3)
+    assert world.state(uid) is State.CANCELLING
+    world.ray.is_reachable = True
+    await world.rounds(2)
+    assert world.state(uid) is State.CANCELLED
+
+
+async def test_job_that_ended_well_before_it_saw_the_cancel_has_ended_well(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    cancel(world, uid)
+    await driver.report(driver.record("SUCCEEDED", model_path="/models/x"))
+    assert world.state(uid) is State.SUCCEEDED
+    assert world.job(uid).published_model == "student@1"
+
+
+async def test_max_run_duration(world: World) -> None:
+    uid = world.create(schedule={"max_run_duration": "60s"})
+    driver = await world.running(uid)
+    world.clock.advance(59)
+    await world.rounds()
+    assert world.state(uid) is State.RUNNING
+    world.clock.advance(2)
+    await world.rounds()
+    job = world.job(uid)
+    assert (job.state, job.reason) == (State.FAILED, "MAX_RUN_DURATION")
+    assert world.ray.stopped == [driver.ray_job_id]
+    with pytest.raises(PreconditionFailed):
+        await driver.heartbeat()
+
+
+async def test_driver_that_dies_before_its_first_word(world: World) -> None:
+    uid = world.create(schedule={"retries": {"infrastructure": 0}})
+    await world.rounds(2)
+    world.driver().exit()
+    await world.rounds()
+    assert world.state(uid) is State.STARTING
+    world.clock.advance(world.settings.lease_s + 1)
+    await world.rounds()
+    job = world.job(uid)
+    assert (job.state, job.reason) == (State.FAILED, "DRIVER_LOST")
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+async def test_stale_lease_token_is_refused(world: World, token: str) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    driver.ref.lease_token = token
+    record = driver.record("SUCCEEDED")
+    for call in (driver.heartbeat(), driver.progress(1), driver.report(record)):
+        with pytest.raises(PreconditionFailed) as caught:
+            await call
+        assert caught.value.reason == "LEASE_LOST"
+    assert world.state(uid) is State.RUNNING
+
+
+async def test_known_terminal_record_still_needs_the_token(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    record = driver.record("SUCCEEDED")
+    await driver.report(record)
+    await driver.report(record)
+    driver.ref.lease_token = "wrong"
+    with pytest.raises(PreconditionFailed):
+        await driver.report(record)
+    assert world.terminal_events(uid) == [State.SUCCEEDED]
+
+
+async def test_second_terminal_record_is_refused(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    await driver.report(driver.record("SUCCEEDED"))
+    with pytest.raises(PreconditionFailed):
+        await driver.report(driver.record("USER_ERROR"))
+    assert world.state(uid) is State.SUCCEEDED
+
+
+async def test_torn_terminal_record_counts_as_none(world: World) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    (driver.path.parent / "terminal.json").write_text('{"outcome": "OUTCOME_SUCC')
+    await world.rounds()
+    assert world.state(uid) is State.RUNNING
+    (driver.path.parent / "terminal.json").write_text("{}")
+    await world.rounds()
+    assert world.state(uid) is State.RUNNING
+
+
+async def test_each_finished_job_publishes_the_next_version(world: World) -> None:
+    for version in (1, 2):
+        uid = world.create()
+        driver = await world.running(uid)
+        await driver.report(driver.record("SUCCEEDED", model_path=f"/models/{version}"))
+        driver.exit()
+        await world.rounds()
+        assert world.job(uid).published_model == f"student@{version}"
+    assert world.store.model_alias("student", "champion").version == 2
+    moves = [(new, old) for new, old, _ in world.store.alias_history("student", "champion")]
+    assert moves == [(1, 0), (2, 1)]

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.errors import StartUpError
+from cluster.settings import Settings
+
+
+def test_everything_lives_under_home_by_default() -> None:
+    settings = Settings.from_env({"ATHANOR_HOME": "/srv/athanor"})
+    assert settings.database_url == "sqlite:////srv/athanor/athanor.db"
+    assert settings.storage == Path("/srv/athanor/storage")
+    assert settings.listen == "127.0.0.1:50051"
+    assert settings.store_kind == "sqlite"
+    assert settings.job_dir("x-1") == Path("/srv/athanor/storage/jobs/x-1")
+    assert settings.publish_dir("m", "x-1") == Path("/srv/athanor/storage/models/m/x-1")
+
+
+def test_each_variable_is_read() -> None:
+    settings = Settings.from_env(
+        {
+            "ATHANOR_DATABASE_URL": "postgresql+psycopg://a@b/c",
+            "ATHANOR_STORAGE": "/data",
+            "ATHANOR_LISTEN": "0.0.0.0:1",
+            "ATHANOR_SERVE_PORT": "8001",
+            "ATHANOR_MAX_RUNNING_JOBS": "4",
+            "RAY_AUTH_TOKEN_PATH": "/run/token",
+            "DS_ACCELERATOR": "cpu",
+        }
+    )
+    assert (settings.store_kind, settings.storage, settings.serve_url) == (
+        "postgresql",
+        Path("/data"),
+        "http://127.0.0.1:8001",
+    )
+    assert (settings.max_running_jobs, settings.token_file) == (4, Path("/run/token"))
+    assert settings.driver_env == {"DS_ACCELERATOR": "cpu"}
+
+
+def test_relative_paths_become_absolute() -> None:
+    assert Settings.from_env({"ATHANOR_HOME": "here"}).home == Path.cwd() / "here"
+
+
+def test_token_file_is_rays_own_place_only_in_token_mode() -> None:
+    assert Settings.from_env({}).token_file is None
+    assert Settings.from_env({"RAY_AUTH_MODE": "token"}).token_file == Path.home() / ".ray" / "auth_token"
+
+
+def test_secrets_of_the_environment_do_not_reach_drivers() -> None:
+    assert Settings.from_env({"HF_TOKEN": "secret", "ATHANOR_TOKEN": "secret"}).driver_env == {}
+
+
+@pytest.mark.parametrize("name", ["ATHANOR_SERVE_PORT", "ATHANOR_MAX_RUNNING_JOBS", "ATHANOR_LEASE_S"])
+def test_wrong_value_names_the_variable(name: str) -> None:
+    with pytest.raises(StartUpError, match=name):
+        Settings.from_env({name: "-1"})
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().listen = "x:1"  # type: ignore[misc]
