@@ -1,0 +1,111 @@
+"""One attempt as its processes see it: what attempt.json says, and the small files by which they talk.
+
+The control plane's own view of the same files is `cluster/attempt_files.py`. Loads no torch, no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from athanor.v1 import worker_service_pb2
+from athanor.v1.worker_service_pb2 import TerminalRecord
+from google.protobuf import json_format
+
+from trainer import atomic
+from trainer.job import JobContext
+from trainer.spec import parse_spec
+
+SUCCEEDED = worker_service_pb2.OUTCOME_SUCCEEDED
+USER_ERROR = worker_service_pb2.OUTCOME_USER_ERROR
+INFRASTRUCTURE_ERROR = worker_service_pb2.OUTCOME_INFRASTRUCTURE_ERROR
+CANCELLED = worker_service_pb2.OUTCOME_CANCELLED
+
+_MESSAGE_LENGTH = 1000
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Picklable; the same in the driver and in every worker."""
+
+    path: Path
+    """attempt.json, in `<job directory>/attempts/<number>/`."""
+    job_uid: str
+    number: int
+    lease_token: str = field(repr=False)
+    control_plane: str
+    """host:port of its gRPC server."""
+    publish_dir: Path | None
+    document: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def load(cls, path: Path) -> Attempt:
+        document = json.loads(path.read_text())
+        return cls(
+            path=path.absolute(),
+            job_uid=document["job_uid"],
+            number=int(document["attempt"]),
+            lease_token=document["lease_token"],
+            control_plane=document["control_plane"],
+            publish_dir=Path(document["publish_dir"]) if document.get("publish_dir") else None,
+            document=document,
+        )
+
+    @cached_property
+    def ctx(self) -> JobContext:
+        """The job itself; SpecError when this code does not know its settings."""
+        kind, models = self.document["kind"], self.document.get("models", {})
+        paths = {reference: model["path"] for reference, model in models.items()}
+        return JobContext(self.path.parents[2], kind, parse_spec(kind, self.document["spec"]), paths)
+
+    @property
+    def ray_name(self) -> str:
+        """`<uid>-<attempt>`: the name of this attempt wherever Ray shows one."""
+        return f"{self.job_uid}-{self.number}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path.with_name("driver.log")
+
+    @property
+    def terminal_path(self) -> Path:
+        """How the attempt ended, for the control plane."""
+        return self.path.with_name("terminal.json")
+
+    @property
+    def outcome_path(self) -> Path:
+        """How learning ended, from the worker that knows it to the driver."""
+        return self.path.with_name("outcome.json")
+
+    def events_path(self, rank: int) -> Path:
+        return self.path.with_name(f"events-{rank}.jsonl")
+
+
+def ended(outcome: worker_service_pb2.Outcome.ValueType, reason: str = "", message: str = "") -> TerminalRecord:
+    """A record of an end that has no model to show; of a long message only the beginning is kept."""
+    record = TerminalRecord(outcome=outcome, reason=reason, message=message[:_MESSAGE_LENGTH])
+    record.end_time.GetCurrentTime()
+    return record
+
+
+def write_record(path: Path, record: TerminalRecord) -> None:
+    """As proto JSON, whole or not at all."""
+    atomic.write_text(path, json_format.MessageToJson(record, preserving_proto_field_name=True))
+
+
+def read_record(path: Path) -> TerminalRecord | None:
+    """None while there is none."""
+    try:
+        return json_format.Parse(path.read_text(), TerminalRecord())
+    except FileNotFoundError:
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line: the class, and the first line of its words."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,99 @@
+"""A worker's voice: progress and events go to small files in the job's directory, which the driver reads and forwards.
+
+Files, because they outlive the worker, cross nodes on the shared storage, and need no call that could fail. Nothing
+here talks to the control plane.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.driver.attempt import Attempt
+from trainer.atomic import write_json
+
+_STAGES = {"student": "train"}
+_SHORTEST_INTERVAL_S = 0.5
+
+
+class WorkerListener:
+    """Implements `trainer.listener.Listener` for one worker of the student group."""
+
+    def __init__(self, attempt: Attempt, rank: int, *, clock: Callable[[], float] = time.time) -> None:
+        self._rank = rank
+        self._events_path = attempt.events_path(rank)
+        self._progress_path = attempt.ctx.progress_path
+        self._clock = clock
+        self._stage = ("", 0, 0.0)
+        self._written_at = 0.0
+
+    def progress(self, stage: str, step: int, total: int, **figures: float) -> None:
+        """Kept at most twice a second, and always at the first and the last step of a stage; the first rank's alone."""
+        now = self._clock()
+        is_new = self._stage[0] != stage
+        if is_new:
+            self._stage = (stage, step, now)
+        if self._rank == 0 and (is_new or step == total or now - self._written_at >= _SHORTEST_INTERVAL_S):
+            self._written_at = now
+            write_json(self._progress_path, self._document(stage, step, total, figures, now))
+
+    def event(self, reason: str, message: str) -> None:
+        self.log(f"{reason}: {message}")
+        with self._events_path.open("a") as file:
+            file.write(json.dumps({"reason": reason, "message": message}) + "\n")
+
+    def log(self, line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def should_stop(self) -> bool:
+        """The driver ends its workers itself; every stage is resumed from its last checkpoint."""
+        return False
+
+    def _document(
+        self, stage: str, step: int, total: int, figures: dict[str, float], now: float
+    ) -> dict[str, str | float | None]:
+        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        first_word = stage.split()[0]
+        return {
+            "stage": _STAGES.get(first_word, first_word),
+            "step": step,
+            "total_steps": total,
+            "tokens": int(finite.get("tokens", 0)),
+            "tokens_per_second": finite.get("tokens_per_second", 0.0),
+            "loss": finite.get("loss"),
+            "eta_s": finite.get("eta_s", self._eta_s(step, total, now)),
+            "time": now,
+        }
+
+    def _eta_s(self, step: int, total: int, now: float) -> float | None:
+        _, first_step, started_at = self._stage
+        done = step - first_step
+        return (now - started_at) / done * (total - step) if done > 0 and total >= step else None
+
+
+class EventTail:
+    """What the workers of an attempt wrote as events, each line once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._offsets: dict[Path, int] = {}
+        self._unread: dict[Path, int] = {}
+
+    def read(self) -> list[dict[str, str]]:
+        """New whole lines; they come again until `confirm` says that they arrived."""
+        events: list[dict[str, str]] = []
+        for path in sorted(self._directory.glob("events-*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._offsets.get(path, 0))
+                lines = [line for line in file if line.endswith(b"\n")]
+            self._unread[path] = self._offsets.get(path, 0) + sum(len(line) for line in lines)
+            events.extend(json.loads(line) for line in lines)
+        return events
+
+    def confirm(self) -> None:
+        self._offsets.update(self._unread)

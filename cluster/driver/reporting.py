@@ -1,0 +1,139 @@
+"""What the driver tells the control plane, about once a second, from a thread of its own: it lives, and how far it is.
+
+A control plane that cannot be reached is no error: work goes on and the next report is tried. What comes back is one of
+two orders, and both are handed to `on_order`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import grpc
+from athanor.v1 import job_pb2, worker_service_pb2, worker_service_pb2_grpc
+from athanor.v1.worker_service_pb2 import AttemptRef, TerminalRecord
+
+from cluster import rpc
+from cluster.driver.attempt import Attempt
+from cluster.driver.listener import EventTail
+
+log = logging.getLogger(__name__)
+
+_RPC_TIMEOUT_S = 5.0
+_TERMINAL_PATIENCE_S = 20.0
+_LEASE_LOST = "LEASE_LOST"
+
+
+class Order(StrEnum):
+    """What the control plane wants of this attempt, other than to go on."""
+
+    CANCEL = "CANCEL"
+    LEASE_LOST = "LEASE_LOST"
+    """Another attempt owns the job: end at once, write nothing more."""
+
+
+class Reporter:
+    """Heartbeats until it is stopped."""
+
+    def __init__(self, attempt: Attempt, on_order: Callable[[Order], None], *, interval_s: float = 1.0) -> None:
+        self._attempt = attempt
+        self._on_order = on_order
+        self._interval_s = interval_s
+        self._ref = AttemptRef(job_uid=attempt.job_uid, attempt=attempt.number, lease_token=attempt.lease_token)
+        self._channel = grpc.insecure_channel(attempt.control_plane)
+        self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
+        self._events = EventTail(attempt.path.parent)
+        self._last_progress: dict[str, Any] | None = None
+        self._is_cut = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the heartbeat; what was not told yet is told now."""
+        self._stopped.set()
+        self._thread.join(timeout=2 * _RPC_TIMEOUT_S)
+        self.tell()
+
+    def report_terminal(self, record: TerminalRecord, *, patience_s: float = _TERMINAL_PATIENCE_S) -> bool:
+        """Whether the control plane took it; if not, it finds the record on the storage."""
+        request = worker_service_pb2.ReportTerminalRequest(attempt=self._ref, record=record)
+        try:
+            rpc.repeat(
+                lambda: self._stub.ReportTerminal(request, timeout=_RPC_TIMEOUT_S),
+                self._attempt.control_plane,
+                patience_s=patience_s,
+            )
+        except rpc.RequestFailed as error:
+            log.warning("the terminal record lies in storage only: %s", error)
+            return False
+        finally:
+            self._channel.close()
+        return True
+
+    def tell(self) -> None:
+        """One report: of progress and events if there are new ones, else the bare heartbeat."""
+        try:
+            directive = self._report()
+        except grpc.RpcError as error:
+            self._not_heard(rpc.explain(error, self._attempt.control_plane))
+            return
+        self._is_cut = False
+        if directive == worker_service_pb2.DIRECTIVE_CANCEL:
+            self._on_order(Order.CANCEL)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self.tell()
+            self._stopped.wait(self._interval_s)
+
+    def _report(self) -> worker_service_pb2.Directive.ValueType:
+        events, progress = self._events.read(), self._new_progress()
+        if not events and progress is None:
+            beat = worker_service_pb2.HeartbeatRequest(attempt=self._ref)
+            return self._stub.Heartbeat(beat, timeout=_RPC_TIMEOUT_S).directive
+        report = worker_service_pb2.ReportProgressRequest(
+            attempt=self._ref,
+            progress=progress_message(progress) if progress else None,
+            events=[worker_service_pb2.WorkerEvent(**event) for event in events],
+        )
+        directive = self._stub.ReportProgress(report, timeout=_RPC_TIMEOUT_S).directive
+        self._events.confirm()
+        self._last_progress = progress or self._last_progress
+        return directive
+
+    def _new_progress(self) -> dict[str, Any] | None:
+        try:
+            progress: dict[str, Any] = json.loads(self._attempt.ctx.progress_path.read_text())
+        except FileNotFoundError:
+            return None
+        return None if progress == self._last_progress else progress
+
+    def _not_heard(self, failure: rpc.RequestFailed) -> None:
+        if failure.reason == _LEASE_LOST:
+            self._on_order(Order.LEASE_LOST)
+        elif not self._is_cut:
+            self._is_cut = True
+            log.warning("working on without the control plane: %s", failure)
+
+
+def progress_message(progress: dict[str, Any]) -> job_pb2.Progress:
+    """progress.json as the contract has it."""
+    message = job_pb2.Progress(
+        stage=progress["stage"],
+        step=progress["step"],
+        total_steps=progress["total_steps"],
+        tokens=progress["tokens"],
+        tokens_per_second=progress["tokens_per_second"],
+        loss=progress["loss"],
+    )
+    if progress["eta_s"] is not None:
+        message.eta.FromMicroseconds(int(progress["eta_s"] * 1e6))
+    message.update_time.FromMicroseconds(int(progress["time"] * 1e6))
+    return message

@@ -1,0 +1,126 @@
+"""The student group on Ray: Ray Train's workers, each of which runs the stages of learning, in lockstep with its peers.
+
+Rank 0 also prepares the data before, and writes report and published model after: so the driver needs no torch.
+A wrong job is written down for the driver, which then ends the run: Ray Train must not try it again. A lost worker is
+Ray Train's affair: it starts all of them again, and every stage resumes from what lies in the job's directory.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.collective
+from athanor.v1.worker_service_pb2 import TerminalRecord
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from cluster.driver.attempt import INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt, ended, write_record
+from cluster.driver.listener import WorkerListener
+from cluster.driver.teacher_dispatch import TeacherLost
+from trainer.errors import TrainerError, UserError
+from trainer.spec import DistillSpec
+
+_TRAIN_SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def train_students(attempt: Attempt) -> None:
+    """Returns when every worker is done; TrainingFailedError when they were lost too often."""
+    os.environ.update(_TRAIN_SETTINGS)
+    resources = attempt.ctx.spec.resources.student
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    failures = ray.train.FailureConfig(max_failures=attempt.ctx.spec.schedule.retries.infrastructure)
+    DataParallelTrainer(
+        work,
+        train_loop_config={"attempt_file": str(attempt.path)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=attempt.ray_name, storage_path=str(attempt.ctx.job_dir / "train"), failure_config=failures
+        ),
+    ).fit()
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each worker runs."""
+    attempt = Attempt.load(Path(config["attempt_file"]))
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    with outcome_of_errors(attempt):
+        _join_peers(attempt, rank, world)
+        _learn(attempt, rank, world)
+    ray.train.report({"rank": rank})
+
+
+@contextmanager
+def outcome_of_errors(attempt: Attempt) -> Iterator[None]:
+    """Errors that the same work would meet again are written down for the driver."""
+    try:
+        yield
+    except UserError as error:
+        traceback.print_exc()
+        write_record(attempt.outcome_path, ended(USER_ERROR, error.reason, str(error)))
+        raise
+    except (TrainerError, TeacherLost) as error:
+        traceback.print_exc()
+        write_record(attempt.outcome_path, ended(INFRASTRUCTURE_ERROR, error.reason, str(error)))
+        raise
+
+
+def _join_peers(attempt: Attempt, rank: int, world: int) -> None:
+    from cluster.driver import process_group
+
+    process_group.use_threads(attempt.ctx.spec.resources.student.cpus_per_worker)
+    if world == 1:
+        return
+    meeting = process_group.Meeting.open(ray.util.get_node_ip_address()) if rank == 0 else None
+    address = ray.train.collective.broadcast_from_rank_zero(meeting and meeting.address)
+    process_group.join(meeting or process_group.Meeting.find(address), rank, world)
+
+
+def _learn(attempt: Attempt, rank: int, world: int) -> None:
+    from cluster.driver.remote_teacher import RemoteTeacher
+    from trainer.peers import Peers
+    from trainer.prepare import prepare
+    from trainer.stages import run_stages
+
+    listener = WorkerListener(attempt, rank)
+    if rank == 0:
+        listener.progress("prepare", 0, 1)
+        prepare(attempt.ctx)
+    ray.train.collective.barrier()
+    teacher = RemoteTeacher.connect(world) if isinstance(attempt.ctx.spec, DistillSpec) else None
+    run_stages(attempt.ctx, Peers(rank, world), teacher, listener)
+    if rank == 0:
+        listener.progress("publish", 0, 1)
+        write_record(attempt.outcome_path, _publish(attempt))
+
+
+def _publish(attempt: Attempt) -> TerminalRecord:
+    """Report and model, and the record that names them."""
+    from trainer.models import publish_model
+    from trainer.report import build_report
+
+    ctx, record = attempt.ctx, ended(SUCCEEDED)
+    report = build_report(ctx)
+    record.report_path = str(report.html_path)
+    record.summary.update(report.document["metrics"])
+    if attempt.publish_dir is not None:
+        extra = {"name": attempt.document["name"], "report": dict(report.document)}
+        record.model_manifest_sha256 = publish_model(ctx, ctx.model_dir("student"), attempt.publish_dir, extra)
+        record.model_path = str(attempt.publish_dir)
+    return record

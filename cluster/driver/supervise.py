@@ -1,0 +1,137 @@
+"""The life of one attempt: start the groups, wait for the first thing that ends it, write down how it ended.
+
+An attempt ends when its students are done, when a worker wrote down why it cannot go on, when the control plane orders
+it, or when this process is told to terminate. Whatever comes first wins; Ray then ends all actors with their driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+import traceback
+from functools import partial
+
+import ray
+from athanor.v1.worker_service_pb2 import TerminalRecord
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+
+from cluster.driver.attempt import (
+    CANCELLED,
+    INFRASTRUCTURE_ERROR,
+    SUCCEEDED,
+    USER_ERROR,
+    Attempt,
+    ended,
+    first_line,
+    read_record,
+    write_record,
+)
+from cluster.driver.reporting import Order, Reporter
+from cluster.driver.student_group import train_students
+from cluster.driver.teacher_group import TeacherPlan, start_teacher
+from cluster.driver.teacher_shard import Compute
+from trainer.errors import UserError
+from trainer.job import JobContext
+from trainer.spec import DistillSpec
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_TERMINATE = "TERMINATE"
+
+
+class Supervisor:
+    """One attempt."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._ends: queue.SimpleQueue[Order | str | BaseException | None] = queue.SimpleQueue()
+        self._reporter = Reporter(attempt, self._ends.put)
+
+    def run(self) -> None:
+        """Returns when the end is on the storage, and reported if the control plane listens."""
+        self._reporter.start()
+        try:
+            record = self._work()
+        except UserError as error:
+            record = ended(USER_ERROR, error.reason, str(error))
+        except (RayError, ConnectionError) as error:
+            traceback.print_exc()
+            record = ended(INFRASTRUCTURE_ERROR, "RAY_LOST", first_line(error))
+        except Exception as error:
+            self._conclude(ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error)))
+            raise
+        self._conclude(record)
+
+    def _work(self) -> TerminalRecord | None:
+        """None when nothing may be written any more."""
+        self._attempt.outcome_path.unlink(missing_ok=True)
+        ctx = self._attempt.ctx
+        ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING)
+        signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
+        try:
+            if isinstance(ctx.spec, DistillSpec):
+                start_teacher(teacher_plan(ctx))
+            threading.Thread(target=self._train, name="students", daemon=True).start()
+            return self._first_end()
+        finally:
+            ray.shutdown()
+
+    def _train(self) -> None:
+        try:
+            train_students(self._attempt)
+            self._ends.put(None)
+        except (TrainingFailedError, RayError) as error:
+            self._ends.put(error)
+
+    def _first_end(self) -> TerminalRecord | None:
+        while True:
+            try:
+                end = self._ends.get(timeout=_POLL_S)
+            except queue.Empty:
+                outcome = read_record(self._attempt.outcome_path)
+                if outcome is not None and outcome.outcome != SUCCEEDED:
+                    return outcome
+                continue
+            return self._record_of(end)
+
+    def _record_of(self, end: Order | str | BaseException | None) -> TerminalRecord | None:
+        if end == Order.LEASE_LOST:
+            return None
+        if end == Order.CANCEL:
+            return ended(CANCELLED, "CANCELLED", "ended by request")
+        if end == _TERMINATE:
+            return ended(INFRASTRUCTURE_ERROR, "DRIVER_TERMINATED", "the driver was told to terminate")
+        lost = first_line(end) if isinstance(end, BaseException) else "the workers ended without an outcome"
+        return read_record(self._attempt.outcome_path) or ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
+
+    def _conclude(self, record: TerminalRecord | None) -> None:
+        """The storage first: it is where the control plane looks if the report does not reach it."""
+        if record is None:
+            log.warning("another attempt owns this job; ending without a word")
+            return
+        self._reporter.stop()
+        write_record(self._attempt.terminal_path, record)
+        self._reporter.report_terminal(record)
+
+
+def teacher_plan(ctx: JobContext) -> TeacherPlan:
+    """The teacher group that a Distill job asks for."""
+    assert isinstance(ctx.spec, DistillSpec)
+    teacher, resources = ctx.spec.teachers[0], ctx.spec.resources.teacher
+    return TeacherPlan(
+        load=partial(load_teacher, ctx.resolve_model(teacher.model), teacher.dtype),
+        shards=teacher.shards,
+        cpus_per_shard=resources.cpus_per_worker,
+        gpus_per_shard=resources.gpus_per_worker,
+    )
+
+
+def load_teacher(source: str, dtype: str, rank: int, world: int) -> Compute:
+    """In the shard's process: its share of the model."""
+    from trainer.teacher import TeacherModel
+
+    return TeacherModel(source, dtype=dtype, rank=rank, world=world)

@@ -1,0 +1,54 @@
+"""Everything this process and its workers print goes on to where stdout went, and into a file as well.
+
+Works on the file descriptors, so that native code and Ray's forwarded worker output are caught too. Both streams become
+one, in the order in which they were written.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_STREAMS = (1, 2)
+_CHUNK = 64 * 1024
+
+
+@contextmanager
+def copied_output(path: Path) -> Iterator[None]:
+    """Copies stdout and stderr to the end of `path`; when the block ends, all of it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    originals = [os.dup(number) for number in _STREAMS]
+    copier = threading.Thread(target=_copy, args=(reader, os.dup(1), path), name="log-copier", daemon=True)
+    _redirect([writer, writer])
+    os.close(writer)
+    copier.start()
+    try:
+        yield
+    finally:
+        _redirect(originals)
+        for original in originals:
+            os.close(original)
+        copier.join(timeout=5.0)  # a child that inherited the pipe may keep it open
+
+
+def _redirect(targets: list[int]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, target in zip(_STREAMS, targets, strict=True):
+        os.dup2(target, number)
+
+
+def _copy(reader: int, onward: int, path: Path) -> None:
+    with path.open("ab", buffering=0) as file:
+        while chunk := os.read(reader, _CHUNK):
+            with suppress(OSError):  # the disk is full, or whoever listened is gone: the attempt goes on
+                file.write(chunk)
+            with suppress(OSError):
+                os.write(onward, chunk)
+    os.close(reader)
+    os.close(onward)

@@ -1,0 +1,141 @@
+"""The reporter against a control plane of gRPC's own, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+import grpc
+import pytest
+from athanor.v1 import worker_service_pb2, worker_service_pb2_grpc
+from attempts import written_attempt
+from grpc_status import rpc_status
+
+from cluster.driver.attempt import CANCELLED, Attempt, ended
+from cluster.driver.listener import WorkerListener
+from cluster.driver.reporting import Order, Reporter
+from cluster.errors import PreconditionFailed
+from cluster.services.interceptor import rich_status
+
+CONTINUE, CANCEL = worker_service_pb2.DIRECTIVE_CONTINUE, worker_service_pb2.DIRECTIVE_CANCEL
+
+
+class ControlPlane(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Notes what it is told; answers with `directive`, or with LEASE_LOST for another token than `token`."""
+
+    def __init__(self) -> None:
+        self.told: SimpleQueue[object] = SimpleQueue()
+        self.directive = CONTINUE
+        self.token = "secret"
+
+    def _take(self, request, context):
+        if request.attempt.lease_token != self.token:
+            error = PreconditionFailed("LEASE_LOST", "end at once")
+            context.abort_with_status(rpc_status.to_status(rich_status(error, "1")))
+        self.told.put(request)
+
+    def Heartbeat(self, request, context):
+        self._take(request, context)
+        return worker_service_pb2.HeartbeatResponse(directive=self.directive)
+
+    def ReportProgress(self, request, context):
+        self._take(request, context)
+        return worker_service_pb2.ReportProgressResponse(directive=self.directive)
+
+    def ReportTerminal(self, request, context):
+        self._take(request, context)
+        return worker_service_pb2.ReportTerminalResponse()
+
+
+@contextmanager
+def serving(control_plane: ControlPlane, port: int = 0) -> Iterator[int]:
+    server = grpc.server(ThreadPoolExecutor(2))
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(control_plane, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def control_plane() -> ControlPlane:
+    return ControlPlane()
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, control_plane: ControlPlane) -> Iterator[Attempt]:
+    with serving(control_plane) as port:
+        yield written_attempt(tmp_path, control_plane=f"127.0.0.1:{port}")
+
+
+def test_a_heartbeat_names_the_attempt_and_its_lease(attempt: Attempt, control_plane: ControlPlane) -> None:
+    Reporter(attempt, list.append).tell()
+    request = control_plane.told.get(timeout=5)
+    assert isinstance(request, worker_service_pb2.HeartbeatRequest)
+    assert (request.attempt.job_uid, request.attempt.attempt, request.attempt.lease_token) == (
+        "bot-abcdefgh",
+        1,
+        "secret",
+    )
+
+
+def test_progress_and_events_are_told_once(attempt: Attempt, control_plane: ControlPlane) -> None:
+    listener, reporter = WorkerListener(attempt, 0, clock=lambda: 7.0), Reporter(attempt, list.append)
+    listener.progress("student", 3, 9, tokens=30, loss=1.5, eta_s=2.5)
+    listener.event("CHECKPOINT_WRITTEN", "step 3")
+    reporter.tell()
+    reporter.tell()
+    first, second = control_plane.told.get(timeout=5), control_plane.told.get(timeout=5)
+    assert (first.progress.stage, first.progress.step, first.progress.total_steps) == ("train", 3, 9)
+    assert (first.progress.loss, first.progress.tokens, first.progress.eta.ToMicroseconds()) == (1.5, 30, 2_500_000)
+    assert first.progress.update_time.ToSeconds() == 7
+    assert [(event.reason, event.message) for event in first.events] == [("CHECKPOINT_WRITTEN", "step 3")]
+    assert isinstance(second, worker_service_pb2.HeartbeatRequest)
+
+
+def test_a_loss_that_is_not_known_is_absent(attempt: Attempt, control_plane: ControlPlane) -> None:
+    WorkerListener(attempt, 0).progress("prepare", 0, 1)
+    Reporter(attempt, list.append).tell()
+    assert not control_plane.told.get(timeout=5).progress.HasField("loss")
+
+
+@pytest.mark.parametrize(
+    ("directive", "token", "order"), [(CANCEL, "secret", Order.CANCEL), (CONTINUE, "other", Order.LEASE_LOST)]
+)
+def test_orders_are_handed_on(attempt, control_plane, directive, token, order) -> None:
+    control_plane.directive, control_plane.token = directive, token
+    orders: SimpleQueue[Order] = SimpleQueue()
+    reporter = Reporter(attempt, orders.put)
+    reporter.start()
+    assert orders.get(timeout=5) == order
+    reporter.stop()
+
+
+def test_what_was_not_heard_is_told_when_the_control_plane_is_back(tmp_path: Path, control_plane: ControlPlane) -> None:
+    with serving(control_plane) as port:
+        attempt = written_attempt(tmp_path, control_plane=f"127.0.0.1:{port}")
+    orders: list[Order] = []
+    reporter = Reporter(attempt, orders.append, interval_s=0.01)
+    WorkerListener(attempt, 0).event("CHECKPOINT_WRITTEN", "step 3")
+    reporter.tell()
+    assert control_plane.told.empty()
+    reporter.start()
+    with serving(control_plane, port):
+        request = control_plane.told.get(timeout=30)
+        reporter.stop()
+    assert [event.message for event in request.events] == ["step 3"]
+    assert orders == []
+
+
+def test_the_terminal_record_arrives(attempt: Attempt, control_plane: ControlPlane) -> None:
+    record = ended(CANCELLED, "CANCELLED", "ended by request")
+    assert Reporter(attempt, list.append).report_terminal(record)
+    assert control_plane.told.get(timeout=5).record == record
+
+
+def test_a_terminal_record_that_nobody_takes_is_no_error(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path, control_plane="127.0.0.1:9")
+    assert not Reporter(attempt, list.append).report_terminal(ended(CANCELLED), patience_s=0.0)

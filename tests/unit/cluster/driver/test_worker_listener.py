@@ -1,0 +1,109 @@
+"""Progress and events of a worker as files, and what the driver reads of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attempts import written_attempt
+
+from cluster.driver.attempt import Attempt
+from cluster.driver.listener import EventTail, WorkerListener
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress(attempt: Attempt) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(attempt.ctx.progress_path.read_text())
+    return document
+
+
+def test_progress_has_every_field_of_the_contract(tmp_path: Path) -> None:
+    attempt, clock = written_attempt(tmp_path), Clock()
+    WorkerListener(attempt, 0, clock=clock).progress("student", 4, 10, tokens=800.0, tokens_per_second=50.5, loss=2.5)
+    assert progress(attempt) == {
+        "stage": "train",
+        "step": 4,
+        "total_steps": 10,
+        "tokens": 800,
+        "tokens_per_second": 50.5,
+        "loss": 2.5,
+        "eta_s": None,
+        "time": 1000.0,
+    }
+
+
+def test_a_stage_is_one_word(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    WorkerListener(attempt, 0).progress("evaluate student", 1, 1)
+    assert progress(attempt)["stage"] == "evaluate"
+
+
+def test_the_time_left_follows_from_this_run_alone(tmp_path: Path) -> None:
+    attempt, clock = written_attempt(tmp_path), Clock()
+    listener = WorkerListener(attempt, 0, clock=clock)
+    listener.progress("student", 100, 300)
+    clock.now += 10.0
+    listener.progress("student", 150, 300)
+    assert progress(attempt)["eta_s"] == 30.0
+
+
+def test_progress_is_kept_twice_a_second_and_at_both_ends_of_a_stage(tmp_path: Path) -> None:
+    attempt, clock = written_attempt(tmp_path), Clock()
+    listener = WorkerListener(attempt, 0, clock=clock)
+    kept = []
+    for stage, step, seconds in (
+        ("label", 1, 0.0),
+        ("label", 2, 0.1),
+        ("label", 3, 0.5),
+        ("student", 1, 0.0),
+        ("student", 9, 0.0),
+    ):
+        clock.now += seconds
+        listener.progress(stage, step, 9)
+        kept.append((progress(attempt)["stage"], progress(attempt)["step"]))
+    assert kept == [("label", 1), ("label", 1), ("label", 3), ("train", 1), ("train", 9)]
+
+
+def test_figures_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    WorkerListener(attempt, 0).progress("student", 1, 2, loss=float("nan"))
+    assert progress(attempt)["loss"] is None
+
+
+def test_only_the_first_rank_speaks_for_progress(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    WorkerListener(attempt, 1).progress("student", 1, 2)
+    assert not attempt.ctx.progress_path.exists()
+
+
+def test_events_of_all_ranks_arrive_once_and_come_again_until_confirmed(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    tail = EventTail(attempt.path.parent)
+    assert tail.read() == []
+    WorkerListener(attempt, 0).event("CHECKPOINT_WRITTEN", "step 200")
+    WorkerListener(attempt, 1).event("CHECKPOINT_SKIPPED", "step 100 is torn")
+    expected = [
+        {"reason": "CHECKPOINT_WRITTEN", "message": "step 200"},
+        {"reason": "CHECKPOINT_SKIPPED", "message": "step 100 is torn"},
+    ]
+    assert tail.read() == expected
+    assert tail.read() == expected
+    tail.confirm()
+    assert tail.read() == []
+
+
+def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    tail, path = EventTail(attempt.path.parent), attempt.events_path(0)
+    path.write_text('{"reason": "A", ')
+    assert tail.read() == []
+    tail.confirm()
+    path.write_text('{"reason": "A", "message": "b"}\n')
+    assert tail.read() == [{"reason": "A", "message": "b"}]
