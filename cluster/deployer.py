@@ -108,7 +108,7 @@ class Deployer:
         except httpx.HTTPError as error:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve did not answer: {error!r}") from error
         if reply.status_code >= 500:
-            raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve answered {reply.status_code}: {reply.text[:500]}")
+            raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve answered {reply.status_code}: {_gist(reply.text)}")
         if reply.status_code in (401, 403):
             raise RayRefused("RAY_TOKEN", f"Ray did not take the token ({reply.status_code}): {reply.text[:200]}")
         if reply.status_code >= 400:
@@ -137,15 +137,11 @@ class Deployer:
         if application is None:
             return DeploymentStatus(DeploymentState.PENDING, "Ray Serve does not show it yet", endpoint)
         state = _STATES.get(application["status"], DeploymentState.DEPLOYING)
-        if state is DeploymentState.READY and not _any_proxy_is_up(seen):
-            state, message = DeploymentState.DEPLOYING, self._waiting_for_proxy(seen)
-        else:
-            message = _message(state, deployment, application)
-        return DeploymentStatus(state, message, endpoint)
-
-    def _waiting_for_proxy(self, seen: Json) -> str:
-        port = self._listening(seen)["port"]
-        return f"the replicas run; Serve's HTTP proxy is not up yet (is port {port} taken by something else?)"
+        if state in (DeploymentState.DEPLOYING, DeploymentState.READY) and not _any_proxy_is_up(seen):
+            port = self._listening(seen)["port"]
+            words = f"Serve's HTTP proxy is not up yet; is port {port} taken by something else?"
+            return DeploymentStatus(DeploymentState.DEPLOYING, words, endpoint)
+        return DeploymentStatus(state, _message(state, deployment, application), endpoint)
 
 
 def _application(deployment: StoredDeployment) -> dict[str, object]:
@@ -207,4 +203,4 @@ def _message(state: DeploymentState, deployment: StoredDeployment, application: 
 def _gist(words: str) -> str:
     """The exception a traceback ends with, else the first line."""
     errors = _EXCEPTION_LINE.findall(words)
-    return str(errors[-1] if errors else words.strip().splitlines()[0])[:500]
+    return str(errors[-1] if errors else words.strip().partition("\n")[0])[:500]
