@@ -97,6 +97,8 @@ def curves(lines: Sequence[Curve], *, title: str, wide: bool = False) -> str:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axes.set_ylim(bottom=min(0.0, *(value for line in lines for value in line.values)))
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y", linewidth=0.6)
