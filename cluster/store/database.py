@@ -104,7 +104,7 @@ def open_database(url: str, clock: Callable[[], float]) -> Database:
     """Connect and migrate to the newest tables. StartUpError, in words, when that is not possible."""
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_private(Path(parsed.database))
     engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
@@ -115,6 +115,15 @@ def open_database(url: str, clock: Callable[[], float]) -> Database:
         message = f"cannot open {parsed}: {error.orig}; see ATHANOR_DATABASE_URL"
         raise StartUpError("CANNOT_OPEN_STORE", message) from error
     return Database(engine, clock)
+
+
+def _make_private(path: Path) -> None:
+    """What a store holds is nobody else's business; SQLite gives its side files the mode of the main one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise StartUpError("CANNOT_OPEN_STORE", f"cannot write {path}: {error}; see ATHANOR_DATABASE_URL") from error
 
 
 def _parsed(url: str) -> URL:

@@ -1,0 +1,352 @@
+"""The same promises on both databases."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import AlreadyExists, Conflict, NotFound, OutOfRange, PreconditionFailed, StoreUnavailable
+from cluster.ids import hash_token, new_job_uid
+from cluster.lifecycle import State
+from cluster.store.records import (
+    Change,
+    DeploymentState,
+    JobQuery,
+    Lease,
+    NewJob,
+    Publication,
+    StoredAttempt,
+    StoredDeployment,
+    StoredJob,
+)
+from cluster.store.store import Store
+
+ADMIT = Change("ADMITTED", "its turn has come", State.ADMITTED)
+
+
+def new_job(name: str = "bot", priority: int = 500) -> NewJob:
+    return NewJob(new_job_uid(name), name, "FineTune", {"team": "care"}, {"a": [1, None, "ü"]}, priority, {})
+
+
+def with_attempt(store: Store, token: str = "token") -> tuple[StoredJob, Lease]:
+    job = store.transition(store.create_job(new_job()), ADMIT)
+    attempt = StoredAttempt(job.uid, 1, f"{job.uid}-1", lease_token_sha256=hash_token(token))
+    job = store.transition(job, Change("ATTEMPT_CREATED", "", opens_attempt=attempt))
+    return job, Lease(job.uid, 1, hash_token(token))
+
+
+def publication(number: int, alias: str | None = "champion") -> Publication:
+    return Publication("bot", alias, f"/m/{number}", "ff", (), 7, {"exact_match": 0.5})
+
+
+def publish(store: Store, number: int, alias: str | None = "champion") -> StoredJob:
+    job, _ = with_attempt(store)
+    job = store.transition(job, Change("SUBMITTED", "", State.STARTING))
+    return store.transition(job, Change("DONE", "", State.SUCCEEDED, publication=publication(number, alias)))
+
+
+def test_job_comes_back_as_it_was_stored(store: Store, open_store: Callable[[], Store]) -> None:
+    job = store.create_job(new_job())
+    assert open_store().get_job(job.uid) == job
+    assert (job.state, job.spec, job.labels) == (State.QUEUED, {"a": [1, None, "ü"]}, {"team": "care"})
+    with pytest.raises(NotFound) as caught:
+        store.get_job("bot-aaaaaaaa")
+    assert caught.value.reason == "JOB_NOT_FOUND"
+
+
+def test_same_request_gives_the_same_job(store: Store) -> None:
+    job = store.create_job(new_job(), "r-1", "hash")
+    assert store.create_job(new_job(), "r-1", "hash") == job
+    assert store.find_request("r-1", "hash") == job
+    assert store.find_request("r-2", "hash") is None
+    with pytest.raises(AlreadyExists) as caught:
+        store.create_job(new_job(), "r-1", "other hash")
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+    assert len(store.list_jobs(JobQuery(10))) == 1
+
+
+def test_same_request_from_everywhere_at_once_gives_one_job(open_store: Callable[[], Store]) -> None:
+    stores = [open_store(), open_store()]
+    barrier = threading.Barrier(8)
+
+    def ask(number: int) -> str:
+        barrier.wait()
+        return stores[number % 2].create_job(new_job(), "r-1", "hash").uid
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+    assert len(stores[0].list_jobs(JobQuery(10))) == 1
+
+
+def test_resource_versions_are_dense_whoever_writes(open_store: Callable[[], Store]) -> None:
+    stores = [open_store(), open_store()]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = list(pool.map(lambda n: stores[n % 2].create_job(new_job()), range(40)))
+    assert sorted(job.resource_version for job in jobs) == list(range(1, 41))
+    assert stores[0].head_version() == 40
+
+
+def test_step_from_what_is_no_longer_true_changes_nothing(store: Store) -> None:
+    job = store.create_job(new_job())
+    store.transition(job, ADMIT)
+    head = store.head_version()
+    with pytest.raises(Conflict) as caught:
+        store.transition(job, Change("CANCEL_ASKED", "", State.CANCELLING))
+    assert caught.value.reason == "JOB_CHANGED"
+    assert store.get_job(job.uid).state is State.ADMITTED
+    assert store.head_version() == head, "what was rolled back leaves no gap"
+
+
+def test_of_many_who_step_at_once_one_does(open_store: Callable[[], Store]) -> None:
+    stores = [open_store(), open_store()]
+    job = stores[0].create_job(new_job())
+    barrier = threading.Barrier(6)
+
+    def step(number: int) -> bool:
+        barrier.wait()
+        try:
+            stores[number % 2].transition(job, ADMIT)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(step, range(6))) == 1
+    assert [event.reason for event in stores[0].job_events(job.uid)] == ["CREATED", "ADMITTED"]
+
+
+def test_step_that_fails_half_way_leaves_nothing(store: Store) -> None:
+    job, _ = with_attempt(store)
+    again = Change("ATTEMPT_CREATED", "", opens_attempt=StoredAttempt(job.uid, 1, "other"))
+    head = store.head_version()
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        store.transition(job, again)
+    assert (store.get_job(job.uid), store.head_version()) == (job, head)
+
+
+def test_edge_that_the_lifecycle_does_not_have(store: Store) -> None:
+    job = store.create_job(new_job())
+    with pytest.raises(AssertionError, match="no edge QUEUED -> RUNNING"):
+        store.transition(job, Change("X", "", State.RUNNING))
+
+
+def test_worker_calls_need_the_lease(store: Store) -> None:
+    job, lease = with_attempt(store)
+    job = store.transition(job, Change("SUBMITTED", "", State.STARTING), lease)
+    for stranger in (
+        Lease(job.uid, 1, hash_token("other")),
+        Lease(job.uid, 2, lease.token_sha256),
+        Lease(job.uid, 1, ""),
+    ):
+        for call in (
+            lambda who: store.renew_lease(who, 15),
+            lambda who: store.record_progress(who, 15, {"step": 1}, []),
+            lambda who: store.transition(job, Change("RUNNING", "", State.RUNNING), who),
+        ):
+            with pytest.raises(PreconditionFailed) as caught:
+                call(stranger)
+            assert caught.value.reason == "LEASE_LOST"
+    assert store.get_job(job.uid) == job
+
+
+def test_lease_ends_with_its_attempt(store: Store) -> None:
+    job, lease = with_attempt(store)
+    store.renew_lease(lease, 15)
+    assert store.get_job(job.uid).last_attempt.lease_expires_us > store.now_us()
+    store.transition(job, Change("LOST", "", attempt={"end_time_us": 1}))
+    with pytest.raises(PreconditionFailed):
+        store.renew_lease(lease, 15)
+
+
+def test_attempt_without_a_token_is_nobodys(store: Store) -> None:
+    job, _ = with_attempt(store)
+    store.mark_attempt(job, lease_token_sha256="")
+    with pytest.raises(PreconditionFailed):
+        store.renew_lease(Lease(job.uid, 1, ""), 15)
+
+
+def test_pages_survive_inserts(store: Store) -> None:
+    old = [store.create_job(new_job()).uid for _ in range(5)]
+    first = store.list_jobs(JobQuery(2))
+    store.create_job(new_job())
+    second = store.list_jobs(JobQuery(10, before_seq=first[-1].seq))
+    assert [job.uid for job in first + second] == old[::-1]
+
+
+def test_filters(store: Store) -> None:
+    job = store.transition(store.create_job(new_job("one")), ADMIT)
+    other = store.create_job(new_job("two"))
+    assert [each.uid for each in store.list_jobs(JobQuery(10, states=(State.ADMITTED,)))] == [job.uid]
+    assert [each.uid for each in store.list_jobs(JobQuery(10, name="two"))] == [other.uid]
+    assert [each.uid for each in store.jobs_in([State.ADMITTED])] == [job.uid]
+    assert store.count_by_state() == {State.ADMITTED: 1, State.QUEUED: 1}
+
+
+def test_queue_is_by_priority_then_age(store: Store) -> None:
+    low, first, second = (store.create_job(new_job(priority=p)).uid for p in (1, 500, 500))
+    assert [job.uid for job in store.queued(2)] == [first, second]
+    assert [job.uid for job in store.queued(9)] == [first, second, low]
+
+
+def test_changes_are_told_in_order_with_the_job_as_it_was(store: Store) -> None:
+    job, lease = with_attempt(store)
+    store.record_progress(lease, 15, {"step": 1}, [("CHECKPOINT_WRITTEN", "step 1")])
+    store.record_progress(lease, 15, {"step": 2}, [])
+    found = store.changes(0, "", 100)
+    assert [event.reason if event else None for _, event in found] == [
+        "CREATED",
+        "ADMITTED",
+        "ATTEMPT_CREATED",
+        "CHECKPOINT_WRITTEN",
+        None,
+    ]
+    assert [len(job.attempts) for job, _ in found] == [0, 0, 1, 1, 1]
+    assert [job.state for job, _ in found][:2] == [State.QUEUED, State.ADMITTED]
+    assert found[-1][0].progress == {"step": 2}
+    assert found[0][0].spec == job.spec
+
+
+def test_changes_can_be_read_on_from_anywhere(store: Store) -> None:
+    jobs = [with_attempt(store) for _ in range(3)]
+    for step in range(4):
+        for _, lease in jobs:
+            store.record_progress(lease, 15, {"step": step}, [("NOTE", str(step))] if step % 2 else [])
+    whole = [job.resource_version for job, _ in store.changes(0, "", 1000)]
+    assert whole == sorted(set(whole))
+    for limit in (1, 2, 5):
+        cursor, seen = 0, []
+        while page := store.changes(cursor, "", limit):
+            seen += [job.resource_version for job, _ in page]
+            cursor = seen[-1]
+        assert seen == whole
+    mine = store.changes(0, jobs[1][0].uid, 1000)
+    assert {job.uid for job, _ in mine} == {jobs[1][0].uid}
+
+
+def test_snapshot_is_in_the_order_of_resource_versions(store: Store) -> None:
+    jobs = [store.create_job(new_job()) for _ in range(3)]
+    store.transition(jobs[0], ADMIT)
+    page = store.snapshot_page(0, "", 100)
+    assert [job.uid for job in page] == [jobs[1].uid, jobs[2].uid, jobs[0].uid]
+    assert [job.uid for job in store.snapshot_page(page[0].resource_version, "", 1)] == [jobs[2].uid]
+
+
+def test_cursor_from_another_store_is_refused(store: Store) -> None:
+    store.check_cursor(0)
+    with pytest.raises(OutOfRange):
+        store.check_cursor(5)
+
+
+def test_whoever_watches_is_told_after_the_commit(store: Store) -> None:
+    told: list[int] = []
+    store.database.on_change = lambda: told.append(store.head_version())
+    job, lease = with_attempt(store)
+    assert told == [1, 2, 3]
+    store.renew_lease(lease, 15)
+    assert told == [1, 2, 3], "a heartbeat is no change"
+    store.transition(job, Change("NOTE", ""))
+    with pytest.raises(Conflict):
+        store.transition(job, Change("NOTE", ""))
+    assert told == [1, 2, 3, 4], "what was rolled back is no change"
+
+
+def test_finished_job_publishes_once_and_moves_the_alias(store: Store) -> None:
+    for number in (1, 2):
+        assert publish(store, number).published_model == f"bot@{number}"
+    assert store.model_alias("bot", "champion").version == 2
+    assert store.model_newest("bot").path == "/m/2"
+    assert store.model_version("bot", 1).aliases == ()
+    assert [(new, old) for new, old, _ in store.alias_history("bot", "champion")] == [(1, 0), (2, 1)]
+
+
+def test_alias_moves_only_from_where_it_is_expected(store: Store) -> None:
+    for number in (1, 2):
+        publish(store, number)
+    with pytest.raises(Conflict) as caught:
+        store.set_alias("bot", "champion", 1, expected=1)
+    assert caught.value.reason == "ALIAS_MOVED"
+    with pytest.raises(Conflict):
+        store.set_alias("bot", "champion", 1, expected=0)
+    assert store.set_alias("bot", "champion", 1, expected=2).aliases == ("champion",)
+    assert store.set_alias("bot", "stable", 2, expected=0).aliases == ("stable",)
+    store.set_alias("bot", "stable", 2, expected=None)
+    assert len(store.alias_history("bot", "stable")) == 1, "no move, no line"
+
+
+def test_missing_models_say_what_there_is(store: Store) -> None:
+    publish(store, 1)
+    with pytest.raises(NotFound, match=r"bot@champion, bot@1"):
+        store.model_alias("bot", "other")
+    with pytest.raises(NotFound, match=r"no model of the name 'ghost'"):
+        store.model_newest("ghost")
+    with pytest.raises(NotFound):
+        store.set_alias("bot", "champion", 9, None)
+
+
+def test_models_are_listed_by_name_newest_first(store: Store) -> None:
+    for number in (1, 2, 3):
+        publish(store, number, alias=None)
+    assert [model.version for model in store.list_models("", None, 2)] == [3, 2]
+    assert [model.version for model in store.list_models("bot", ("bot", 2), 9)] == [1]
+    assert store.list_models("ghost", None, 9) == []
+
+
+def deployment(name: str = "desk") -> StoredDeployment:
+    return StoredDeployment(name, "bot", "bot@1", "/m/1", 1, 1.0, 0.0, DeploymentState.PENDING, "", 0, 0)
+
+
+def test_deployments(store: Store) -> None:
+    store.create_deployment(deployment())
+    with pytest.raises(AlreadyExists):
+        store.create_deployment(deployment())
+    store.note_deployment("desk", DeploymentState.READY, "answers", "http://x/desk/v1")
+    assert store.get_deployment("desk").state is DeploymentState.READY
+    store.forget_deployment("desk")
+    assert store.get_deployment("desk").endpoint == "http://x/desk/v1", "only what is being deleted is forgotten"
+    store.delete_deployment("desk")
+    store.note_deployment("desk", DeploymentState.READY, "too late", "")
+    assert store.list_deployments()[0].state is DeploymentState.DELETING
+    with pytest.raises(AlreadyExists, match="being deleted"):
+        store.create_deployment(deployment())
+    store.forget_deployment("desk")
+    with pytest.raises(NotFound):
+        store.get_deployment("desk")
+    with pytest.raises(NotFound):
+        store.delete_deployment("desk")
+
+
+def test_sqlite_is_durable_and_shared(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'a' / 'athanor.db'}")
+    with store.database.read() as connection:
+        pragmas = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert pragmas == ["wal", 2, 1]
+    store.close()
+
+
+def test_locked_database_is_unavailable_and_not_an_internal_error(tmp_path: Path) -> None:
+    path = tmp_path / "athanor.db"
+    store = Store.open(f"sqlite:///{path}")
+    with store.database.read() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=1")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        store.create_job(new_job())
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.create_job(new_job()).state is State.QUEUED
+    store.close()
+
+
+def test_only_the_owner_reads_the_database(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'athanor.db'}")
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.glob("athanor.db*"))
+    store.close()
