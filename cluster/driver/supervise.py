@@ -73,8 +73,8 @@ class Supervisor:
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING)
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
         try:
-            if isinstance(ctx.spec, DistillSpec):
-                start_teacher(teacher_plan(ctx))
+            # Kept until the end: Ray ends a named actor when the handle of its creator is gone.
+            _gateway = start_teacher(teacher_plan(ctx)) if isinstance(ctx.spec, DistillSpec) else None
             threading.Thread(target=self._train, name="students", daemon=True).start()
             return self._first_end()
         finally:
