@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP := .venv/.installed
-SOURCES := cluster trainer serving tests scripts benchmarks
+SOURCES := $(wildcard cluster trainer serving tests scripts benchmarks)
 ARGS ?=
 
 .PHONY: setup quickstart check check-style check-types check-imports check-generated test chaos bench protos docs format help
@@ -20,6 +20,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## the environment in .venv, installed anew only when pyproject.toml changes
+	@echo "environment ok"
 
 # Talk goes to stderr: `make quickstart ARGS=--json` keeps stdout for the document.
 $(STAMP): pyproject.toml
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml
 	@echo "installing into .venv (torch, Ray, DeepSpeed: some minutes the first time) ..." >&2
 	@started=$$SECONDS; \
 	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv; \
-	.venv/bin/python -m pip install --quiet --editable ".[dev]" >&2; \
+	.venv/bin/python -m pip install -qq --editable ".[dev]" >&2; \
 	touch $@; \
 	echo "installed in $$((SECONDS - started)) s" >&2
 
