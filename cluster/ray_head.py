@@ -204,6 +204,7 @@ def _command(temp_dir: Path, ports: Ports, num_cpus: int | None, object_store_mi
 
 def _head_env(ports: Ports) -> dict[str, str]:
     return {
+        "RAY_ADDRESS": f"{HOST}:{ports.gcs}",  # parts of Ray that look for "the" Ray of a machine must find this one
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",  # idle workers of ~100 MiB each would be started per logical CPU
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
