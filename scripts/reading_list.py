@@ -81,7 +81,8 @@ GROUPS = (
         "The quickstart and the cluster of one machine",
         ("cluster/quickstart",),
         """
-        cluster/cli/quickstart.py cluster/local.py cluster/ray_head.py cluster/process.py cluster/home.py
+        cluster/cli/quickstart.py cluster/quickstart/run.py
+        cluster/quickstart/support_desk.py cluster/local.py cluster/ray_head.py cluster/process.py cluster/home.py
         cluster/doctor.py
         """,
     ),

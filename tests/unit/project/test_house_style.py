@@ -15,7 +15,7 @@ TREE = set("├└│ ")  # first characters of the lines that draw an error tre
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 
 # Paths of a machine, and hosts that packages come from: neither belongs into a project that others clone.
-FORBIDDEN = re.compile(r"/(?:work|root|home/(?!athanor)\w+)/|pypi\.org|pythonhosted\.org")
+FORBIDDEN = re.compile(r"/(?:work|root)/|pypi\.org|pythonhosted\.org")
 
 
 def modules() -> list[Path]:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ Document = Mapping[str, Any]
 HEAD_LABELS = {"ray.io/cluster": "athanor", "ray.io/node-type": "head", "ray.io/group": "headgroup"}
 
 
+@cache
 def documents(folder: Path) -> list[Document]:
     """The resources of a base, as written."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))

@@ -15,9 +15,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 HEAVY = {"torch", "ray", "deepspeed", "transformers", "datasets", "matplotlib"}
 
 
-@pytest.mark.parametrize("name", ["cluster", "trainer", "serving", "athanor"])
-def test_nobody_else_owns_our_names(name: str) -> None:
-    assert set(packages_distributions().get(name, [])) <= {PROJECT["name"]}
+def test_nobody_else_owns_our_names() -> None:
+    owners = packages_distributions()
+    ours = {name: set(owners.get(name, [])) for name in ("cluster", "trainer", "serving", "athanor")}
+    assert {name: who for name, who in ours.items() if not who <= {PROJECT["name"]}} == {}
 
 
 @pytest.mark.parametrize("module", ["trainer.spec", "cluster.lifecycle", "cluster.settings"])
