@@ -11,6 +11,7 @@ import random
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 
@@ -146,11 +147,13 @@ def _fresh(members: Sequence[Phrasing], rng: random.Random, seen: set[str]) -> I
     """Intent after intent, and within an intent phrasing after phrasing, so that all of them come up."""
     groups = [cycle(rng.sample(group, len(group))) for group in _by_intent(members).values()]
     for group in cycle(groups):
-        phrasing = next(group)
-        text = _say(phrasing, rng)
-        if text not in seen:
-            seen.add(text)
-            yield Question(text, phrasing)
+        question = next(one for one in map(partial(_ask, rng=rng), group) if one.text not in seen)
+        seen.add(question.text)
+        yield question
+
+
+def _ask(phrasing: Phrasing, rng: random.Random) -> Question:
+    return Question(_say(phrasing, rng), phrasing)
 
 
 def _say(phrasing: Phrasing, rng: random.Random) -> str:

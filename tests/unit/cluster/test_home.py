@@ -1,0 +1,62 @@
+"""ATHANOR_HOME: private, and its record says the same after a round trip."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home, control_plane_address
+from cluster.process import ProcessRef
+
+RECORD = ClusterRecord(
+    control_plane="127.0.0.1:50077",
+    ray_address="127.0.0.1:6379",
+    dashboard_url="http://127.0.0.1:8265",
+    serve_url="http://127.0.0.1:8000",
+    owns_ray=True,
+    ray_token_path="/home/ada/.athanor/ray-token",
+    temp_dir="/tmp/athanor-x",
+    ray_process=ProcessRef(11, 1.5, "aa"),
+    control_plane_process=ProcessRef(12, 2.5, "bb"),
+)
+
+
+def test_only_the_owner_looks_in(tmp_path: Path) -> None:
+    home = Home(tmp_path / "deep" / "home")
+    home.create()
+    home.write_record(RECORD)
+    assert stat.S_IMODE(home.root.stat().st_mode) == 0o700
+    assert stat.S_IMODE(home.record_path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("record", [RECORD, RECORD.without_control_plane()])
+def test_the_record_comes_back(tmp_path: Path, record: ClusterRecord) -> None:
+    home = Home(tmp_path)
+    home.write_record(record)
+    assert home.read_record() == record
+
+
+def test_the_file_has_the_agreed_shape(tmp_path: Path) -> None:
+    Home(tmp_path).write_record(RECORD)
+    document = json.loads((tmp_path / "cluster.json").read_text())
+    assert document["control_plane"] == "127.0.0.1:50077"
+    assert document["pids"]["ray"] == {"pid": 11, "create_time": 1.5, "mark": "aa"}
+    assert document["pids"]["control_plane"]["pid"] == 12
+    assert document["owns_ray"] is True
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"control_plane": 3}'])
+def test_an_unreadable_record_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cluster.json").write_text(text)
+    assert Home(tmp_path).read_record() is None
+
+
+def test_clients_ask_the_environment_then_the_record_then_the_default(tmp_path: Path) -> None:
+    environ = {"ATHANOR_HOME": str(tmp_path)}
+    assert control_plane_address(environ) == DEFAULT_ADDRESS
+    Home(tmp_path).write_record(RECORD)
+    assert control_plane_address(environ) == "127.0.0.1:50077"
+    assert control_plane_address({**environ, "ATHANOR_ADDRESS": "far:1"}) == "far:1"
