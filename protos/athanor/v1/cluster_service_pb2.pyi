@@ -66,7 +66,9 @@ class GetServerInfoResponse(_message.Message):
         """Contract versions it speaks, e.g. ["athanor.v1"]."""
 
     @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When this control plane started."""
+
     def __init__(
         self,
         *,

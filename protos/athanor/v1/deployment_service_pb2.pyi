@@ -27,6 +27,7 @@ class _DeploymentState:
 class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeploymentState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DEPLOYMENT_STATE_UNSPECIFIED: _DeploymentState.ValueType  # 0
+    """Never sent by a server."""
     DEPLOYMENT_STATE_PENDING: _DeploymentState.ValueType  # 1
     """Stored, not on Ray yet."""
     DEPLOYMENT_STATE_DEPLOYING: _DeploymentState.ValueType  # 2
@@ -38,9 +39,11 @@ class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deplo
     DEPLOYMENT_STATE_DELETING: _DeploymentState.ValueType  # 5
     """Being taken down."""
 
-class DeploymentState(_DeploymentState, metaclass=_DeploymentStateEnumTypeWrapper): ...
+class DeploymentState(_DeploymentState, metaclass=_DeploymentStateEnumTypeWrapper):
+    """How far a deployment is."""
 
 DEPLOYMENT_STATE_UNSPECIFIED: DeploymentState.ValueType  # 0
+"""Never sent by a server."""
 DEPLOYMENT_STATE_PENDING: DeploymentState.ValueType  # 1
 """Stored, not on Ray yet."""
 DEPLOYMENT_STATE_DEPLOYING: DeploymentState.ValueType  # 2
@@ -55,6 +58,8 @@ Global___DeploymentState: _TypeAlias = DeploymentState  # noqa: Y015
 
 @_typing.final
 class Deployment(_message.Message):
+    """A model version behind an endpoint: what was asked, and how far it is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -87,9 +92,13 @@ class Deployment(_message.Message):
     endpoint: _builtins.str
     """Output only. Base URL for an OpenAI client, e.g. http://127.0.0.1:8000/support-bot/v1."""
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only."""
+
     @_builtins.property
-    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When the stored deployment last changed."""
+
     def __init__(
         self,
         *,
@@ -141,7 +150,9 @@ class CreateDeploymentResponse(_message.Message):
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
+    def deployment(self) -> Global___Deployment:
+        """As stored, in state PENDING."""
+
     def __init__(
         self,
         *,
@@ -161,6 +172,7 @@ class GetDeploymentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Deployment.name."""
     def __init__(
         self,
         *,
@@ -180,7 +192,9 @@ class GetDeploymentResponse(_message.Message):
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
+    def deployment(self) -> Global___Deployment:
+        """As stored, with the state last seen on Ray."""
+
     def __init__(
         self,
         *,
@@ -215,7 +229,9 @@ class ListDeploymentsResponse(_message.Message):
 
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]: ...
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
+        """All of them, by name."""
+
     def __init__(
         self,
         *,
@@ -235,6 +251,7 @@ class DeleteDeploymentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Deployment.name."""
     def __init__(
         self,
         *,

@@ -98,7 +98,9 @@ class GetJobResponse(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> _job_pb2.Job: ...
+    def job(self) -> _job_pb2.Job:
+        """As stored now."""
+
     def __init__(
         self,
         *,
@@ -155,7 +157,9 @@ class ListJobsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]: ...
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]:
+        """One page, newest first."""
+
     def __init__(
         self,
         *,
@@ -200,7 +204,9 @@ class CancelJobResponse(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> _job_pb2.Job: ...
+    def job(self) -> _job_pb2.Job:
+        """CANCELLING, or the terminal state that it has reached."""
+
     def __init__(
         self,
         *,
@@ -281,6 +287,7 @@ class JobEvent(_message.Message):
     resource_version: _builtins.int
     """Position in the log of all jobs; strictly growing."""
     job_uid: _builtins.str
+    """Job.uid."""
     state: _job_pb2.JobState.ValueType
     """The state after the event."""
     reason: _builtins.str
@@ -288,7 +295,9 @@ class JobEvent(_message.Message):
     message: _builtins.str
     """One sentence for people."""
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was stored."""
+
     def __init__(
         self,
         *,
@@ -351,6 +360,7 @@ class StreamJobLogsResponse(_message.Message):
     next_offset: _builtins.int
     """Offset of the byte after `data`: resume with after_offset = this."""
     attempt: _builtins.int
+    """Number of the attempt that wrote this."""
     def __init__(
         self,
         *,

@@ -61,7 +61,9 @@ class ModelVersion(_message.Message):
         """Final figures by name, as in the report, e.g. {"exact_match": 0.93}."""
 
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it entered the registry."""
+
     def __init__(
         self,
         *,
@@ -110,7 +112,9 @@ class GetModelVersionResponse(_message.Message):
 
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def model_version(self) -> Global___ModelVersion: ...
+    def model_version(self) -> Global___ModelVersion:
+        """The one version."""
+
     def __init__(
         self,
         *,
@@ -159,8 +163,11 @@ class ListModelVersionsResponse(_message.Message):
     MODEL_VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
-    def model_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]: ...
+    def model_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
+        """One page, by name, newest first."""
+
     def __init__(
         self,
         *,
@@ -184,6 +191,7 @@ class SetAliasRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """ModelVersion.name."""
     alias: _builtins.str
     """1-40 of [a-z0-9-], begins with a letter."""
     version: _builtins.int
@@ -214,7 +222,9 @@ class SetAliasResponse(_message.Message):
 
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def model_version(self) -> Global___ModelVersion: ...
+    def model_version(self) -> Global___ModelVersion:
+        """The version that the alias points at now."""
+
     def __init__(
         self,
         *,

@@ -30,6 +30,7 @@ class _Directive:
 class _DirectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Directive.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DIRECTIVE_UNSPECIFIED: _Directive.ValueType  # 0
+    """Never sent."""
     DIRECTIVE_CONTINUE: _Directive.ValueType  # 1
     """Go on."""
     DIRECTIVE_CANCEL: _Directive.ValueType  # 2
@@ -39,6 +40,7 @@ class Directive(_Directive, metaclass=_DirectiveEnumTypeWrapper):
     """What the driver must do next."""
 
 DIRECTIVE_UNSPECIFIED: Directive.ValueType  # 0
+"""Never sent."""
 DIRECTIVE_CONTINUE: Directive.ValueType  # 1
 """Go on."""
 DIRECTIVE_CANCEL: Directive.ValueType  # 2
@@ -52,23 +54,29 @@ class _Outcome:
 class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OUTCOME_UNSPECIFIED: _Outcome.ValueType  # 0
+    """Never sent."""
     OUTCOME_SUCCEEDED: _Outcome.ValueType  # 1
+    """Every stage done."""
     OUTCOME_USER_ERROR: _Outcome.ValueType  # 2
     """The job itself is wrong (bad data, non-finite loss): not retried unless retries.user allows it."""
     OUTCOME_INFRASTRUCTURE_ERROR: _Outcome.ValueType  # 3
     """The machinery failed (worker lost, teacher lost, storage): retried within retries.infrastructure."""
     OUTCOME_CANCELLED: _Outcome.ValueType  # 4
+    """Ended because the control plane said so."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How an attempt ended."""
 
 OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
+"""Never sent."""
 OUTCOME_SUCCEEDED: Outcome.ValueType  # 1
+"""Every stage done."""
 OUTCOME_USER_ERROR: Outcome.ValueType  # 2
 """The job itself is wrong (bad data, non-finite loss): not retried unless retries.user allows it."""
 OUTCOME_INFRASTRUCTURE_ERROR: Outcome.ValueType  # 3
 """The machinery failed (worker lost, teacher lost, storage): retried within retries.infrastructure."""
 OUTCOME_CANCELLED: Outcome.ValueType  # 4
+"""Ended because the control plane said so."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
@@ -81,7 +89,9 @@ class AttemptRef(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     job_uid: _builtins.str
+    """Job.uid."""
     attempt: _builtins.int
+    """Attempt.number."""
     lease_token: _builtins.str
     """Secret of this attempt, from attempt.json."""
     def __init__(
@@ -105,7 +115,9 @@ class HeartbeatRequest(_message.Message):
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def attempt(self) -> Global___AttemptRef: ...
+    def attempt(self) -> Global___AttemptRef:
+        """Who lives."""
+
     def __init__(
         self,
         *,
@@ -126,6 +138,7 @@ class HeartbeatResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     directive: Global___Directive.ValueType
+    """What to do next."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """The lease runs out this long after the answer, unless renewed."""
@@ -152,9 +165,13 @@ class ReportProgressRequest(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def attempt(self) -> Global___AttemptRef: ...
+    def attempt(self) -> Global___AttemptRef:
+        """Who reports."""
+
     @_builtins.property
-    def progress(self) -> _job_pb2.Progress: ...
+    def progress(self) -> _job_pb2.Progress:
+        """How far it is now."""
+
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerEvent]:
         """Lines for the job's event log since the last report, e.g. {reason: "CHECKPOINT_WRITTEN", message: "step 200"}."""
@@ -206,6 +223,7 @@ class ReportProgressResponse(_message.Message):
 
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     directive: Global___Directive.ValueType
+    """What to do next."""
     def __init__(
         self,
         *,
@@ -234,6 +252,7 @@ class TerminalRecord(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     outcome: Global___Outcome.ValueType
+    """Decides the state that the job goes to."""
     reason: _builtins.str
     """UPPER_SNAKE word, open set, e.g. DATA_EMPTY, TOKENIZER_MISMATCH, NON_FINITE_LOSS, WORKER_LOST."""
     message: _builtins.str
@@ -249,7 +268,9 @@ class TerminalRecord(_message.Message):
         """Final figures by name; becomes Job.summary."""
 
     @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the driver wrote the record."""
+
     def __init__(
         self,
         *,
@@ -277,9 +298,13 @@ class ReportTerminalRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def attempt(self) -> Global___AttemptRef: ...
+    def attempt(self) -> Global___AttemptRef:
+        """Who reports."""
+
     @_builtins.property
-    def record(self) -> Global___TerminalRecord: ...
+    def record(self) -> Global___TerminalRecord:
+        """The same as in storage."""
+
     def __init__(
         self,
         *,
