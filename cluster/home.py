@@ -101,7 +101,7 @@ class Home:
         """The cluster that was last brought up and not taken down; None when there is none or it cannot be read."""
         try:
             return ClusterRecord.from_document(json.loads(self.record_path.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError):
             return None
 
     def write_record(self, record: ClusterRecord) -> None:

@@ -52,7 +52,7 @@ def up(home: Home, options: UpOptions, say: Say) -> UpResult:
     """Bring the cluster up, or find it up, or mend what is dead of it."""
     if (options.ray_address is None) != (options.ray_dashboard_url is None):
         raise InvalidInput("RAY_ADDRESS_INCOMPLETE", "give both --ray-address and --ray-dashboard-url, or neither")
-    home.create()
+    _create(home)
     with home.locked():
         found = home.read_record()
         _refuse_another(found, options)
@@ -106,6 +106,14 @@ def is_free(address: str) -> bool:
         except (OSError, ValueError):
             return False
     return True
+
+
+def _create(home: Home) -> None:
+    try:
+        home.create()
+    except OSError as error:
+        why = f"{home.root} cannot be made: {error.strerror}; set ATHANOR_HOME to a directory that you may write"
+        raise StartUpError("HOME_UNUSABLE", why) from error
 
 
 def _refuse_another(found: ClusterRecord | None, options: UpOptions) -> None:

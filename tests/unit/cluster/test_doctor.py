@@ -1,0 +1,57 @@
+"""The doctor finds what is wrong with a machine, and for everything that is wrong it says what to do."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from cluster import doctor
+from cluster.doctor import Finding, Status, examine, is_fit
+from cluster.home import ClusterRecord, Home
+
+GIB = 1024**3
+Memory = namedtuple("Memory", "total available")
+
+
+def finding(home: Home, name: str) -> Finding:
+    return next(each for each in examine(home) if each.name == name)
+
+
+def test_everything_that_is_not_ok_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    findings = examine(Home(tmp_path))
+    assert all(each.mend for each in findings if each.status is not Status.OK)
+    assert not is_fit(findings)
+    assert finding(Home(tmp_path), "compiler").message == "g++ and gcc not found"
+
+
+@pytest.mark.parametrize(("free_gib", "status"), [(1, Status.FAIL), (4, Status.WARN), (12, Status.OK)])
+def test_memory_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: int, status: Status) -> None:
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: Memory(16 * GIB, free_gib * GIB))
+    assert finding(Home(tmp_path), "memory").status is status
+
+
+def test_a_home_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = finding(Home(tmp_path / "file" / "home"), "home")
+    assert found.status is Status.FAIL
+    assert "ATHANOR_HOME" in found.mend
+
+
+def test_what_is_not_up_is_a_warning_and_what_died_a_failure(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert finding(home, "ray").status is Status.WARN
+    assert finding(home, "control plane").status is Status.WARN
+    home.write_record(
+        ClusterRecord(
+            control_plane="127.0.0.1:1",
+            ray_address="127.0.0.1:1",
+            dashboard_url="http://127.0.0.1:1",
+            serve_url="http://127.0.0.1:1",
+            owns_ray=True,
+        )
+    )
+    assert finding(home, "ray").status is Status.FAIL
+    assert finding(home, "control plane").status is Status.FAIL
