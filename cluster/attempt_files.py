@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,24 @@ def entrypoint(settings: Settings, path: Path) -> str:
     return shlex.join([settings.driver_python, "-m", "cluster.driver", "--attempt-file", str(path)])
 
 
+def with_parameters(terminal: Terminal) -> Terminal:
+    """The record, with the size of its model as the model directory tells it; 0 where it tells nothing."""
+    if not terminal.model_path:
+        return terminal
+    try:
+        manifest = json.loads((Path(terminal.model_path) / "athanor.json").read_text())
+        count = manifest["report"]["parameters"]["student"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return terminal
+    return replace(terminal, num_parameters=count) if isinstance(count, int) else terminal
+
+
 def read_terminal(settings: Settings, attempt: StoredAttempt) -> Terminal | None:
     """The driver's terminal record, None while there is none."""
     path = attempt_dir(settings, attempt) / "terminal.json"
     try:
         message = json_format.Parse(path.read_text(), worker_service_pb2.TerminalRecord(), ignore_unknown_fields=True)
-        return terminal_from_proto(message)
+        return with_parameters(terminal_from_proto(message))
     except FileNotFoundError:
         return None
     except (json_format.ParseError, ValueError, InvalidInput) as error:

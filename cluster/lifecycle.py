@@ -43,7 +43,9 @@ EDGES = MappingProxyType(
             {State.RECOVERING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
         ),
         State.RECOVERING: frozenset({State.STARTING, State.FAILED, State.CANCELLING}),
-        State.PAUSING: frozenset({State.PAUSED, State.RECOVERING, State.SUCCEEDED, State.FAILED, State.CANCELLING}),
+        State.PAUSING: frozenset(
+            {State.PAUSED, State.RECOVERING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
+        ),
         State.PAUSED: frozenset({State.QUEUED, State.CANCELLING}),
         # A job that ended well before it saw the wish to cancel has ended well.
         State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED}),

@@ -316,5 +316,7 @@ def _schedule(job: StoredJob) -> ScheduleSpec:
 
 
 def as_json(terminal: Terminal) -> dict[str, Any]:
-    """A terminal record as it is stored."""
-    return {**vars(terminal), "outcome": terminal.outcome.value, "summary": dict(terminal.summary)}
+    """A terminal record as it is stored, and compared when it is told again."""
+    document = {**vars(terminal), "outcome": terminal.outcome.value, "summary": dict(terminal.summary)}
+    del document["num_parameters"]
+    return document

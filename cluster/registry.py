@@ -83,7 +83,7 @@ def publication(job: StoredJob, terminal: Terminal) -> Publication | None:
         path=terminal.model_path,
         manifest_sha256=terminal.model_manifest_sha256,
         teachers=tuple(job.resolved_models[model] for model in teachers if model in job.resolved_models),
-        num_parameters=int(_block(terminal.summary, "parameters").get("student", 0)),
+        num_parameters=terminal.num_parameters,
         metrics=_block(_block(terminal.summary, "metrics") or terminal.summary, "student"),
     )
 

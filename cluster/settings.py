@@ -77,8 +77,9 @@ class Settings(BaseModel):
     """Jobs that hold cluster resources at once."""
     lease_s: Annotated[float, Field(gt=0)] = 15.0
     """A driver that was not heard for this long has lost its lease."""
-    unknown_grace_s: Annotated[float, Field(ge=0)] = 30.0
-    """How long after its lease or its submission a driver that Ray does not know is believed to be gone."""
+    unknown_grace_s: Annotated[float, Field(ge=0)] = 75.0
+    """How long after its lease a driver that Ray does not know is believed to be gone. Longer than the 60 s for which
+    processes of a Ray head that died wait for it to come back."""
     cancel_grace_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a driver may take to end by itself when it was asked to, before Ray is told to stop it."""
     teardown_grace_s: Annotated[float, Field(ge=0)] = 30.0

@@ -32,6 +32,8 @@ class Terminal:
     model_manifest_sha256: str = ""
     report_path: str = ""
     summary: Json = field(default_factory=dict)
+    num_parameters: int = 0
+    """Of the model, as its athanor.json says; no part of the record itself."""
 
 
 @dataclass(frozen=True)

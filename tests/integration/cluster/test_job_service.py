@@ -159,19 +159,18 @@ async def test_pages(plane: ControlPlane) -> None:
 async def test_job_runs_and_publishes(plane: ControlPlane) -> None:
     uid = await plane.create()
     ref = await plane.running(uid)
-    summary = json_format.ParseDict(
-        {"metrics": {"student": {"exact_match": 0.9}}, "parameters": {"student": 12}}, struct_pb2.Struct()
-    )
-    await plane.finish(
-        ref, worker_service_pb2.OUTCOME_SUCCEEDED, model_path="/m", report_path="/r.html", summary=summary
-    )
+    model_dir = plane.settings.publish_dir("bot", uid)
+    model_dir.mkdir(parents=True)
+    (model_dir / "athanor.json").write_text('{"report": {"parameters": {"student": 12}}}')
+    summary = json_format.ParseDict({"student": {"exact_match": 0.9}}, struct_pb2.Struct())
+    succeeded = worker_service_pb2.OUTCOME_SUCCEEDED
+    await plane.finish(ref, succeeded, model_path=str(model_dir), report_path="/r.html", summary=summary)
     job = await plane.get(uid)
     assert (job.state, job.published_model, job.report_path) == (job_pb2.JOB_STATE_SUCCEEDED, "bot@1", "/r.html")
     request = model_service_pb2.GetModelVersionRequest(reference="bot@champion")
     model = (await plane.models.GetModelVersion(request)).model_version
     assert (model.version, model.job_uid, model.num_parameters, list(model.aliases)) == (1, uid, 12, ["champion"])
     student = plane.job_message("next", student={"model": "bot@champion"})
-    (plane.settings.home / "m").mkdir()
     error = await refused(plane.jobs.CreateJob(create(student)))
     assert "spec.student.model" in error.fields, "the published directory is looked at"
 

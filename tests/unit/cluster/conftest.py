@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from fakes import World
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing on a machine that does other things too.
+settings.register_profile("athanor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("athanor")
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ class FakeRay:
         self.stopped: list[str] = []
         self.is_reachable = True
         self.loses_replies = False
+        self.hides_jobs = False
         self.refuses = ""
         self.mortality = Mortality()
 
@@ -93,7 +94,7 @@ class FakeRay:
 
     async def look(self, ray_job_id: str) -> RayJob:
         self._check_reachable()
-        return RayJob(self.views.get(ray_job_id, View.UNKNOWN))
+        return RayJob(View.UNKNOWN if self.hides_jobs else self.views.get(ray_job_id, View.UNKNOWN))
 
     async def submit(self, submission: Submission) -> None:
         self._check_reachable()

@@ -31,8 +31,11 @@ async def test_a_job_from_the_queue_to_the_registry(world: World) -> None:
     driver = world.driver()
     assert await driver.heartbeat() == worker_service_pb2.DIRECTIVE_CONTINUE
     await driver.progress(3, ("CHECKPOINT_WRITTEN", "step 3"))
-    summary = struct({"metrics": {"student": {"exact_match": 0.9}}, "parameters": {"student": 1234}})
-    record = driver.record("SUCCEEDED", model_path="/models/x", model_manifest_sha256="ab" * 32, summary=summary)
+    model_dir = world.settings.publish_dir("student", uid)
+    model_dir.mkdir(parents=True)
+    (model_dir / "athanor.json").write_text('{"report": {"parameters": {"student": 1234}}}')
+    summary = struct({"student": {"exact_match": 0.9}})
+    record = driver.record("SUCCEEDED", model_path=str(model_dir), model_manifest_sha256="ab" * 32, summary=summary)
     driver.write(record)
     await driver.report(record)
     driver.exit()
@@ -196,6 +199,19 @@ async def test_submission_whose_answer_is_lost_is_not_repeated_as_another_job(wo
     assert [submission.ray_job_id for submission in world.ray.submissions] == [f"{uid}-1"]
     await world.driver().heartbeat()
     assert world.state(uid) is State.RUNNING
+
+
+async def test_driver_of_a_submission_in_flight_keeps_its_token(world: World) -> None:
+    """Ray took the job, the answer was lost, and for a while Ray does not show it."""
+    uid = world.create()
+    world.ray.loses_replies = world.ray.hides_jobs = True
+    await world.rounds()
+    early = world.driver()
+    await world.rounds(2)
+    world.ray.loses_replies = world.ray.hides_jobs = False
+    await early.heartbeat()
+    assert world.state(uid) is State.RUNNING
+    assert len(world.ray.submissions) == 1
 
 
 async def test_refused_submission_fails_the_job_with_rays_words(world: World) -> None:

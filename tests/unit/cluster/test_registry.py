@@ -46,8 +46,11 @@ def test_missing_model_names_the_field_and_what_there_is(world: World) -> None:
 def test_publication_carries_lineage_and_figures(world: World) -> None:
     job = world.job(world.create(teachers=[{"model": "t@champion"}, {"model": "/a/directory"}]))
     object.__setattr__(job, "resolved_models", {"t@champion": "t@3"})
-    summary = {"metrics": {"student": {"exact_match": 0.5}}, "parameters": {"student": 7}}
-    made = publication(job, Terminal(Outcome.SUCCEEDED, model_path="/m", model_manifest_sha256="ff", summary=summary))
+    figures = {"student": {"exact_match": 0.5}, "teacher": {"exact_match": 0.9}}
+    terminal = Terminal(
+        Outcome.SUCCEEDED, model_path="/m", model_manifest_sha256="ff", summary=figures, num_parameters=7
+    )
+    made = publication(job, terminal)
     assert made is not None
     assert (made.name, made.alias, made.teachers) == ("student", "champion", ("t@3",))
     assert (made.num_parameters, made.metrics, made.manifest_sha256) == (7, {"exact_match": 0.5}, "ff")

@@ -6,7 +6,7 @@ import pytest
 from athanor.v1 import job_pb2, worker_service_pb2
 from fakes import World, struct
 from google.protobuf import struct_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import InvalidInput
@@ -29,6 +29,7 @@ documents = st.dictionaries(
 )
 
 
+@settings(max_examples=40)
 @given(documents)
 def test_struct_keeps_a_spec_as_it_is(document: dict[str, object]) -> None:
     assert from_struct(to_struct(document)) == document
