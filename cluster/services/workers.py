@@ -57,10 +57,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
 
     def _progress(self, request: messages.ReportProgressRequest) -> StoredJob:
         lease = _lease(request.attempt)
-        self._heard(lease)
         has_progress = request.HasField("progress")
         progress = progress_from_proto(request.progress, self._store.now_us()) if has_progress else None
-        return self._store.record_progress(lease, self._settings.lease_s, progress, lines_from_proto(request.events))
+        lines = lines_from_proto(request.events)
+        job = self._store.record_progress(lease, self._settings.lease_s, progress, lines)
+        return self._advance(job, lease, policy.heard)
 
     def _heard(self, lease: Lease) -> StoredJob:
         """Renew the lease; a driver that was not heard before has started, and runs."""
