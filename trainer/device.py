@@ -31,8 +31,12 @@ def import_deepspeed() -> ModuleType:
     """DeepSpeed for `compute_device()`, logging warnings and worse only."""
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
+    import deepspeed.ops
 
-    warnings.filterwarnings("ignore", r".*_into_tensor` is deprecated", FutureWarning)  # DeepSpeed's own calls
+    # None of DeepSpeed's own kernels is used; otherwise it would compile one at the first start of every installation.
+    deepspeed.ops.__compatible_ops__ = {}
+    # DeepSpeed's own calls, one warning for each
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     module: ModuleType = deepspeed
     return module

@@ -22,7 +22,7 @@ from trainer.learner import Learner
 from trainer.listener import Listener
 from trainer.loop import Run, run
 from trainer.metrics import MetricsLog
-from trainer.models import fresh_model, load_model, num_parameters, split, write_model
+from trainer.models import DTYPES, choose_attention, fresh_model, load_model, num_parameters, split, write_model
 from trainer.objective import plan
 from trainer.order import SampleOrder
 from trainer.peers import Peers
@@ -66,9 +66,10 @@ def fit(
     model = first_model(ctx, prepared)
     if found is not None:
         model.load_state_dict(found.weights(), strict=False)  # tied weights are there once
+    choose_attention(model, ctx.spec.data.max_length, DTYPES[ctx.spec.training.precision])
     learner = Learner(model.train(), this.objective(len(prepared.tokenizer)))
     size, driving = num_parameters(model), ENGINES[engine](learner, ctx.spec.training, peers)
-    progress = _resume(driving, found, peers)
+    progress = _resume(role, driving, found, peers, listener)
     steps = Run(
         role=role,
         engine=driving,
@@ -152,10 +153,12 @@ def _agreed_checkpoint(
     return found
 
 
-def _resume(engine: Engine, found: Checkpoint | None, peers: Peers) -> Progress:
+def _resume(role: str, engine: Engine, found: Checkpoint | None, peers: Peers, listener: Listener) -> Progress:
     if found is None:
         return Progress()
     engine.load_state(found.shard(peers.rank))
+    if peers.is_first:
+        listener.event("RESUMED", f"{role}: goes on after step {found.progress.step}")
     return found.progress
 
 

@@ -1,0 +1,170 @@
+"""Models in and out: what is refused and why, and that what is written is what plain transformers reads."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM
+
+from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, fine_tune_job
+from trainer.atomic import sha256_file
+from trainer.batch import collate
+from trainer.errors import UserError
+from trainer.models import (
+    check_head,
+    choose_attention,
+    fresh_model,
+    hidden_at_rows,
+    load_model,
+    publish_model,
+    split,
+    write_model,
+)
+from trainer.tokenizer import load_tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["where is my card", "top up my account"], 300)
+
+
+def saved(model, tokenizer, directory):
+    write_model(directory, model, dict(model.named_parameters()), tokenizer)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "config", [TINY_LLAMA, {**TINY_LLAMA, "tie_word_embeddings": True}, TINY_GPT2], ids=["llama", "tied", "gpt2"]
+)
+def test_a_written_model_is_what_plain_transformers_reads(config, tokenizer, tmp_path):
+    model = fresh_model(config, tokenizer, seed=3).eval()
+    saved(model, tokenizer, tmp_path / "model")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.tensor([[7, 8, 9]])
+    assert torch.equal(read(ids).logits, model(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab() == tokenizer.get_vocab()
+    assert torch.equal(load_model(str(tmp_path / "model"), torch.float32)(ids).logits, model(ids).logits)
+
+
+def test_a_fresh_model_is_a_function_of_config_and_seed_alone(tokenizer):
+    first, again, other = (fresh_model(TINY_LLAMA, tokenizer, seed) for seed in (1, 1, 2))
+    weights = [model.get_output_embeddings().weight for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert first.config.eos_token_id == tokenizer.eos_token_id
+    assert first.config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "lama"}, "'lama'"),
+        ({"hiden_size": 8}, "did you mean 'hidden_size'"),
+        ({"hidden_size": 30}, "no model can be made"),
+        ({"num_attention_heads": 0}, "no model can be made"),
+    ],
+)
+def test_a_config_that_makes_no_model_is_the_users_error(changes, words, tokenizer):
+    with pytest.raises(UserError, match=words) as error:
+        fresh_model({**TINY_LLAMA, **changes}, tokenizer, 0)
+    assert error.value.reason == "MODEL_INVALID"
+
+
+def test_a_directory_without_config_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json") as error:
+        load_model(str(tmp_path), torch.float32)
+    assert error.value.reason == "MODEL_INVALID"
+
+
+def test_pickled_weights_alone_are_refused_unread(tokenizer, tmp_path):
+    directory = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin") as error:
+        load_model(str(directory), torch.float32)
+    assert error.value.reason == "UNSAFE_MODEL_FILE"
+
+
+def test_torn_weights_are_refused(tokenizer, tmp_path):
+    directory = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(str(directory), torch.float32)
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(tokenizer, tmp_path):
+    directory = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight"):
+        load_model(str(directory), torch.float32)
+
+
+def test_a_config_that_asks_for_code_gets_none(tokenizer, tmp_path):
+    directory = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "evil.py").write_text("raise SystemExit('code of a model was run')")
+    with pytest.raises(UserError) as error:
+        load_model(str(directory), torch.float32)
+    assert error.value.reason == "MODEL_INVALID"
+
+
+def test_a_model_that_scales_its_logits_is_refused():
+    config = CohereConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        logit_scale=0.25,
+    )
+    with pytest.raises(UserError) as error:
+        check_head(CohereForCausalLM(config), "scaled")
+    assert error.value.reason == "MODEL_UNSUPPORTED"
+
+
+@pytest.mark.parametrize("config", [TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
+def test_hidden_states_do_not_depend_on_padding_or_packing(config, tokenizer):
+    model = fresh_model(config, tokenizer, 0).eval()
+    samples = [
+        {"sample_id": i, "input_ids": list(range(5 + i, 14 + 3 * i)), "labels": [-100, *range(6 + i, 14 + 3 * i)]}
+        for i in range(3)
+    ]
+    apart = torch.cat([hidden_at_rows(model, collate([(i,)], samples, 0)) for i in range(3)])
+    padded = hidden_at_rows(model, collate([(0,), (1,), (2,)], samples, 0))
+    packed = hidden_at_rows(model, collate([(0, 1, 2)], samples, 0))
+    torch.testing.assert_close(padded, apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_plain_and_fused_attention_agree(tokenizer):
+    model = fresh_model(TINY_LLAMA, tokenizer, 0).eval().bfloat16()
+    ids = torch.arange(20)[None]
+    fused = model(ids).logits
+    choose_attention(model, 20, torch.bfloat16)
+    torch.testing.assert_close(model(ids).logits, fused, rtol=0.1, atol=0.02)
+
+
+def test_the_head_of_a_tied_model_is_its_embedding(tokenizer):
+    model = fresh_model({**TINY_LLAMA, "tie_word_embeddings": True}, tokenizer, 0)
+    assert split(model).head.weight_VD is model.get_input_embeddings().weight
+
+
+def test_published_model_carries_its_lineage(tokenizer, tmp_path):
+    ctx = fine_tune_job(tmp_path / "bot-aaaaaaaa")
+    model_dir = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")
+    target = tmp_path / "models" / "bot" / ctx.uid
+    for _ in range(2):  # again after a restart: the same
+        digest = publish_model(ctx, model_dir, target, {"name": "bot"})
+    manifest = json.loads((target / "athanor.json").read_text())
+    assert digest == sha256_file(target / "athanor.json")
+    assert (manifest["job"], manifest["kind"], manifest["name"]) == ("bot-aaaaaaaa", "FineTune", "bot")
+    assert manifest["spec"]["training"]["max_steps"] == 6
+    assert manifest["files"]["model.safetensors"] == sha256_file(target / "model.safetensors")
+    assert set(manifest["files"]) == {path.name for path in target.iterdir()} - {"athanor.json"}
+    assert load_tokenizer(target).eos_token_id == tokenizer.eos_token_id

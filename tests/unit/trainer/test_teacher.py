@@ -1,0 +1,62 @@
+"""A teacher's answers are those of the plain model."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA
+from trainer.batch import collate, empty_batch
+from trainer.models import fresh_model, write_model
+from trainer.teacher import LocalTeacher, TeacherModel
+from trainer.tokenizer import train_tokenizer
+
+SAMPLES = [
+    {"sample_id": i, "input_ids": list(range(5 + i, 14 + 3 * i)), "labels": [-100, -100, *range(7 + i, 14 + 3 * i)]}
+    for i in range(3)
+]
+
+
+@pytest.fixture(scope="module", params=[TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
+def plain(request, tmp_path_factory):
+    """(directory, the plain model)."""
+    tokenizer = train_tokenizer(["where is my card"], 300)
+    model = fresh_model({**request.param, "initializer_range": 0.3}, tokenizer, 1).eval()
+    directory = tmp_path_factory.mktemp("teacher") / "model"
+    write_model(directory, model, dict(model.named_parameters()), tokenizer)
+    return directory, model
+
+
+def test_logits_from_hidden_states_and_head_are_the_models(plain):
+    directory, model = plain
+    teacher = LocalTeacher(TeacherModel(str(directory), dtype="float32"))
+    batch = collate([(0, 1), (2,)], SAMPLES, 0)
+    hidden = teacher.request(batch)().hidden_ND
+    logits = hidden @ teacher.head().weight_VD.T
+    whole = [model(torch.tensor([sample["input_ids"]])).logits[0, 1:-1] for sample in SAMPLES]
+    torch.testing.assert_close(logits, torch.cat(whole), rtol=1e-4, atol=1e-4)
+    assert not hidden.requires_grad
+    assert not teacher.head().weight_VD.requires_grad
+
+
+def test_scores_are_summed_for_each_sample(plain):
+    directory, model = plain
+    scores = TeacherModel(str(directory), dtype="float32").score(collate([(0, 1), (2,)], SAMPLES, 0))
+    for sample, (nll, count) in zip(SAMPLES, scores, strict=True):
+        ids = torch.tensor(sample["input_ids"])
+        expected = F.cross_entropy(model(ids[None]).logits[0, 1:-1], ids[2:], reduction="sum")
+        assert nll == pytest.approx(expected.item(), rel=1e-4)
+        assert count == len(ids) - 2
+
+
+def test_nothing_to_answer(plain):
+    teacher = TeacherModel(str(plain[0]), dtype="float32")
+    assert teacher.targets(None).hidden_ND.shape[0] == 0
+    assert teacher.score(None) == []
+    assert teacher.score(empty_batch(0)) == []
+    assert teacher.generate([], 5) == []
+
+
+def test_it_answers_in_the_dtype_that_was_asked(plain):
+    teacher = TeacherModel(str(plain[0]), dtype="bfloat16")
+    assert teacher.targets(collate([(0,)], SAMPLES, 0)).hidden_ND.dtype == torch.bfloat16
+    assert teacher.head().weight_VD.dtype == torch.bfloat16
