@@ -37,6 +37,7 @@ class WorkerListener:
         is_new = self._stage[0] != stage
         if is_new:
             self._stage = (stage, step, now)
+            self.log(f"{time.strftime('%H:%M:%S', time.localtime(now))} {stage}")
         if self._rank == 0 and (is_new or step == total or now - self._written_at >= _SHORTEST_INTERVAL_S):
             self._written_at = now
             write_json(self._progress_path, self._document(stage, step, total, figures, now))

@@ -7,7 +7,6 @@ Ray Train's affair: it starts all of them again, and every stage resumes from wh
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,41 +17,26 @@ import ray
 import ray.train
 import ray.train.collective
 from athanor.v1.worker_service_pb2 import TerminalRecord
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.driver.attempt import INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt, ended, write_record
 from cluster.driver.listener import WorkerListener
+from cluster.driver.ray_train import run_workers
 from cluster.driver.teacher_dispatch import TeacherLost
 from trainer.errors import TrainerError, UserError
 from trainer.spec import DistillSpec
 
-_TRAIN_SETTINGS = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-
 
 def train_students(attempt: Attempt) -> None:
     """Returns when every worker is done; TrainingFailedError when they were lost too often."""
-    os.environ.update(_TRAIN_SETTINGS)
-    resources = attempt.ctx.spec.resources.student
-    per_worker = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
-    failures = ray.train.FailureConfig(max_failures=attempt.ctx.spec.schedule.retries.infrastructure)
-    DataParallelTrainer(
+    ctx = attempt.ctx
+    run_workers(
         work,
-        train_loop_config={"attempt_file": str(attempt.path)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
-        ),
-        run_config=ray.train.RunConfig(
-            name=attempt.ray_name, storage_path=str(attempt.ctx.job_dir / "train"), failure_config=failures
-        ),
-    ).fit()
+        {"attempt_file": str(attempt.path)},
+        name=attempt.ray_name,
+        storage=ctx.job_dir / "train",
+        resources=ctx.spec.resources.student,
+        max_failures=ctx.spec.schedule.retries.infrastructure,
+    )
 
 
 def work(config: dict[str, Any]) -> None:

@@ -7,11 +7,13 @@ it, or when this process is told to terminate. Whatever comes first wins; Ray th
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
 import traceback
 from functools import partial
+from typing import Any
 
 import ray
 from athanor.v1.worker_service_pb2 import TerminalRecord
@@ -70,7 +72,7 @@ class Supervisor:
         """None when nothing may be written any more."""
         self._attempt.outcome_path.unlink(missing_ok=True)
         ctx = self._attempt.ctx
-        ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING)
+        ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
         try:
             # Kept until the end: Ray ends a named actor when the handle of its creator is gone.
@@ -116,6 +118,13 @@ class Supervisor:
         self._reporter.stop()
         write_record(self._attempt.terminal_path, record)
         self._reporter.report_terminal(record)
+
+
+def _workers_env() -> dict[str, Any]:
+    variables = {"TORCHDYNAMO_DISABLE": "1"}  # DeepSpeed would load torch's compiler for an optimizer that nobody uses
+    if address := os.environ.get("RAY_ADDRESS"):
+        variables["RAY_ADDRESS"] = address  # Ray Train looks for the cluster by it, and fails where it finds several
+    return {"env_vars": variables}
 
 
 def teacher_plan(ctx: JobContext) -> TeacherPlan:
