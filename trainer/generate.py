@@ -18,7 +18,14 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from trainer.peers import Peers
 
-GROUP_SIZE = 64
+GROUP_TOKENS = 1 << 14
+"""Positions that one group holds in its cache: bounds memory, and spares a sharded model gathers of its weights."""
+
+
+def group_size(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """How many prompts are decoded at once."""
+    longest = max((len(prompt) for prompt in prompts), default=0) + max_new_tokens
+    return max(1, GROUP_TOKENS // max(1, longest))
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def generate(
     *,
     device: torch.device,
     peers: Peers | None = None,
-    group_size: int = GROUP_SIZE,
+    most_at_once: int | None = None,
 ) -> list[list[int]]:
     """Completions in the order of `prompts`, without the end token.
 
@@ -63,7 +70,8 @@ def generate(
     """
     peers = peers or Peers.alone()
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    groups = [order[start : start + group_size] for start in range(0, len(order), group_size)]
+    size = most_at_once or group_size(prompts, max_new_tokens)
+    groups = [order[start : start + size] for start in range(0, len(order), size)]
     completions: list[list[int]] = [[] for _ in prompts]
     for place in range(peers.max(len(groups))):
         group = groups[place] if place < len(groups) else []

@@ -10,7 +10,7 @@ import gc
 from trainer.errors import TrainerError
 from trainer.evaluate import EvaluationSet, evaluate
 from trainer.fit import fit
-from trainer.generate import GROUP_SIZE
+from trainer.generate import group_size
 from trainer.job import JobContext
 from trainer.labels import LabelWriter, read_labels
 from trainer.listener import Listener, Stopped
@@ -48,8 +48,9 @@ def write_labels(ctx: JobContext, peers: Peers, teacher: Teacher, listener: List
     missing.sort(key=lambda prompt: len(prompt.input_ids), reverse=True)
     mine, longest = missing[peers.rank :: peers.world], _longest_label(ctx)
     with LabelWriter(ctx.label_path(peers.rank), max_new_tokens=longest) as labels:
-        for start in range(0, len(mine), GROUP_SIZE):
-            group = mine[start : start + GROUP_SIZE]
+        size = group_size([prompt.input_ids for prompt in mine], longest)
+        for start in range(0, len(mine), size):
+            group = mine[start : start + size]
             answers = teacher.generate([prompt.input_ids for prompt in group], longest)
             for prompt, answer in zip(group, answers, strict=True):
                 labels.write(prompt.sample_id, answer)

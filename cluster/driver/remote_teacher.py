@@ -20,7 +20,7 @@ from cluster.driver.teacher_group import GATEWAY
 from cluster.errors import ClusterError
 from trainer.batch import Batch
 from trainer.errors import TrainerError
-from trainer.generate import GROUP_SIZE
+from trainer.generate import group_size
 from trainer.teacher import Targets, TeacherHead
 
 _MOST_ATTEMPTS = 5
@@ -57,7 +57,7 @@ class RemoteTeacher:
         """In chunks of prompts of like length, so many in flight that this student's share of the shards has work."""
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         share = -(-self._num_shards // self._num_students)
-        size = min(GROUP_SIZE, max(1, -(-len(order) // share)))
+        size = min(group_size(prompts, max_new_tokens), max(1, -(-len(order) // share)))
         completions: list[list[int]] = [[] for _ in prompts]
         in_flight: deque[tuple[list[int], Callable[[], Any]]] = deque()
         for start in range(0, len(order), size):
