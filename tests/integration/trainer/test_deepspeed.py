@@ -1,0 +1,128 @@
+"""Learning under the real DeepSpeed: one worker or two, ZeRO 0 to 3, whole or killed, the weights are the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from workers import fit_all, fit_until_killed, fit_with_a_stop, run_workers
+
+from tests.tiny_jobs import TINY_LLAMA, fine_tune_job
+from trainer.job import JobContext
+from trainer.prepare import prepare
+
+CASES = {
+    **{f"fp32-{stage}": {"zero_stage": stage} for stage in range(4)},
+    **{f"bf16-{stage}": {"zero_stage": stage, "precision": "bf16"} for stage in range(4)},
+}
+TIED = {"config": {**TINY_LLAMA, "tie_word_embeddings": True}, "tokenizer": {"vocab_size": 320}}
+
+
+def make_jobs(root: Path, *, student: dict | None = None) -> dict[str, JobContext]:
+    """The same job for each case, with more than one micro-batch in a step; prepared once and copied."""
+    changes = {"student": student} if student else {}
+    first = fine_tune_job(root / "first", training={"micro_batch_tokens": 96}, **changes)
+    prepare(first)
+    jobs = {}
+    for name, training in CASES.items():
+        ctx = fine_tune_job(root / name, training={"micro_batch_tokens": 96, **training}, **changes)
+        spec = ctx.spec.model_copy(update={"data": first.spec.data})
+        shutil.copytree(first.prepared_dir, ctx.prepared_dir)
+        jobs[name] = JobContext(ctx.job_dir, ctx.kind, spec)
+    return jobs
+
+
+def weights(ctx: JobContext) -> dict[str, torch.Tensor]:
+    return load_file(ctx.model_dir("student") / "model.safetensors")
+
+
+def losses(ctx: JobContext) -> list[tuple[float, float]]:
+    lines = [json.loads(line) for line in ctx.metrics_path("student").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines]
+
+
+def assert_same_bits(one: JobContext, other: JobContext) -> None:
+    assert weights(one).keys() == weights(other).keys()
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+    assert losses(one) == losses(other)
+
+
+def assert_close(one: JobContext, other: JobContext, *, weight: float, loss: float) -> None:
+    assert weights(one).keys() == weights(other).keys()
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(tensor, weights(other)[name], rtol=0.0, atol=weight)
+    assert [x for pair in losses(one) for x in pair] == pytest.approx([x for p in losses(other) for x in p], rel=loss)
+
+
+@pytest.fixture(scope="module")
+def by_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
+    """By the plain engine, whole."""
+    root = tmp_path_factory.mktemp("torch")
+    jobs = {name: ctx for name, ctx in make_jobs(root).items() if name.endswith("-0")}
+    assert run_workers(fit_all, 1, root, list(jobs.values()), "torch") == [0]
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
+    """By one worker, whole."""
+    root = tmp_path_factory.mktemp("alone")
+    jobs = make_jobs(root)
+    assert run_workers(fit_all, 1, root, list(jobs.values())) == [0]
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
+    """By two workers, whole."""
+    root = tmp_path_factory.mktemp("together")
+    jobs = make_jobs(root)
+    assert run_workers(fit_all, 2, root, list(jobs.values())) == [0, 0]
+    return jobs
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_deepspeed_equals_plain_torch_on_one_worker(alone, by_torch, stage):
+    # Adam divides by the root of squared gradients: rounding of clipping shows in the weights as about 1e-5.
+    assert_close(alone[f"fp32-{stage}"], by_torch["fp32-0"], weight=5e-5, loss=1e-5)
+    assert_close(alone[f"bf16-{stage}"], by_torch["bf16-0"], weight=0.05, loss=0.02)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_two_workers_equal_one(alone, together, stage):
+    assert_close(together[f"fp32-{stage}"], alone[f"fp32-{stage}"], weight=5e-5, loss=1e-5)
+    assert_close(together[f"bf16-{stage}"], alone[f"bf16-{stage}"], weight=0.05, loss=0.02)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_stopped_and_resumed_equals_never_stopped_in_every_stage(alone, together, world, tmp_path):
+    jobs = make_jobs(tmp_path)
+    assert run_workers(fit_with_a_stop, world, tmp_path, list(jobs.values())) == [0] * world
+    for name, ctx in jobs.items():
+        assert_same_bits(ctx, (alone if world == 1 else together)[name])
+
+
+@pytest.mark.parametrize(("name", "world"), [("fp32-0", 1), ("fp32-2", 1), ("fp32-2", 2)])
+def test_killed_and_resumed_equals_never_killed(alone, together, name, world, tmp_path):
+    ctx = make_jobs(tmp_path)[name]
+    codes = run_workers(fit_until_killed, world, tmp_path, ctx, 5)
+    assert codes[0] == -signal.SIGKILL
+    assert not ctx.model_dir("student").exists()
+    assert max(path.name for path in ctx.checkpoints_dir("student").iterdir()) == "step-00000004"
+    assert run_workers(fit_all, world, tmp_path, [ctx]) == [0] * world
+    assert_same_bits(ctx, (alone if world == 1 else together)[name])
+
+
+def test_tied_weights_are_learned_and_resumed_in_every_stage(tmp_path):
+    whole, cut = make_jobs(tmp_path / "whole", student=TIED), make_jobs(tmp_path / "cut", student=TIED)
+    names = [f"fp32-{stage}" for stage in range(4)]
+    assert run_workers(fit_all, 1, tmp_path, [whole[name] for name in names]) == [0]
+    assert run_workers(fit_with_a_stop, 1, tmp_path, [cut[name] for name in names]) == [0]
+    for name in names:
+        assert_same_bits(cut[name], whole[name])
+        assert_close(whole[name], whole["fp32-0"], weight=5e-5, loss=1e-5)
