@@ -204,7 +204,7 @@ class PublishSpec(Strict):
 
 class RetriesSpec(Strict):
     infrastructure: Annotated[int, Field(ge=0, le=1000)] = 5
-    """Attempts after machinery was lost."""
+    """Attempts after machinery was lost; lost workers are started again twice before that counts."""
     user: Annotated[int, Field(ge=0, le=1000)] = 0
     """Attempts after the job itself was wrong."""
 

@@ -1,7 +1,7 @@
 """What the driver tells the control plane, about once a second, from a thread of its own: it lives, and how far it is.
 
 A control plane that cannot be reached is no error: work goes on and the next report is tried. What comes back is one of
-two orders, and both are handed to `on_order`.
+two orders, and both are handed to `on_end`; so is anything that ends the thread, for a silent driver looks lost.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Order(StrEnum):
 class Reporter:
     """Heartbeats until it is stopped."""
 
-    def __init__(self, attempt: Attempt, on_order: Callable[[Order], None], *, interval_s: float = 1.0) -> None:
+    def __init__(
+        self, attempt: Attempt, on_end: Callable[[Order | Exception], None], *, interval_s: float = 1.0
+    ) -> None:
         self._attempt = attempt
-        self._on_order = on_order
+        self._on_end = on_end
         self._interval_s = interval_s
         self._ref = AttemptRef(job_uid=attempt.job_uid, attempt=attempt.number, lease_token=attempt.lease_token)
         self._channel = grpc.insecure_channel(attempt.control_plane)
@@ -86,12 +88,15 @@ class Reporter:
             return
         self._is_cut = False
         if directive == worker_service_pb2.DIRECTIVE_CANCEL:
-            self._on_order(Order.CANCEL)
+            self._on_end(Order.CANCEL)
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
-            self.tell()
-            self._stopped.wait(self._interval_s)
+        try:
+            while not self._stopped.is_set():
+                self.tell()
+                self._stopped.wait(self._interval_s)
+        except Exception as error:  # noqa: BLE001  a thread's boundary: whatever ends it ends the attempt
+            self._on_end(error)
 
     def _report(self) -> worker_service_pb2.Directive.ValueType:
         events, progress = self._events.read(), self._new_progress()
@@ -117,7 +122,7 @@ class Reporter:
 
     def _not_heard(self, failure: rpc.RequestFailed) -> None:
         if failure.reason == _LEASE_LOST:
-            self._on_order(Order.LEASE_LOST)
+            self._on_end(Order.LEASE_LOST)
         elif not self._is_cut:
             self._is_cut = True
             log.warning("working on without the control plane: %s", failure)

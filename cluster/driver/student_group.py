@@ -25,6 +25,9 @@ from cluster.driver.teacher_dispatch import TeacherLost
 from trainer.errors import TrainerError, UserError
 from trainer.spec import DistillSpec
 
+_GROUP_RESTARTS = 2
+"""Starts of lost workers within one attempt; more than that is the control plane's to decide, with a new attempt."""
+
 
 def train_students(attempt: Attempt) -> None:
     """Returns when every worker is done; TrainingFailedError when they were lost too often."""
@@ -35,7 +38,7 @@ def train_students(attempt: Attempt) -> None:
         name=attempt.ray_name,
         storage=ctx.job_dir / "train",
         resources=ctx.spec.resources.student,
-        max_failures=ctx.spec.schedule.retries.infrastructure,
+        max_failures=min(_GROUP_RESTARTS, ctx.spec.schedule.retries.infrastructure),
     )
 
 

@@ -50,7 +50,7 @@ class Supervisor:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._ends: queue.SimpleQueue[Order | str | BaseException | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[Order | str | Exception | None] = queue.SimpleQueue()
         self._reporter = Reporter(attempt, self._ends.put)
 
     def run(self) -> None:
@@ -86,7 +86,7 @@ class Supervisor:
         try:
             train_students(self._attempt)
             self._ends.put(None)
-        except (TrainingFailedError, RayError) as error:
+        except Exception as error:  # noqa: BLE001  a thread's boundary: whatever ends it ends the attempt
             self._ends.put(error)
 
     def _first_end(self) -> TerminalRecord | None:
@@ -100,14 +100,16 @@ class Supervisor:
                 continue
             return self._record_of(end)
 
-    def _record_of(self, end: Order | str | BaseException | None) -> TerminalRecord | None:
+    def _record_of(self, end: Order | str | Exception | None) -> TerminalRecord | None:
         if end == Order.LEASE_LOST:
             return None
         if end == Order.CANCEL:
             return ended(CANCELLED, "CANCELLED", "ended by request")
         if end == _TERMINATE:
             return ended(INFRASTRUCTURE_ERROR, "DRIVER_TERMINATED", "the driver was told to terminate")
-        lost = first_line(end) if isinstance(end, BaseException) else "the workers ended without an outcome"
+        if isinstance(end, Exception) and not isinstance(end, TrainingFailedError | RayError):
+            raise end
+        lost = first_line(end) if isinstance(end, Exception) else "the workers ended without an outcome"
         return read_record(self._attempt.outcome_path) or ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
 
     def _conclude(self, record: TerminalRecord | None) -> None:

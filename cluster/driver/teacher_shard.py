@@ -6,10 +6,12 @@ starts shards does not need it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
+from ray.exceptions import ObjectLostError
 
 from cluster.driver.teacher_dispatch import Operation
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from cluster.driver.process_group import Meeting
     from trainer.batch import Batch
     from trainer.teacher import Targets, TeacherHead
+
+
+log = logging.getLogger(__name__)
 
 
 class Compute(Protocol):
@@ -67,9 +72,15 @@ class TeacherShard:
         """The reference of the answer to the one parcel in the list; None for None, after the same collective work.
 
         References in lists are handed on as they are: what they stand for never passes through the dispatcher.
+        A question that died with its student gets None too: nobody waits for it, and the other shards must not stop.
         """
         assert self._compute is not None, "load comes first"
-        question = None if parcel is None else ray.get(parcel[0])
+        question = None
+        try:
+            question = None if parcel is None else ray.get(parcel[0])
+        except ObjectLostError:
+            log.warning("a question was lost with the student that asked it")
+            parcel = None
         answer = _ANSWERS[operation.name](self._compute, operation, question)
         return None if parcel is None else [ray.put(answer)]
 
