@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +20,7 @@ from trainer.models import DTYPES
 from trainer.peers import Peers
 from trainer.spec import TrainingSpec
 from trainer.teacher import Targets, TeacherHead
+from trainer.zero_layout import layout_of
 
 STATE_KEYS = ("master", "exp_avg", "exp_avg_sq", "step")
 
@@ -123,7 +123,7 @@ class DeepSpeedEngine:
             model=learner, optimizer=self._adamw, config=deepspeed_config(training), dist_init_required=False
         )
         self._adamw.state.clear()  # stage 0 in bf16 takes a step over zeros at its start, which must not be counted
-        self._layout = _LAYOUTS[_layout_name(training)](self._engine, self._adamw)
+        self._layout = layout_of(self._engine, self._adamw, training)
 
     def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self._engine(batch, targets, teacher_head)
@@ -164,107 +164,6 @@ class DeepSpeedEngine:
         gc.collect()
 
 
-class Layout(Protocol):
-    """Where a ZeRO stage keeps float32 masters and final gradients."""
-
-    is_sharded: bool
-
-    def masters(self) -> list[Tensor]: ...
-
-    def gradients(self) -> list[Tensor]: ...
-
-    def copy_to_weights(self) -> None:
-        """After masters were replaced: rounds them into the weights of the forward pass. Collective."""
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """Stage 0 in float32: the weights are the masters."""
-
-    engine: Any
-    adamw: torch.optim.AdamW
-    is_sharded = False
-
-    def masters(self) -> list[Tensor]:
-        return [parameter for group in self.adamw.param_groups for parameter in group["params"]]
-
-    def gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.masters() if parameter.grad is not None]
-
-    def copy_to_weights(self) -> None:
-        return
-
-
-@dataclass(frozen=True)
-class _Mixed:
-    """Stage 0 in bf16: whole float32 masters beside the weights."""
-
-    engine: Any
-    adamw: torch.optim.AdamW
-    is_sharded = False
-
-    def masters(self) -> list[Tensor]:
-        return [master for group in self.engine.optimizer.fp32_groups for master in group]
-
-    def gradients(self) -> list[Tensor]:
-        return [weight.grad for weight in self._weights() if weight.grad is not None]
-
-    @torch.no_grad()
-    def copy_to_weights(self) -> None:
-        for weight, master in zip(self._weights(), self.masters(), strict=True):
-            weight.copy_(master)
-
-    def _weights(self) -> list[Tensor]:
-        return [weight for group in self.engine.optimizer.fp16_groups for weight in group]
-
-
-@dataclass(frozen=True)
-class _Partitioned:
-    """Stages 1 and 2: each worker holds a flat part of the masters of every parameter group."""
-
-    engine: Any
-    adamw: torch.optim.AdamW
-    is_sharded = True
-
-    def masters(self) -> list[Tensor]:
-        return list(self.engine.optimizer.single_partition_of_fp32_groups)
-
-    def gradients(self) -> list[Tensor]:
-        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
-
-    def copy_to_weights(self) -> None:
-        self.engine.optimizer.update_lp_params()
-
-
-@dataclass(frozen=True)
-class _PartitionedWeights:
-    """Stage 3: the weights of the forward pass are parted too."""
-
-    engine: Any
-    adamw: torch.optim.AdamW
-    is_sharded = True
-
-    def masters(self) -> list[Tensor]:
-        return list(self.engine.optimizer.fp32_partitioned_groups_flat)
-
-    def gradients(self) -> list[Tensor]:
-        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
-
-    def copy_to_weights(self) -> None:
-        optimizer = self.engine.optimizer
-        for sub_group in range(len(optimizer.fp16_groups)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
-        if optimizer.persistent_parameters:
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-
-
-_LAYOUTS: dict[str, Callable[[Any, torch.optim.AdamW], Layout]] = {
-    "plain": _Plain,
-    "mixed": _Mixed,
-    "partitioned": _Partitioned,
-    "partitioned_weights": _PartitionedWeights,
-}
-
 ENGINES: dict[str, Callable[[Learner, TrainingSpec, Peers], Engine]] = {
     "deepspeed": DeepSpeedEngine,
     "torch": TorchEngine,
@@ -282,12 +181,6 @@ def deepspeed_config(training: TrainingSpec) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
-
-
-def _layout_name(training: TrainingSpec) -> str:
-    if training.zero_stage == 0:
-        return "plain" if training.precision == "fp32" else "mixed"
-    return "partitioned" if training.zero_stage < 3 else "partitioned_weights"
 
 
 def _decay_groups(weights: list[Any], masters: list[Any], weight_decay: float) -> list[dict[str, Any]]:

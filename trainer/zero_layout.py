@@ -1,0 +1,116 @@
+"""Where DeepSpeed keeps float32 master weights and final gradients, stage by stage.
+
+The only place that reaches into the fields of its ZeRO optimizers: made against DeepSpeed 0.19, held by the tests of
+resume in every stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.spec import TrainingSpec
+
+
+class Layout(Protocol):
+    """Where a ZeRO stage keeps float32 masters and final gradients."""
+
+    is_sharded: bool
+
+    def masters(self) -> list[Tensor]: ...
+
+    def gradients(self) -> list[Tensor]: ...
+
+    def copy_to_weights(self) -> None:
+        """After masters were replaced: rounds them into the weights of the forward pass. Collective."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Stage 0 in float32: the weights are the masters."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = False
+
+    def masters(self) -> list[Tensor]:
+        return [parameter for group in self.adamw.param_groups for parameter in group["params"]]
+
+    def gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.masters() if parameter.grad is not None]
+
+    def copy_to_weights(self) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Stage 0 in bf16: whole float32 masters beside the weights."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = False
+
+    def masters(self) -> list[Tensor]:
+        return [master for group in self.engine.optimizer.fp32_groups for master in group]
+
+    def gradients(self) -> list[Tensor]:
+        return [weight.grad for weight in self._weights() if weight.grad is not None]
+
+    @torch.no_grad()
+    def copy_to_weights(self) -> None:
+        for weight, master in zip(self._weights(), self.masters(), strict=True):
+            weight.copy_(master)
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for group in self.engine.optimizer.fp16_groups for weight in group]
+
+
+@dataclass(frozen=True)
+class _Partitioned:
+    """Stages 1 and 2: each worker holds a flat part of the masters of every parameter group."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = True
+
+    def masters(self) -> list[Tensor]:
+        return list(self.engine.optimizer.single_partition_of_fp32_groups)
+
+    def gradients(self) -> list[Tensor]:
+        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
+
+    def copy_to_weights(self) -> None:
+        self.engine.optimizer.update_lp_params()
+
+
+@dataclass(frozen=True)
+class _PartitionedWeights:
+    """Stage 3: the weights of the forward pass are parted too."""
+
+    engine: Any
+    adamw: torch.optim.AdamW
+    is_sharded = True
+
+    def masters(self) -> list[Tensor]:
+        return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+
+    def gradients(self) -> list[Tensor]:
+        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
+
+    def copy_to_weights(self) -> None:
+        optimizer = self.engine.optimizer
+        for sub_group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def layout_of(engine: Any, adamw: torch.optim.AdamW, training: TrainingSpec) -> Layout:
+    """How DeepSpeed lays out this stage and precision."""
+    if training.zero_stage == 0:
+        return _Plain(engine, adamw) if training.precision == "fp32" else _Mixed(engine, adamw)
+    return _Partitioned(engine, adamw) if training.zero_stage < 3 else _PartitionedWeights(engine, adamw)
