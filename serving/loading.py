@@ -67,10 +67,7 @@ def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end an answer: those `model.generate` would stop at, else the tokenizer's."""
+    """Tokens that end an answer: the tokenizer's, and those `model.generate` would stop at."""
     declared = model.generation_config.eos_token_id
-    if declared is None:
-        declared = tokenizer.eos_token_id
-    if declared is None:
-        return frozenset()
-    return frozenset(declared if isinstance(declared, list) else [declared])
+    named = declared if isinstance(declared, list) else [declared]
+    return frozenset(one for one in (tokenizer.eos_token_id, *named) if one is not None)

@@ -6,6 +6,7 @@ with plain `transformers`. Optimisation and sharding are elsewhere.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -134,7 +135,7 @@ def write_model(
     """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(like.config)
-    model.generation_config = like.generation_config
+    _name_ends(model, like, tokenizer)
     loaded = model.load_state_dict(dict(weights), assign=True, strict=False)
     model.tie_weights()
     assert not loaded.unexpected_keys, loaded.unexpected_keys
@@ -145,6 +146,22 @@ def write_model(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     atomic.replace_directory(temporary, directory)
+
+
+def _name_ends(model: PreTrainedModel, like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Answers end where the tokenizer says, which is what was learned; what ended the answers of `like` stays beside."""
+    known = (tokenizer.eos_token_id, *_ids(like.generation_config), *_ids(like.config))
+    ends = list(dict.fromkeys(one for one in known if one is not None))
+    model.generation_config = copy.deepcopy(like.generation_config)
+    model.config = copy.deepcopy(like.config)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = ends[0] if len(ends) == 1 else ends
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _ids(config: Any) -> list[int | None]:
+    named = getattr(config, "eos_token_id", None)
+    return named if isinstance(named, list) else [named]
 
 
 def publish_model(ctx: JobContext, model_dir: Path, target_dir: Path, extra: Mapping[str, Any]) -> str:

@@ -155,6 +155,19 @@ def test_the_head_of_a_tied_model_is_its_embedding(tokenizer):
     assert split(model).head.weight_VD is model.get_input_embeddings().weight
 
 
+def test_a_written_model_ends_where_its_new_tokenizer_does_and_where_it_ended_before(tokenizer, tmp_path):
+    model = fresh_model(TINY_LLAMA, tokenizer, 0)
+    before = tokenizer.convert_tokens_to_ids("<|system|>")
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.pad_token_id = before, 9
+    saved(model, tokenizer, tmp_path / "model")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for config in (read.config, read.generation_config):
+        assert config.eos_token_id == [tokenizer.eos_token_id, before]
+        assert config.pad_token_id == tokenizer.pad_token_id
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == before, "the original stays as it is"
+
+
 def test_published_model_carries_its_lineage(tokenizer, tmp_path):
     ctx = fine_tune_job(tmp_path / "bot-aaaaaaaa")
     model_dir = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")

@@ -1,0 +1,43 @@
+"""A loaded model ends its answers, and chooses its tokens, as its tokenizer says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serving.engine import GenerationRequest
+from serving.loading import over
+from serving.sampling import Sampling
+
+
+@pytest.fixture
+def tokenizer(chat_model_dir):
+    return AutoTokenizer.from_pretrained(chat_model_dir)
+
+
+@pytest.fixture
+def model(chat_model_dir):
+    """One's own copy, to be altered."""
+    return AutoModelForCausalLM.from_pretrained(chat_model_dir).eval()
+
+
+async def answer(model, tokenizer, prompt, max_tokens=24):
+    """(tokens that were counted, why it ended)."""
+    engine = over(model, tokenizer).engine
+    request = GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=0))
+    deltas = [delta async for delta in engine.submit(request)]
+    engine.close()
+    return sum(delta.num_tokens for delta in deltas), deltas[-1].finish_reason
+
+
+async def test_the_tokenizers_end_and_the_declared_ones_all_stop_an_answer(model, tokenizer):
+    prompt = [9, 30, 31]
+    first = model(torch.tensor([prompt])).logits[0, -1].argmax().item()
+    second = tokenizer.convert_tokens_to_ids("<|system|>")
+    model.generation_config.eos_token_id = [second]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    assert await answer(model, tokenizer, prompt) == (1, "stop")
+    model.generation_config.eos_token_id = [second, first]
+    tokenizer.eos_token = "<|system|>"
+    assert await answer(model, tokenizer, prompt) == (1, "stop")
