@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 class Batch:
     """Rows that decode in lockstep; `step` gives the next token of each."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[Sampling],
+        *,
+        num_tokens: int,
+    ) -> None:
+        """`num_tokens`: entries of the vocabulary; rows that a head has beyond them are never chosen."""
         self._model = model
+        self._num_tokens = num_tokens
         self._rows = [(each, each.generator()) for each in sampling]
         self._input_BT, self._mask_BT = _left_padded(prompts, model.device)
         self._position_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -39,7 +48,7 @@ class Batch:
             use_cache=True,
             logits_to_keep=1,
         )
-        tokens = choose(output.logits[:, -1], self._rows)
+        tokens = choose(output.logits[:, -1, : self._num_tokens], self._rows)
         self._append(tokens)
         return tokens
 

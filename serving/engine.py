@@ -90,6 +90,7 @@ class TransformersEngine:
         decode: Callable[[Sequence[int]], str],
         *,
         context_length: int,
+        num_tokens: int,
         end_ids: frozenset[int],
         max_batch_size: int = 32,
         max_waiting: int = 256,
@@ -97,6 +98,7 @@ class TransformersEngine:
         self._model = model
         self._decode = decode
         self._context_length = context_length
+        self._num_tokens = num_tokens
         self._end_ids = end_ids
         self._max_batch_size = max_batch_size
         self._max_waiting = max_waiting
@@ -146,7 +148,8 @@ class TransformersEngine:
             self._count(0)
 
     def _decode_all(self, live: list[_Sequence]) -> None:
-        batch = Batch(self._model, [each.prompt_ids for each in live], [each.sampling for each in live])
+        prompts, sampling = [each.prompt_ids for each in live], [each.sampling for each in live]
+        batch = Batch(self._model, prompts, sampling, num_tokens=self._num_tokens)
         while live and not self._closed:
             for sequence, token in zip(live, batch.step(), strict=True):
                 sequence.push(token)

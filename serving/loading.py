@@ -56,6 +56,7 @@ def over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         model,
         prompts.decode,
         context_length=_context_length(model, tokenizer),
+        num_tokens=max(tokenizer.get_vocab().values()) + 1,
         end_ids=_end_ids(model, tokenizer),
     )
     return LoadedModel(engine, prompts)

@@ -149,7 +149,7 @@ def write_model(
 
 
 def _name_ends(model: PreTrainedModel, like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Answers end where the tokenizer says, which is what was learned; what ended the answers of `like` stays beside."""
+    """Answers end where the tokenizer says, which is what was learned; what ended those of `like` stays beside."""
     known = (tokenizer.eos_token_id, *_ids(like.generation_config), *_ids(like.config))
     ends = list(dict.fromkeys(one for one in known if one is not None))
     model.generation_config = copy.deepcopy(like.generation_config)

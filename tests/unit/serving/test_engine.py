@@ -23,7 +23,7 @@ def ids_as_text(ids: Sequence[int]) -> str:
 
 
 def make_engine(model, **options) -> TransformersEngine:
-    settings = {"context_length": 128, "end_ids": frozenset({1}), **options}
+    settings = {"context_length": 128, "num_tokens": model.config.vocab_size, "end_ids": frozenset({1}), **options}
     return TransformersEngine(model, ids_as_text, **settings)
 
 
