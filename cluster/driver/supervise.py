@@ -74,12 +74,13 @@ class Supervisor:
         ctx = self._attempt.ctx
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
+        teacher = start_teacher(teacher_plan(ctx)) if isinstance(ctx.spec, DistillSpec) else None
         try:
-            # Kept until the end: Ray ends a named actor when the handle of its creator is gone.
-            _gateway = start_teacher(teacher_plan(ctx)) if isinstance(ctx.spec, DistillSpec) else None
             threading.Thread(target=self._train, name="students", daemon=True).start()
             return self._first_end()
         finally:
+            if teacher is not None:
+                teacher.stop()
             ray.shutdown()
 
     def _train(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.driver.teacher_dispatch import Answer, Dispatcher, Operation, Policy, ShardLost
@@ -119,8 +119,20 @@ class TeacherGateway:
         return await self._dispatcher.ask(operation, parcel)
 
 
-def start_teacher(plan: TeacherPlan) -> ActorHandle:
-    """The gateway of a new teacher group, which goes on loading while this returns; it lives as long as its driver."""
+@dataclass(frozen=True)
+class TeacherGroup:
+    """A teacher that runs; it ends with `stop`, and with its driver. Keep it: Ray ends actors that nobody holds."""
+
+    gateway: ActorHandle
+    place: PlacementGroup
+
+    def stop(self) -> None:
+        ray.kill(self.gateway)
+        remove_placement_group(self.place)
+
+
+def start_teacher(plan: TeacherPlan) -> TeacherGroup:
+    """Returns at once, while the group goes on loading."""
     bundle = {"CPU": plan.cpus_per_shard, "GPU": plan.gpus_per_shard}
     bundles = [{name: amount for name, amount in bundle.items() if amount} for _ in range(plan.shards)]
     place = placement_group(bundles, strategy="PACK", name="teacher")
@@ -130,4 +142,4 @@ def start_teacher(plan: TeacherPlan) -> ActorHandle:
         .remote(plan, place)
     )
     gateway.num_shards.remote()
-    return gateway
+    return TeacherGroup(gateway, place)

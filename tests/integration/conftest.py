@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_head import RayHead, start_head, stop
+from cluster.ray_head import RayHead, loopback_env, start_head, stop
+
+# Ray reads these once, when it is loaded, which the import of some test module may do.
+os.environ.update({**loopback_env(), "RAY_AUTH_MODE": "token"})
 
 NUM_CPUS = 4  # logical: what the scheduler hands out, whatever the machine has
 

@@ -1,0 +1,209 @@
+"""The teacher group on a real Ray: the answers of one process, bit for bit; its losses; and what passes the gateway."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+from drivers import actors_of, kill, until
+from ray import cloudpickle
+
+from cluster.driver.remote_teacher import RemoteTeacher
+from cluster.driver.supervise import load_teacher
+from cluster.driver.teacher_dispatch import Policy, TeacherLost
+from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
+from cluster.ray_head import RayHead
+from trainer.batch import Batch, Sample, collate, empty_batch
+from trainer.errors import UserError
+from trainer.teacher import LocalTeacher, Targets, TeacherHead, TeacherModel
+
+pytestmark = pytest.mark.ray
+
+PAD = 0
+LARGE = 16 * 1024 * 1024
+"""float32 values of one answer: 64 MiB."""
+
+
+def batch(*sequences: Sequence[int]) -> Batch:
+    samples = [Sample(sample_id=i, input_ids=list(ids), labels=list(ids)) for i, ids in enumerate(sequences)]
+    return collate([[i] for i in range(len(samples))], samples, PAD)
+
+
+class Echo:
+    """Answers with the token ids it was given; all shards meet in every call, as those of ZeRO-3 do."""
+
+    def __init__(self, rank: int, world: int, size: int = 0) -> None:
+        self._world = world
+        self._size = size
+
+    def head(self) -> TeacherHead:
+        self._meet()
+        return TeacherHead(torch.eye(3), None)
+
+    def targets(self, batch: Batch | None) -> Targets:
+        self._meet()
+        if batch is None:
+            return Targets(None)
+        if batch.num_targets > 6:
+            raise UserError("TOO_LONG", "longer than this teacher reads")
+        return Targets(torch.zeros(self._size) if self._size else batch.input_ids_BT.float())
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        self._meet()
+        return [list(prompt)[:max_new_tokens] for prompt in prompts]
+
+    def score(self, batch: Batch | None) -> list[tuple[float, int]]:
+        self._meet()
+        return [] if batch is None else [(float(sample_id), 1) for sample_id in batch.sample_ids]
+
+    def _meet(self) -> None:
+        if self._world > 1:
+            torch.distributed.barrier()
+
+
+def load_echo(rank: int, world: int) -> Echo:
+    return Echo(rank, world)
+
+
+def load_large(rank: int, world: int) -> Echo:
+    return Echo(rank, world, LARGE)
+
+
+def load_never(rank: int, world: int) -> Echo:
+    raise UserError("UNSAFE_MODEL_FILE", "only pickled weights")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connected(ray_cluster: RayHead) -> Iterator[None]:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # shards cannot import test modules
+    ray.init(ray_cluster.address, namespace="teacher-tests", log_to_driver=False, logging_level="WARNING")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., RemoteTeacher]]:
+    groups: list[TeacherGroup] = []
+
+    def start_group(load, shards: int, **policy: float) -> RemoteTeacher:
+        if groups:
+            groups.pop().stop()
+        groups.append(start_teacher(TeacherPlan(load, shards, cpus_per_shard=0.5, policy=Policy(**policy))))
+        return RemoteTeacher(groups[0].gateway, timeout_s=120)
+
+    yield start_group
+    while groups:
+        groups.pop().stop()
+    until(lambda: not actors_of("TeacherShard") and not actors_of("TeacherGateway"), "the group ended")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_remote_teacher_answers_as_a_local_one_bit_for_bit(start, shards: int, chat_model_dir: Path) -> None:
+    torch.set_num_threads(1)
+    local = LocalTeacher(TeacherModel(str(chat_model_dir), dtype="float32"))
+    remote = start(partial(load_teacher, str(chat_model_dir), "float32"), shards)
+    questions = [batch([5, 9, 30, 41, 7], [8, 6]), batch([70, 71, 72]), empty_batch(PAD)]
+    answers = [remote.request(question) for question in questions]
+    for question, answer in zip(questions, answers, strict=True):
+        assert torch.equal(answer().hidden_ND, local.request(question)().hidden_ND)
+        assert remote.score(question) == local.score(question)
+    assert torch.equal(remote.head().weight_VD, local.head().weight_VD)
+    prompts = [[5, 9, 30], [41], [7, 7], [60, 61, 62, 63]]
+    assert remote.generate(prompts, 8) == local.generate(prompts, 8)
+
+
+def test_answers_belong_to_their_questions_however_they_are_dealt_out(start) -> None:
+    teacher = start(load_echo, 2)
+    questions = [batch([n, n, n]) for n in range(1, 8)]
+    answers = [teacher.request(question) for question in questions]
+    for question, answer in reversed(list(zip(questions, answers, strict=True))):
+        assert torch.equal(answer().hidden_ND, question.input_ids_BT.float())
+    prompts = [[n] * (1 + n % 5) for n in range(300)]
+    assert teacher.generate(prompts, 3) == [prompt[:3] for prompt in prompts]
+    assert teacher.generate([], 3) == []
+    assert teacher.score(batch([1], [2])) == [(0.0, 1), (1.0, 1)]
+    assert teacher.head() is teacher.head()
+
+
+def test_a_killed_shard_costs_no_answer(start) -> None:
+    teacher, question = start(load_echo, 2), batch([4, 5, 6])
+    expected = question.input_ids_BT.float()
+    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    before = {process.pid for process in actors_of("TeacherShard")}
+    assert len(before) == 2
+    kill(actors_of("TeacherShard")[0])
+    answers = [teacher.request(question) for _ in range(5)]
+    assert all(torch.equal(answer().hidden_ND, expected) for answer in answers)
+    assert before.isdisjoint(process.pid for process in actors_of("TeacherShard"))
+
+
+def test_an_answer_that_died_with_its_shard_is_asked_for_again(start) -> None:
+    teacher = start(load_echo, 1)
+    first, second = teacher.request(batch([4, 5, 6])), teacher.request(batch([7, 8, 9]))
+    second()  # so the first one lies in the object store, unread
+    kill(actors_of("TeacherShard")[0])
+    assert torch.equal(first().hidden_ND, batch([4, 5, 6]).input_ids_BT.float())
+
+
+def test_a_killed_gateway_comes_back_with_new_shards(start) -> None:
+    teacher, question = start(load_echo, 1), batch([4, 5, 6])
+    teacher.request(question)()
+    kill(actors_of("TeacherGateway")[0])
+    assert torch.equal(teacher.request(question)().hidden_ND, question.input_ids_BT.float())
+
+
+def test_a_teacher_killed_again_and_again_is_lost(start) -> None:
+    teacher, question = start(load_echo, 1, max_restarts=1), batch([4, 5, 6])
+    for _ in range(2):
+        teacher.request(question)()
+        kill(actors_of("TeacherShard")[0])
+    with pytest.raises(TeacherLost, match="2 times"):
+        teacher.request(question)()
+
+
+def test_errors_of_the_teacher_arrive_as_they_were_raised(start) -> None:
+    teacher = start(load_echo, 2)
+    with pytest.raises(UserError, match="longer than this teacher reads") as caught:
+        teacher.request(batch(range(1, 9)))()
+    assert caught.value.reason == "TOO_LONG"
+    assert teacher.score(batch([1])) == [(0.0, 1)]
+    with pytest.raises(UserError, match="only pickled weights"):
+        start(load_never, 1).head()
+
+
+def ask_for_large_answers(count: int) -> int:
+    """A student's part, in a process of its own: the bytes that arrived."""
+    teacher = RemoteTeacher.connect(num_students=1)
+    sizes = [teacher.request(batch([4, 5, 6]))().hidden_ND.nbytes for _ in range(count)]
+    return sum(sizes)
+
+
+def test_no_payload_passes_through_driver_or_gateway(start) -> None:
+    """I6: ten answers travel, and driver and gateway never hold as much as one of them."""
+    start(load_large, 1)
+    student = ray.remote(ask_for_large_answers).options(num_cpus=0.5)
+    ray.get(student.remote(1))
+    watched = {"driver": os.getpid(), "gateway": actors_of("TeacherGateway")[0].pid}
+    before = {name: own_memory(pid) for name, pid in watched.items()}
+    assert ray.get(student.remote(10)) == 10 * 4 * LARGE
+    grown_mib = {name: (peak_memory(pid) - before[name]) // 1024**2 for name, pid in watched.items()}
+    assert all(growth < 32 for growth in grown_mib.values()), grown_mib
+
+
+def own_memory(pid: int) -> int:
+    """Resident bytes now; from here on `peak_memory` counts."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return psutil.Process(pid).memory_info().rss
+
+
+def peak_memory(pid: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
