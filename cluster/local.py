@@ -25,6 +25,7 @@ from cluster.ray_head import HOST, auth_env, dashboard_answers, free_ports, loop
 SERVE_PORT = 8000
 LEAST_NUM_CPUS = 8  # logical: a small machine still gives each worker of a small job its own
 _CONTROL_PLANE_GRACE_S = 15.0
+_PATIENCE_S = 60.0  # a busy machine answers late, and a Ray that is ended for it takes its running jobs along
 
 Say = Callable[[str], None]
 
@@ -38,6 +39,7 @@ class UpOptions:
     num_cpus: int | None = None
     listen: str | None = None
     deadline_s: float = 120.0
+    patience_s: float = _PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,37 @@ def _refuse_another(found: ClusterRecord | None, options: UpOptions) -> None:
 
 def _ensure_ray(home: Home, options: UpOptions, found: ClusterRecord | None, say: Say) -> tuple[ClusterRecord, bool]:
     """The record of a Ray that answers, and whether it had to be started or attached."""
-    if found is not None and ray_answers(found):
+    if found is not None and _ray_is_there(found, options):
         return found, False
+    attached = _attach(options) if options.ray_dashboard_url else None  # before anything is ended: it may not answer
     if found is not None:
         _end_remains(found, options, say)
-    record = _attach(options) if options.ray_dashboard_url else _start_ray(home, options, say)
+    record = attached or _start_ray(home, options, say)
     record = replace(record, control_plane=found.control_plane if found else "")
     home.write_record(record)
     return record, True
+
+
+def _ray_is_there(found: ClusterRecord, options: UpOptions) -> bool:
+    if found.owns_ray:
+        return is_there("Ray", found.ray_process, lambda: ray_answers(found), options.patience_s)
+    return ray_answers(found)  # not ours: it is never ended, at most asked again by whoever attaches
+
+
+def is_there(name: str, process: ProcessRef | None, answers: Callable[[], bool], patience_s: float) -> bool:
+    """Whether it answers; False only when its process is gone. StartUpError when it lives and stays silent."""
+    deadline = time.monotonic() + patience_s
+    while not answers():
+        if process is None or not process.is_alive:
+            return False
+        if time.monotonic() > deadline:
+            raise StartUpError(
+                "NO_ANSWER",
+                f"{name} (pid {process.pid}) lives, but has not answered for {patience_s:g} s; nothing was ended. "
+                "The machine may be busy: try again later, or end it all with `athanor down`",
+            )
+        time.sleep(0.2)
+    return True
 
 
 def _end_remains(found: ClusterRecord, options: UpOptions, say: Say) -> None:
@@ -199,12 +224,16 @@ def _ensure_control_plane(
     home: Home, options: UpOptions, record: ClusterRecord, ray_is_new: bool, say: Say
 ) -> tuple[ClusterRecord, bool]:
     running = record.control_plane_process
-    if running is not None and not ray_is_new and control_plane_answers(record):
+    if running is not None and not ray_is_new and _control_plane_is_there(record, running, options):
         return record, False
     if running is not None:
         say("the control plane is gone or points at another Ray; starting it again")
         end(running, grace_s=_CONTROL_PLANE_GRACE_S)
     return _start_control_plane(home, options, record, say), True
+
+
+def _control_plane_is_there(record: ClusterRecord, running: ProcessRef, options: UpOptions) -> bool:
+    return is_there("the control plane", running, lambda: control_plane_answers(record), options.patience_s)
 
 
 def _start_control_plane(home: Home, options: UpOptions, record: ClusterRecord, say: Say) -> ClusterRecord:
