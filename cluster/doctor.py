@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.home import DEFAULT_ADDRESS, Home
+from cluster.errors import StartUpError
+from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home
 from cluster.local import SERVE_PORT, control_plane_answers, is_free, ray_answers
 from cluster.ray_head import HOST
 
@@ -50,11 +51,8 @@ def examine(home: Home) -> list[Finding]:
         _shared_memory,
         _accelerator,
         lambda: _home_writable(home),
-        lambda: _ports(home),
-        lambda: _ray(home),
-        lambda: _control_plane(home),
     )
-    return [check() for check in checks]
+    return [*(check() for check in checks), *_cluster(home)]
 
 
 def is_fit(findings: list[Finding]) -> bool:
@@ -72,7 +70,10 @@ def _compiler() -> Finding:
     found = [name for name in ("gcc", "g++") if shutil.which(name)]
     missing = sorted({"gcc", "g++"} - set(found))
     message = "gcc and g++ are there" if not missing else f"{' and '.join(missing)} not found"
-    mend = "DeepSpeed builds an extension with them; install them, for example: apt-get install build-essential"
+    mend = (
+        "DeepSpeed builds one small extension with g++ the first time a job trains; "
+        "install both, for example: apt-get install build-essential"
+    )
     return _finding("compiler", not missing, message, mend)
 
 
@@ -135,23 +136,31 @@ def _home_writable(home: Home) -> Finding:
         return Finding("home", Status.FAIL, f"{home.root} cannot be written: {error.strerror}", mend)
 
 
-def _ports(home: Home) -> Finding:
+def _cluster(home: Home) -> list[Finding]:
+    """What the record says, looked at; a record that cannot be read hides the rest."""
+    try:
+        record = home.read_record()
+    except StartUpError as error:
+        mend = "mend it, or end what still runs and delete it; then: athanor up"
+        return [Finding("record", Status.FAIL, error.message, mend)]
+    return [_ports(record), _ray(record), _control_plane(home, record)]
+
+
+def _ports(record: ClusterRecord | None) -> Finding:
     addresses = {"control plane": DEFAULT_ADDRESS, "serving": f"{HOST}:{SERVE_PORT}"}
     taken = [f"{address} ({what})" for what, address in addresses.items() if not is_free(address)]
-    if not taken or home.read_record() is not None:
+    if not taken or record is not None:
         return Finding("ports", Status.OK, "the usual ones are free" if not taken else "in use by the local cluster")
     return Finding("ports", Status.WARN, f"in use: {', '.join(taken)}", "`athanor up` takes free ones instead")
 
 
-def _ray(home: Home) -> Finding:
-    record = home.read_record()
+def _ray(record: ClusterRecord | None) -> Finding:
     if record is None:
         return Finding("ray", Status.WARN, "not up", "athanor up")
     return _finding("ray", ray_answers(record), f"dashboard {record.dashboard_url}", "it does not answer: athanor up")
 
 
-def _control_plane(home: Home) -> Finding:
-    record = home.read_record()
+def _control_plane(home: Home, record: ClusterRecord | None) -> Finding:
     if record is None or not record.control_plane:
         return Finding("control plane", Status.WARN, "not up", "athanor up")
     mend = f"it does not answer: athanor up; its log is {home.control_plane_log}"

@@ -44,7 +44,8 @@ class ClusterRecord:
         """The record of such a JSON."""
         fields = dict(document)
         pids = fields.pop("pids", {})
-        assert isinstance(pids, dict)
+        if not isinstance(pids, dict):
+            raise TypeError("pids is no mapping")
         refs = {name: ProcessRef(**ref) for name, ref in pids.items()}
         return cls(**fields, ray_process=refs.get("ray"), control_plane_process=refs.get("control_plane"))  # type: ignore[arg-type]
 
@@ -98,11 +99,24 @@ class Home:
         self.logs_dir.mkdir(mode=0o700, exist_ok=True)
 
     def read_record(self) -> ClusterRecord | None:
-        """The cluster that was last brought up and not taken down; None when there is none or it cannot be read."""
+        """The cluster that was last brought up and not taken down, if any; StartUpError when it cannot be read."""
         try:
             return ClusterRecord.from_document(json.loads(self.record_path.read_text()))
-        except (OSError, ValueError, TypeError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> Exception:
+        from cluster.errors import StartUpError  # loads gRPC
+
+        why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return StartUpError(
+            "RECORD_UNREADABLE",
+            f"{self.record_path} cannot be read ({why}). It says which processes are ours, so nothing is started or "
+            f"ended without it. Mend it; or end what still runs (`ps -ef | grep -e {self.ray_dir} -e control-plane`) "
+            "and delete it",
+        )
 
     def write_record(self, record: ClusterRecord) -> None:
         write_json(self.record_path, record.as_document(), mode=0o600)

@@ -20,7 +20,7 @@ from cluster.client import AthanorClient
 from cluster.errors import InvalidInput, StartUpError
 from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home
 from cluster.process import ProcessRef, end, spawn, tail
-from cluster.ray_head import HOST, auth_env, dashboard_answers, free_ports, loopback_env, start_head
+from cluster.ray_head import HOST, RayHead, auth_env, dashboard_answers, free_ports, loopback_env, start_head
 
 SERVE_PORT = 8000
 LEAST_NUM_CPUS = 8  # logical: a small machine still gives each worker of a small job its own
@@ -133,8 +133,10 @@ def _ensure_ray(home: Home, options: UpOptions, found: ClusterRecord | None, say
     attached = _attach(options) if options.ray_dashboard_url else None  # before anything is ended: it may not answer
     if found is not None:
         _end_remains(found, options, say)
-    record = attached or _start_ray(home, options, say)
-    record = replace(record, control_plane=found.control_plane if found else "")
+    control_plane = found.control_plane if found else ""
+    record = (
+        replace(attached, control_plane=control_plane) if attached else _start_ray(home, options, control_plane, say)
+    )
     home.write_record(record)
     return record, True
 
@@ -195,10 +197,12 @@ def _attach(options: UpOptions) -> ClusterRecord:
     return record
 
 
-def _start_ray(home: Home, options: UpOptions, say: Say) -> ClusterRecord:
+def _start_ray(home: Home, options: UpOptions, control_plane: str, say: Say) -> ClusterRecord:
     num_cpus = options.num_cpus or max(os.cpu_count() or 1, LEAST_NUM_CPUS)
     say(f"starting Ray ({num_cpus} logical CPUs)")
     shutil.rmtree(home.ray_dir, ignore_errors=True)  # what an earlier Ray of ours left
+    serve_port = SERVE_PORT if is_free(f"{HOST}:{SERVE_PORT}") else free_ports(1)[0]
+    serve_url = f"http://{HOST}:{serve_port}"
     head = start_head(
         home.ray_dir,
         num_cpus=num_cpus,
@@ -206,13 +210,17 @@ def _start_ray(home: Home, options: UpOptions, say: Say) -> ClusterRecord:
         token_path=home.token_path,
         env=machine_env(os.environ),
         deadline_s=options.deadline_s,
+        on_spawn=lambda head: home.write_record(_record_of(head, serve_url, control_plane)),
     )
-    serve_port = SERVE_PORT if is_free(f"{HOST}:{SERVE_PORT}") else free_ports(1)[0]
+    return _record_of(head, serve_url, control_plane)
+
+
+def _record_of(head: RayHead, serve_url: str, control_plane: str) -> ClusterRecord:
     return ClusterRecord(
-        control_plane="",
+        control_plane=control_plane,
         ray_address=head.address,
         dashboard_url=head.dashboard_url,
-        serve_url=f"http://{HOST}:{serve_port}",
+        serve_url=serve_url,
         owns_ray=True,
         ray_token_path=head.token_path,
         temp_dir=head.temp_dir,

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,16 +73,19 @@ def start_head(
     env: Mapping[str, str] | None = None,
     object_store_mib: int = 512,
     deadline_s: float = 90.0,
+    on_spawn: Callable[[RayHead], None] | None = None,
 ) -> RayHead:
-    """Start a head and wait until it answers; StartUpError when it does not. `env` replaces the inherited one."""
+    """Start a head and wait until it answers; StartUpError when it does not. `env` replaces the inherited one.
+
+    `on_spawn` is told of each head as soon as it is a process. Whatever ends the wait ends that process too.
+    """
     write_token(token_path)
     short_dir = short_temp_dir(temp_dir)
     deadline = time.monotonic() + deadline_s
     for attempt in range(1, _ATTEMPTS + 1):
         head = _spawn(short_dir, num_cpus, log_path, token_path, os.environ if env is None else env, object_store_mib)
-        if _wait_until_ready(head, deadline):
+        if _is_ready(head, deadline, on_spawn):
             return head
-        end(head.process)
         if attempt == _ATTEMPTS or time.monotonic() > deadline:
             break
     raise StartUpError("RAY_NOT_STARTED", f"Ray did not start; the end of {log_path}:\n{tail(log_path)}")
@@ -210,6 +213,19 @@ def _head_env(ports: Ports) -> dict[str, str]:
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
     }
+
+
+def _is_ready(head: RayHead, deadline: float, on_spawn: Callable[[RayHead], None] | None) -> bool:
+    """Whether it came up; otherwise it is ended, on Ctrl-C too."""
+    ready = False
+    try:
+        if on_spawn is not None:
+            on_spawn(head)
+        ready = _wait_until_ready(head, deadline)
+    finally:
+        if not ready:
+            end(head.process)
+    return ready
 
 
 def _wait_until_ready(head: RayHead, deadline: float) -> bool:

@@ -55,3 +55,14 @@ def test_what_is_not_up_is_a_warning_and_what_died_a_failure(tmp_path: Path) -> 
     )
     assert finding(home, "ray").status is Status.FAIL
     assert finding(home, "control plane").status is Status.FAIL
+
+
+def test_a_record_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.record_path.write_text("{")
+    assert finding(home, "record").status is Status.FAIL
+
+
+def test_the_compiler_says_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "DeepSpeed builds one small extension with g++" in finding(Home(tmp_path), "compiler").mend

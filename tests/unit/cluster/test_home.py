@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import StartUpError
 from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home, control_plane_address
 from cluster.process import ProcessRef
 
@@ -48,10 +49,17 @@ def test_the_file_has_the_agreed_shape(tmp_path: Path) -> None:
     assert document["owns_ray"] is True
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"control_plane": 3}'])
-def test_an_unreadable_record_counts_as_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "cluster.json").write_text(text)
-    assert Home(tmp_path).read_record() is None
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"control_plane": 3}', '{"pids": 3}'])
+def test_an_unreadable_record_is_refused_with_the_mend(tmp_path: Path, text: str) -> None:
+    home = Home(tmp_path)
+    assert home.read_record() is None
+    home.record_path.write_text(text)
+    with pytest.raises(StartUpError, match=r"cluster\.json cannot be read .* delete it") as refused:
+        home.read_record()
+    assert refused.value.reason == "RECORD_UNREADABLE"
+    with pytest.raises(StartUpError):
+        control_plane_address({"ATHANOR_HOME": str(tmp_path)})
+    assert control_plane_address({"ATHANOR_HOME": str(tmp_path), "ATHANOR_ADDRESS": "far:1"}) == "far:1"
 
 
 def test_clients_ask_the_environment_then_the_record_then_the_default(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import local
+from cluster import local, ray_head
 from cluster.errors import StartUpError
 from cluster.home import ClusterRecord, Home
-from cluster.local import UpOptions, is_there, up
-from cluster.process import ProcessRef, end, spawn
+from cluster.local import UpOptions, down, is_there, up
+from cluster.process import ProcessRef, end, marked, spawn
+from cluster.ray_head import RayHead
 
 GONE = ProcessRef(2**22 + 1, 1.0)
 
@@ -69,3 +70,25 @@ def test_a_silent_ray_of_somebody_else_costs_nothing_of_ours(tmp_path: Path, sle
     with pytest.raises(StartUpError, match="did not answer"):
         up(home, UpOptions("127.0.0.1:1", "http://127.0.0.1:1"), lambda line: None)
     assert sleeper.is_alive
+
+
+def test_ctrl_c_while_ray_starts_leaves_nothing_that_nobody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_while_waiting: list[ClusterRecord | None] = []
+    home = Home(tmp_path / "home")
+
+    def interrupted(head: RayHead, deadline: float) -> bool:
+        known_while_waiting.append(home.read_record())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray_head, "_command", lambda *_: [sys.executable, "-c", "import signal; signal.pause()"])
+    monkeypatch.setattr(ray_head, "_wait_until_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        up(home, UpOptions(), lambda line: None)
+    (record,) = known_while_waiting
+    assert record is not None
+    assert record.ray_process is not None
+    assert marked(record.ray_process.mark) == []
+    assert down(home, lambda line: None) == ()
+    assert home.read_record() is None
