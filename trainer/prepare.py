@@ -27,7 +27,7 @@ from trainer.labels import read_labels
 from trainer.order import choose
 from trainer.render import Rendered, Renderer, texts
 from trainer.sources import missing_columns
-from trainer.spec import DistillSpec, TokenizerSpec
+from trainer.spec import DistillSpec, FineTuneSpec, TokenizerSpec
 from trainer.tokenizer import load_tokenizer, same_tokenizer, train_tokenizer
 
 _LAYOUT = 1
@@ -187,12 +187,19 @@ def _request(ctx: JobContext) -> str:
         "student": ctx.resolve_model(spec.student.model) if spec.student.model else None,
         "tokenizer": spec.student.tokenizer.model_dump() if spec.student.tokenizer else None,
         "teacher": ctx.teacher,
-        "written_labels": ctx.has_written_labels,
+        "written_labels": _label_settings(spec),
         "baseline": spec.evaluate.baseline_settings.model_dump() if spec.evaluate.baseline_settings else None,
         "eval_samples": spec.evaluate.max_samples,
         "seed": spec.training.seed,
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+def _label_settings(spec: FineTuneSpec | DistillSpec) -> dict[str, int | None] | None:
+    """What shapes the completions that the teacher writes; None where it writes none."""
+    if isinstance(spec, DistillSpec) and spec.objective.seq_kd:
+        return {"max_new_tokens": spec.objective.seq_kd_max_new_tokens}
+    return None
 
 
 def _fitted(sample_id: int, rendered: Rendered, max_length: int, counts: Counts) -> Iterator[Sample]:

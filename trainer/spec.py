@@ -109,6 +109,8 @@ class ObjectiveSpec(Strict):
     """What travels from teacher to student for each unmasked position."""
     seq_kd: bool = False
     """Let the first teacher write the completions of the training prompts (sequence-level KD, arXiv 1606.07947)."""
+    seq_kd_max_new_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Most tokens of a written completion; without it what prompts leave of `data.max_length`, at most 256."""
 
 
 class TrainingSpec(Strict):

@@ -6,7 +6,9 @@ Every worker calls `run_stages`; each stage finds what an earlier attempt has fi
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 
+from trainer.data import Prompt
 from trainer.errors import TrainerError
 from trainer.evaluate import EvaluationSet, evaluate
 from trainer.fit import fit
@@ -18,6 +20,11 @@ from trainer.peers import Peers
 from trainer.prepare import Prepared, finish_labels
 from trainer.spec import DistillSpec
 from trainer.teacher import LocalTeacher, Teacher, TeacherModel
+
+_LABEL_TOKENS = 256
+"""Of a written completion, where the spec names no number."""
+_LEAST_GROUPS = 16
+"""Prompts are cut into at least so many groups, so that several workers have some each."""
 
 
 def run_stages(
@@ -40,34 +47,68 @@ def run_stages(
 
 
 def write_labels(ctx: JobContext, peers: Peers, teacher: Teacher, listener: Listener) -> None:
-    """The teacher completes the training prompts that no earlier attempt has; the result becomes the training set."""
-    prompts = Prepared.open(ctx).prompts
+    """The teacher completes the training prompts, group by group; the result becomes the training set.
+
+    Groups that an earlier attempt has finished are passed by, others are done anew as they were cut.
+    """
+    prompts = list(Prepared.open(ctx).prompts)
     known = read_labels(ctx.labels_dir) if peers.is_first else {}
-    written = set(peers.broadcast(sorted(known)))
-    missing = [prompt for prompt in prompts if prompt.sample_id not in written]
-    missing.sort(key=lambda prompt: len(prompt.input_ids), reverse=True)
-    mine, longest = missing[peers.rank :: peers.world], _longest_label(ctx)
+    written, longest = set(peers.broadcast(sorted(known))), longest_label(ctx, prompts)
+    groups = label_groups(prompts, longest)
+    missing = [group for group in groups if not written.issuperset(prompt.sample_id for prompt in group)]
+    left = sum(len(group) for group in missing)
+    mine, done = missing[peers.rank :: peers.world], 0
     with LabelWriter(ctx.label_path(peers.rank), max_new_tokens=longest) as labels:
-        size = group_size([prompt.input_ids for prompt in mine], longest)
-        for start in range(0, len(mine), size):
-            group = mine[start : start + size]
+        for group in mine:
             answers = teacher.generate([prompt.input_ids for prompt in group], longest)
             for prompt, answer in zip(group, answers, strict=True):
                 labels.write(prompt.sample_id, answer)
             labels.flush()
+            done += len(group)
             if peers.is_first:
-                done = len(written) + min(len(missing), (start + len(group)) * peers.world)
-                listener.progress("label", done, len(prompts))
+                listener.progress("label", len(prompts) - left + min(left, done * peers.world), len(prompts))
             _stop_if_asked(listener)
     peers.barrier()
     if peers.is_first:
-        finish_labels(ctx)
+        _finish_labels(ctx, longest, listener)
     peers.barrier()
 
 
-def _longest_label(ctx: JobContext) -> int:
-    """Tokens of a written label: as long as answers may be in the evaluation, and within a sample."""
-    return min(ctx.spec.evaluate.max_new_tokens, ctx.spec.data.max_length - 1)
+def label_groups(prompts: Sequence[Prompt], longest: int) -> list[list[Prompt]]:
+    """Prompts that are completed together: a pure function of these two, so that attempts and workers do not matter.
+
+    A completion may differ in its last bits with its group, so a resumed job must find the same ones.
+    """
+    ordered = sorted(prompts, key=lambda prompt: (-len(prompt.input_ids), prompt.sample_id))
+    most = max(1, -(-len(ordered) // _LEAST_GROUPS))
+    groups, start = [], 0
+    while start < len(ordered):
+        size = min(most, group_size([ordered[start].input_ids], longest))
+        groups.append(ordered[start : start + size])
+        start += size
+    return groups
+
+
+def longest_label(ctx: JobContext, prompts: Sequence[Prompt]) -> int:
+    """Most tokens of a written completion: the spec's, within a sample."""
+    assert isinstance(ctx.spec, DistillSpec)
+    room = ctx.spec.data.max_length - min((len(prompt.input_ids) for prompt in prompts), default=0)
+    return max(1, min(room, ctx.spec.objective.seq_kd_max_new_tokens or _LABEL_TOKENS))
+
+
+def _finish_labels(ctx: JobContext, longest: int, listener: Listener) -> None:
+    """The training set, made once; completions that were cut short are counted aloud."""
+    if (ctx.labels_dir / "done.json").is_file():
+        return
+    finish_labels(ctx)
+    labels = read_labels(ctx.labels_dir)
+    unended = sum(not ended for _, ended in labels.values())
+    if unended:
+        message = (
+            f"{unended} of {len(labels)} written completions did not end within {longest} tokens and are learned "
+            "without an end; raise objective.seq_kd_max_new_tokens or data.max_length"
+        )
+        listener.event("LABELS_UNENDED", message)
 
 
 def _stop_if_asked(listener: Listener) -> None:
