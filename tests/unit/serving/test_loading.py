@@ -10,6 +10,8 @@ from serving.engine import GenerationRequest
 from serving.loading import over
 from serving.sampling import Sampling
 
+GREEDY = Sampling(temperature=0)
+
 
 @pytest.fixture
 def tokenizer(chat_model_dir):
@@ -22,7 +24,7 @@ def model(chat_model_dir):
     return AutoModelForCausalLM.from_pretrained(chat_model_dir).eval()
 
 
-async def answer(model, tokenizer, prompt, sampling=Sampling(temperature=0)):
+async def answer(model, tokenizer, prompt, sampling=GREEDY):
     """(text, tokens that were counted, why it ended)."""
     engine = over(model, tokenizer).engine
     deltas = [delta async for delta in engine.submit(GenerationRequest(tuple(prompt), 24, sampling))]
@@ -43,7 +45,7 @@ async def test_the_tokenizers_end_and_the_declared_ones_all_stop_an_answer(model
     assert await answer(model, tokenizer, prompt) == ("", 1, "stop")
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=1.0, seed=5)])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, seed=5)])
 async def test_padded_rows_of_the_head_are_never_chosen(model, tokenizer, sampling):
     expected = await answer(model, tokenizer, [9, 30, 31], sampling)
     tokens, forward = len(tokenizer), model.forward
