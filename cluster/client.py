@@ -29,9 +29,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.rpc import RPC_TIMEOUT_S, STREAM_TIMEOUT_S, Cuts, NotFinished, RequestFailed, Response, once, repeat
 
+# We repeat calls ourselves; and a proxy for the web knows no way to a cluster, least of all to 127.0.0.1.
+_CHANNEL_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0))
+
 TERMINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
-
-
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
 
 
@@ -41,7 +42,7 @@ class AthanorClient:
     def __init__(self, address: str, *, patience_s: float = 10.0) -> None:
         self.address = address
         self._patience_s = patience_s
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._deployments = deployment_service_pb2_grpc.DeploymentServiceStub(self._channel)

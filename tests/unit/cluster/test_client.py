@@ -128,3 +128,13 @@ def test_the_error_survives_pickling() -> None:
     error = RequestFailed(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", "there is no job")
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.code, copy.reason, str(copy)) == (error.code, error.reason, str(error))
+
+
+def test_a_proxy_for_the_web_is_not_asked(plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    server, address = serving(plane)
+    with AthanorClient(address, patience_s=0.1) as client:
+        assert list(client.list_jobs()) == []
+    server.stop(None).wait()
