@@ -105,7 +105,7 @@ class Deployer:
     async def _ask(self, method: str, *, timeout_s: float, document: Json | None = None) -> httpx.Response:
         try:
             reply = await self._client.request(method, _PATH, json=document, timeout=timeout_s)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve did not answer: {error!r}") from error
         if reply.status_code >= 500:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve answered {reply.status_code}: {_gist(reply.text)}")

@@ -97,7 +97,7 @@ class RayLauncher:
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
             answer = await self._client.request(method, self._url + path, json=body, headers=self._headers())
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = str(error) or type(error).__name__
             raise RayUnreachable("RAY_UNREACHABLE", f"Ray at {self._url} cannot be reached: {why}") from error
         if answer.status_code in (401, 403):

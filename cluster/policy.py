@@ -19,6 +19,7 @@ from cluster.store.records import Change, Outcome, StoredAttempt, StoredJob, Ter
 from trainer.spec import ScheduleSpec
 
 UNREACHABLE = "Unreachable"
+BLOCKED = "Blocked"
 _US = 1_000_000
 
 
@@ -268,19 +269,33 @@ def _overdue(job: StoredJob, now_us: int) -> Change:
 def condition_change(job: StoredJob, sight: Sight, settings: Settings) -> Change | None:
     """The line that says that a job went out of sight, or came back; None when that is known already."""
     reason, message = _why_unseen(job, sight, settings)
-    known = job.condition(UNREACHABLE)
-    was, was_reason = (bool(known["status"]), known["reason"]) if known else (False, "")
-    if was == bool(reason) and (not was or was_reason == reason):
+    return _note(job, UNREACHABLE, bool(reason), reason or "SEEN_AGAIN", message, sight.now_us)
+
+
+def blocked(job: StoredJob, reason: str, message: str, now_us: int) -> Change | None:
+    """The line that says what of our own keeps a job from going on; None when that is known already."""
+    return None if job.is_terminal else _note(job, BLOCKED, True, reason, message, now_us)
+
+
+def unblocked(job: StoredJob, now_us: int) -> Change | None:
+    """The line that says that the job goes on."""
+    return None if job.is_terminal else _note(job, BLOCKED, False, "UNBLOCKED", "goes on", now_us)
+
+
+def _note(job: StoredJob, kind: str, holds: bool, reason: str, message: str, now_us: int) -> Change | None:
+    known = job.condition(kind)
+    was = bool(known and known["status"])
+    if was == holds and not (known and holds and known["reason"] != reason):
         return None
     condition = {
-        "type": UNREACHABLE,
-        "status": bool(reason),
-        "reason": reason or "SEEN",
+        "type": kind,
+        "status": holds,
+        "reason": reason,
         "message": message,
-        "last_transition_time_us": known["last_transition_time_us"] if known and was == bool(reason) else sight.now_us,
+        "last_transition_time_us": known["last_transition_time_us"] if known and was == holds else now_us,
     }
-    others = [each for each in job.conditions if each["type"] != UNREACHABLE]
-    return Change(reason or "SEEN_AGAIN", message, job={"conditions": [*others, condition]})
+    others = [each for each in job.conditions if each["type"] != kind]
+    return Change(reason, message, job={"conditions": [*others, condition]})
 
 
 def _why_unseen(job: StoredJob, sight: Sight, settings: Settings) -> tuple[str, str]:
@@ -303,8 +318,8 @@ def _closing(now_us: int, reason: str, message: str) -> dict[str, object]:
 
 
 def _quiet(job: StoredJob) -> dict[str, object]:
-    """A job that has ended is out of nobody's sight."""
-    return {"conditions": [each for each in job.conditions if each["type"] != UNREACHABLE]}
+    """A job that has ended is out of nobody's sight, and nothing blocks it."""
+    return {"conditions": [each for each in job.conditions if each["type"] not in (UNREACHABLE, BLOCKED)]}
 
 
 def _results(terminal: Terminal) -> dict[str, object]:

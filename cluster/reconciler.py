@@ -28,6 +28,7 @@ from cluster.settings import Settings
 from cluster.store.records import Change, DeploymentState, StoredAttempt, StoredDeployment, StoredJob
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
+from cluster.wire import clean
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,9 @@ class Reconciler:
         except (ClusterError, OSError) as error:
             log.warning("round.failed", error=str(error))
             return
+        except Exception as error:  # noqa: BLE001  the boundary of a round: recorded, and tried again
+            log.error("round.crashed", exc_info=error)
+            return
         for job in jobs:
             with structlog.contextvars.bound_contextvars(job=job.uid):
                 await self._tend(job)
@@ -105,22 +109,40 @@ class Reconciler:
                 log.debug("job.changed_meanwhile", job=uid)
 
     async def _tend(self, job: StoredJob) -> None:
-        """Make the steps of one job that can be made now."""
+        """Make the steps of one job that can be made now. Whatever goes wrong with it is noted on it, and stays there."""
         try:
-            for _ in range(_STEPS_PER_ROUND):
-                sight = await self._see(job)
-                job = await self._note_condition(job, sight)
-                decision = policy.decide(job, sight, self._settings)
-                if isinstance(decision, Wait):
-                    return
-                moved = await self._act(job, decision)
-                if moved is None:
-                    return
-                job = moved
+            job = await self._advance(job)
+            await self._note(job, policy.unblocked(job, self._store.now_us()))
         except Conflict:
             log.debug("job.changed_meanwhile")
-        except (ClusterError, OSError) as error:
+        except ClusterError as error:
             log.warning("job.not_tended", error=str(error))
+        except OSError as error:
+            log.warning("job.storage_unavailable", error=str(error))
+            await self._block(job, "STORAGE_UNAVAILABLE", f"the storage cannot be used: {error}; it is tried again")
+        except Exception as error:  # noqa: BLE001  the boundary of a job: recorded, and tried again
+            log.error("job.crashed", exc_info=error)
+            words = f"the control plane failed on this job, its log says where: {type(error).__name__}: {error}"
+            await self._block(job, "INTERNAL", words)
+
+    async def _advance(self, job: StoredJob) -> StoredJob:
+        for _ in range(_STEPS_PER_ROUND):
+            sight = await self._see(job)
+            job = await self._note_condition(job, sight)
+            decision = policy.decide(job, sight, self._settings)
+            moved = await self._act(job, decision)
+            if moved is None:
+                break
+            job = moved
+        return job
+
+    async def _block(self, job: StoredJob, reason: str, message: str) -> None:
+        """Note what keeps a job from going on, on the job as it is now."""
+        try:
+            job = await self._do(self._store.get_job, job.uid)
+            await self._note(job, policy.blocked(job, reason, clean(message), self._store.now_us()))
+        except Exception as error:  # noqa: BLE001  the boundary's own: there is nothing left to tell it to
+            log.error("job.not_noted", exc_info=error)
 
     async def _see(self, job: StoredJob) -> Sight:
         """Ask Ray first and look for the record second: when Ray says ENDED, the record is there or will never be."""
@@ -146,6 +168,9 @@ class Reconciler:
 
     async def _note_condition(self, job: StoredJob, sight: Sight) -> StoredJob:
         change = None if job.is_terminal else policy.condition_change(job, sight, self._settings)
+        return await self._note(job, change)
+
+    async def _note(self, job: StoredJob, change: Change | None) -> StoredJob:
         return await self._step(job, change) if change else job
 
     async def _act(self, job: StoredJob, decision: Decision) -> StoredJob | None:
@@ -237,6 +262,8 @@ class DeploymentReconciler:
                 await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
         except (ClusterError, OSError) as error:
             log.warning("deployments.not_tended", error=str(error))
+        except Exception as error:  # noqa: BLE001  the boundary of a round: recorded, and tried again
+            log.error("deployments.crashed", exc_info=error)
 
     def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:
         if deployment.state is DeploymentState.DELETING:

@@ -17,7 +17,7 @@ from trainer.job import model_form
 from trainer.spec import NAME_PATTERN, DistillSpec, FineTuneSpec
 
 _NAME = re.compile(NAME_PATTERN)
-_VERSION = re.compile(r"^[1-9]\d{0,8}$")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ModelReference:
 def parse_reference(text: str) -> ModelReference:
     """Read a reference; InvalidInput / INVALID_REFERENCE."""
     name, at, target = text.partition("@")
-    if _NAME.match(name):
+    if _NAME.fullmatch(name):
         if not at:
             return ModelReference(name)
-        if _VERSION.match(target):
+        if _VERSION.fullmatch(target):
             return ModelReference(name, version=int(target))
-        if _NAME.match(target):
+        if _NAME.fullmatch(target):
             return ModelReference(name, alias=target)
     raise InvalidInput("INVALID_REFERENCE", f"{text!r} names no model; write name@alias, name@version or name")
 

@@ -87,7 +87,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
 
 
 def _violations(wish: messages.Deployment) -> Iterator[Violation]:
-    if not _NAME.match(wish.name):
+    if not _NAME.fullmatch(wish.name):
         rule = "1 to 40 of a-z, 0-9 and '-', beginning with a letter"
         yield Violation("deployment.name", f"{wish.name!r} is no name; {rule}")
     if not 0 <= wish.num_replicas <= _MAX_REPLICAS:

@@ -49,7 +49,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: messages.SetAliasRequest, context: grpc.ServicerContext
     ) -> messages.SetAliasResponse:
         del context
-        if not _NAME.match(request.alias):
+        if not _NAME.fullmatch(request.alias):
             message = f"{request.alias!r} is no alias; 1 to 40 of a-z, 0-9 and '-', beginning with a letter"
             raise InvalidInput("INVALID_ALIAS", message, [Violation("alias", message)])
         expected = request.expected_version if request.HasField("expected_version") else None

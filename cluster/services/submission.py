@@ -46,7 +46,7 @@ def request_sha256(job: job_pb2.Job) -> str:
 
 def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
     """InvalidInput for an id that no client of ours makes."""
-    if request.request_id and not _REQUEST_ID.match(request.request_id):
+    if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
         message = "1 to 64 visible ASCII characters, for example a UUID"
         raise InvalidInput("INVALID_REQUEST_ID", f"request_id: {message}", [Violation("request_id", message)])
 
@@ -81,7 +81,7 @@ def _check_envelope(job: job_pb2.Job) -> None:
         for field, _ in job.ListFields()
         if field.name not in _READ_FIELDS
     ]
-    if not _NAME.match(job.name):
+    if not _NAME.fullmatch(job.name):
         found.append(
             Violation("metadata.name", f"{job.name!r} is no name; 1 to 40 of a-z, 0-9 and '-', beginning with a letter")
         )
@@ -92,7 +92,7 @@ def _label_violations(job: job_pb2.Job) -> Iterator[Violation]:
     if len(job.labels) > _MAX_LABELS:
         yield Violation("metadata.labels", f"has {len(job.labels)} entries; at most {_MAX_LABELS} allowed")
     for key, value in job.labels.items():
-        if not _LABEL_KEY.match(key):
+        if not _LABEL_KEY.fullmatch(key):
             yield Violation(f"metadata.labels[{key[:64]!r}]", "a key is 1 to 63 of letters, digits and '_./-'")
         if len(value) > _MAX_LABEL_LENGTH or "\0" in value:
             yield Violation(f"metadata.labels[{key[:64]!r}]", f"a value has at most {_MAX_LABEL_LENGTH} characters")

@@ -16,7 +16,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from cluster.errors import StartUpError, StoreUnavailable
 from cluster.store.tables import log_position
@@ -98,6 +98,8 @@ def _database_errors() -> Iterator[None]:
         raise
     except DBAPIError as error:
         raise StoreUnavailable("STORE_UNAVAILABLE", f"the store did not answer: {error.orig}") from error
+    except SQLAlchemyError as error:
+        raise StoreUnavailable("STORE_UNAVAILABLE", f"the store could not be asked: {error}") from error
 
 
 def open_database(url: str, clock: Callable[[], float]) -> Database:

@@ -100,6 +100,11 @@ async def test_missing_token_file_is_told_as_such(tmp_path: Path) -> None:
         await launcher(answering(200, {}), ray_token_path=tmp_path / "none").version()
 
 
+async def test_an_address_that_is_none_is_told_as_such() -> None:
+    with pytest.raises(RayUnreachable, match="cannot be reached"):
+        await launcher(answering(200, {}), ray_dashboard_url="http://127.0.0.1:82x65").version()
+
+
 async def test_rays_own_trouble_is_no_answer_about_the_job() -> None:
     with pytest.raises(RayUnreachable, match="No available agent"):
         await launcher(answering(500, "No available agent to submit job, please try again later.")).submit(SUBMISSION)

@@ -12,8 +12,9 @@ from fakes import FakeDriver, World, struct
 
 from cluster.errors import PreconditionFailed
 from cluster.ids import hash_token
+from cluster.launcher import RayJob
 from cluster.lifecycle import State
-from cluster.policy import UNREACHABLE
+from cluster.policy import BLOCKED, UNREACHABLE
 from cluster.store.records import Change
 
 
@@ -398,3 +399,43 @@ async def test_each_finished_job_publishes_the_next_version(world: World) -> Non
     assert world.store.model_alias("student", "champion").version == 2
     moves = [(new, old) for new, old, _ in world.store.alias_history("student", "champion")]
     assert moves == [(1, 0), (2, 1)]
+
+
+async def test_one_bad_job_says_so_and_the_others_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = world.create(schedule={"priority": 900}), world.create()
+    object.__setattr__(world.settings, "max_running_jobs", 2)
+    look = world.ray.look
+
+    async def fails(ray_job_id: str) -> RayJob:
+        if ray_job_id.startswith(bad):
+            raise UnicodeError("what nobody thought of")
+        return await look(ray_job_id)
+
+    await world.rounds(2)
+    monkeypatch.setattr(world.ray, "look", fails)
+    await world.rounds(3)
+    condition = world.job(bad).condition(BLOCKED)
+    assert condition is not None
+    assert (condition["status"], condition["reason"]) == (True, "INTERNAL")
+    assert "what nobody thought of" in condition["message"]
+    assert world.history(bad).count("INTERNAL") == 1
+    driver = next(FakeDriver(world, each) for each in world.submitted(good))
+    driver.write(driver.record("SUCCEEDED"))
+    await world.rounds()
+    assert world.state(good) is State.SUCCEEDED
+    monkeypatch.undo()
+    await world.rounds()
+    assert world.job(bad).condition(BLOCKED)["status"] is False
+
+
+async def test_a_round_that_fails_is_not_the_last_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = world.create()
+
+    async def fails() -> str:
+        raise KeyError("ray_version")
+
+    monkeypatch.setattr(world.ray, "version", fails)
+    await world.rounds()
+    monkeypatch.undo()
+    await world.rounds(2)
+    assert world.state(uid) is State.STARTING

@@ -25,7 +25,9 @@ def test_references(text: str, reference: ModelReference) -> None:
     assert parse_reference(text) == reference
 
 
-@pytest.mark.parametrize("text", ["", "@", "bot@", "bot@0", "Bot@x", "bot@x@y", "bot@9999999999", "org/name"])
+@pytest.mark.parametrize(
+    "text", ["", "@", "bot@", "bot@0", "Bot@x", "bot@x@y", "bot@9999999999", "org/name", "bot\n", "bot@x\n", "bot@1\n"]
+)
 def test_wrong_references(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_reference(text)
