@@ -1,6 +1,6 @@
 """The client that the command and the quickstart use: typed, synchronous, a deadline on every call.
 
-Repeats a call only when it is safe and the server was not there (UNAVAILABLE), a bounded number of times. Streams go on
+Repeats a call only when it is safe and the server was not there or too slow, a bounded number of times. Streams go on
 where they were cut. Answers are the messages of `athanor.v1`; errors are `RequestFailed`.
 """
 
@@ -63,7 +63,8 @@ class AthanorClient:
     def create_job(
         self, manifest: Mapping[str, Any], *, request_id: str | None = None, validate_only: bool = False
     ) -> job_pb2.Job:
-        """Submit a job file. Safe to repeat: the same request id never makes a second job."""
+        """Submit a job file. Safe to repeat: the same request id never makes a second job, and a failure names it."""
+        request_id = request_id or str(uuid.uuid4())
         metadata = manifest.get("metadata") or {}
         job = job_pb2.Job(
             name=metadata.get("name", ""),
@@ -71,10 +72,13 @@ class AthanorClient:
             labels=metadata.get("labels") or {},
             spec=json_format.ParseDict(manifest.get("spec") or {}, struct_pb2.Struct()),
         )
-        request = job_service_pb2.CreateJobRequest(
-            job=job, request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
-        )
-        return self._repeat(lambda: self._jobs.CreateJob(request, timeout=RPC_TIMEOUT_S)).job
+        request = job_service_pb2.CreateJobRequest(job=job, request_id=request_id, validate_only=validate_only)
+        try:
+            return self._repeat(lambda: self._jobs.CreateJob(request, timeout=RPC_TIMEOUT_S)).job
+        except RequestFailed as error:
+            if validate_only or not error.is_uncertain:
+                raise
+            raise error.with_request_id(request_id) from error
 
     def get_job(self, uid: str) -> job_pb2.Job:
         request = job_service_pb2.GetJobRequest(uid=uid)

@@ -18,6 +18,8 @@ from cluster.errors import ClusterError, Violation
 
 RPC_TIMEOUT_S = 20.0
 STREAM_TIMEOUT_S = 300.0
+_REPEATABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_UNCERTAIN = _REPEATABLE | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 Response = TypeVar("Response")
 
@@ -28,6 +30,16 @@ class RequestFailed(ClusterError):
     def __init__(self, code: grpc.StatusCode, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
         super().__init__(reason, message, violations)
         self.code = code
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the request may have been carried out all the same."""
+        return self.code in _UNCERTAIN
+
+    def with_request_id(self, request_id: str) -> RequestFailed:
+        """The same, and how to submit again without making a second job."""
+        hint = f"the request may have been stored: submit again with --request-id {request_id} to be safe"
+        return RequestFailed(self.code, self.reason, f"{self.message}; {hint}", self.violations)
 
     def __reduce__(self) -> tuple[type[RequestFailed], tuple[object, ...]]:
         return type(self), (self.code, self.reason, self.message, self.violations)
@@ -50,6 +62,8 @@ def explain(error: grpc.RpcError, address: str) -> RequestFailed:
             violations += [Violation(each.field, each.description) for each in bad.field_violations]
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
+        return RequestFailed(code, "NO_ANSWER", f"no answer in {RPC_TIMEOUT_S:g} s from {address}; it may be very busy")
     return RequestFailed(code, reason or code.name, call.details() or code.name, violations)
 
 
@@ -62,10 +76,10 @@ def once(call: Callable[[], Response], address: str) -> Response:
 
 
 def repeat(call: Callable[[], Response], address: str, *, patience_s: float) -> Response:
-    """As `once`, asked again for so long while the server is not there. Only for calls that may be repeated."""
+    """As `once`, asked again for so long, once at least, while no answer comes. Only for calls that may be repeated."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_unavailable),
-        stop=tenacity.stop_after_delay(patience_s),
+        retry=tenacity.retry_if_exception(_is_repeatable),
+        stop=tenacity.stop_all(tenacity.stop_after_delay(patience_s), tenacity.stop_after_attempt(2)),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
         reraise=True,
     )
@@ -96,5 +110,5 @@ class Cuts:
         time.sleep(0.2)
 
 
-def _is_unavailable(error: BaseException) -> bool:
-    return isinstance(error, RequestFailed) and error.code == grpc.StatusCode.UNAVAILABLE
+def _is_repeatable(error: BaseException) -> bool:
+    return isinstance(error, RequestFailed) and error.code in _REPEATABLE

@@ -13,11 +13,11 @@ KNOWN = (ClusterError, TrainerError)
 
 
 def report(error: ClusterError | TrainerError) -> ExitCode:
-    """Say what was wrong, field by field where there are fields; the exit code for it."""
+    """Say what was wrong and its reason, field by field where there are fields; the exit code for it."""
     violations = [(each.path, each.message) for each in getattr(error, "violations", ())]
     lines = [f"  {path}: {message}" for path, message in violations]
     heading = "the job file is wrong" if isinstance(error, SpecError) else _heading(error.message, violations)
-    sys.stderr.write("\n".join([f"error: {heading}", *lines]) + "\n")
+    sys.stderr.write("\n".join([f"error: [{error.reason}] {heading}", *lines]) + "\n")
     return code_of(error)
 
 

@@ -107,7 +107,8 @@ def test_down_ends_everything_keeps_the_data_and_is_friendly_twice(athanor: Atha
     assert athanor.run("down").stderr == "nothing was up\n"
     unreachable = athanor.run("job", "list", ATHANOR_ADDRESS=record.control_plane)
     assert unreachable.returncode == ExitCode.UNAVAILABLE
-    assert unreachable.stderr == f"error: no control plane at {record.control_plane}; start one with `athanor up`\n"
+    words = f"no control plane at {record.control_plane}; start one with `athanor up`"
+    assert unreachable.stderr == f"error: [NO_CONTROL_PLANE] {words}\n"
 
 
 def test_a_running_ray_is_attached_to_and_never_ended(ray_cluster: RayHead, tmp_path: Path) -> None:

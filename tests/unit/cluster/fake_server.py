@@ -47,13 +47,14 @@ class FakeControlPlane(
     model_service_pb2_grpc.ModelServiceServicer,
     deployment_service_pb2_grpc.DeploymentServiceServicer,
 ):
-    """What tests set: `changes` to watch, how often to be unavailable, after which change to cut a watch."""
+    """What tests set: `changes` to watch, how often to be away or too slow, after which change to cut a watch."""
 
     jobs: dict[str, job_pb2.Job] = field(default_factory=dict)
     changes: list[job_service_pb2.WatchJobsResponse] = field(default_factory=list)
     log: bytes = b""
     cut_after: set[int] = field(default_factory=set)
     unavailable_times: int = 0
+    slow_times: int = 0
     models: dict[str, model_service_pb2.ModelVersion] = field(default_factory=dict)
     deployments: dict[str, deployment_service_pb2.Deployment] = field(default_factory=dict)
     created: list[job_service_pb2.CreateJobRequest] = field(default_factory=list)
@@ -66,6 +67,9 @@ class FakeControlPlane(
         if self.unavailable_times > 0:
             self.unavailable_times -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        if self.slow_times > 0:
+            self.slow_times -= 1
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def CreateJob(self, request, context):
         self.created.append(request)

@@ -106,7 +106,7 @@ def test_watch_writes_each_change_as_a_line_of_json(shell: Shell, plane: FakeCon
 def test_wrong_fields_are_lines_of_their_own(shell: Shell) -> None:
     code, out, err = shell.run("job", "submit", "-f", shell.job_file("refused"))
     assert (code, out) == (2, "")
-    assert err == "error: the request is wrong\n  spec.data.train: there is no file /data/none.jsonl\n"
+    assert err == "error: [SPEC_INVALID] the request is wrong\n  spec.data.train: there is no file /data/none.jsonl\n"
 
 
 def test_an_unknown_key_is_found_before_sending(shell: Shell, plane: FakeControlPlane) -> None:
@@ -148,7 +148,7 @@ def test_get_ends_with_the_state_when_asked(shell: Shell, plane: FakeControlPlan
     assert shell.run("job", "get", "a", "--exit-code")[0] == 101
     assert shell.run("job", "get", "b", "--exit-code")[0] == 100
     code, out, err = shell.run("job", "get", "c")
-    assert (code, out, err) == (102, "", "error: there is no job 'c'\n")
+    assert (code, out, err) == (102, "", "error: [JOB_NOT_FOUND] there is no job 'c'\n")
 
 
 def test_logs_are_printed_as_they_are_and_end_with_the_job(shell: Shell, plane: FakeControlPlane) -> None:
@@ -190,7 +190,15 @@ def test_a_model_is_served_listed_and_taken_down(shell: Shell, plane: FakeContro
 def test_nobody_there_is_105(shell: Shell) -> None:
     code, out, err = shell.run("job", "list", "--address", "127.0.0.1:1")
     assert (code, out) == (105, "")
-    assert err == "error: no control plane at 127.0.0.1:1; start one with `athanor up`\n"
+    assert err == "error: [NO_CONTROL_PLANE] no control plane at 127.0.0.1:1; start one with `athanor up`\n"
+
+
+def test_a_submit_without_an_answer_says_how_to_submit_again(shell: Shell, plane: FakeControlPlane) -> None:
+    plane.slow_times = 1000
+    code, out, err = shell.run("job", "submit", "-f", shell.job_file(), "--request-id", "mine")
+    assert (code, out) == (105, "")
+    assert err.startswith("error: [NO_ANSWER] no answer in 20 s from ")
+    assert "submit again with --request-id mine" in err
 
 
 def test_wrong_usage_is_2(shell: Shell) -> None:

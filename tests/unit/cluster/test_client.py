@@ -138,3 +138,32 @@ def test_a_proxy_for_the_web_is_not_asked(plane: FakeControlPlane, monkeypatch: 
     with AthanorClient(address, patience_s=0.1) as client:
         assert list(client.list_jobs()) == []
     server.stop(None).wait()
+
+
+def test_a_safe_call_that_was_too_slow_is_asked_once_more_however_long_it_took(plane: FakeControlPlane) -> None:
+    server, address = serving(plane)
+    plane.slow_times = 1
+    with AthanorClient(address, patience_s=0.0) as client:
+        assert list(client.list_jobs()) == []
+        plane.slow_times = 2
+        with pytest.raises(RequestFailed, match=f"no answer in 20 s from {address}") as failure:
+            list(client.list_jobs())
+    server.stop(None).wait()
+    assert failure.value.reason == "NO_ANSWER"
+    assert len(plane.deadlines) == 4
+
+
+def test_a_create_that_may_have_been_stored_names_its_request_id(plane: FakeControlPlane) -> None:
+    server, address = serving(plane)
+    plane.slow_times = 2
+    with AthanorClient(address, patience_s=0.0) as client, pytest.raises(RequestFailed) as failure:
+        client.create_job(MANIFEST)
+    server.stop(None).wait()
+    (request_id,) = {request.request_id for request in plane.created}
+    assert f"may have been stored: submit again with --request-id {request_id}" in failure.value.message
+
+
+def test_a_create_that_was_refused_speaks_of_no_request_id(client: AthanorClient) -> None:
+    with pytest.raises(RequestFailed) as failure:
+        client.create_job({**MANIFEST, "metadata": {"name": "refused"}})
+    assert "--request-id" not in failure.value.message
