@@ -76,7 +76,7 @@ class Reconciler:
         except (ClusterError, OSError) as error:
             log.warning("round.failed", error=str(error))
             return
-        except Exception as error:  # noqa: BLE001  the boundary of a round: recorded, and tried again
+        except Exception as error:  # the boundary of a round
             log.error("round.crashed", exc_info=error)
             return
         for job in jobs:
@@ -109,7 +109,7 @@ class Reconciler:
                 log.debug("job.changed_meanwhile", job=uid)
 
     async def _tend(self, job: StoredJob) -> None:
-        """Make the steps of one job that can be made now. Whatever goes wrong with it is noted on it, and stays there."""
+        """Make the steps of one job that can be made now. What goes wrong with it is noted on it, and stays there."""
         try:
             job = await self._advance(job)
             await self._note(job, policy.unblocked(job, self._store.now_us()))
@@ -120,7 +120,7 @@ class Reconciler:
         except OSError as error:
             log.warning("job.storage_unavailable", error=str(error))
             await self._block(job, "STORAGE_UNAVAILABLE", f"the storage cannot be used: {error}; it is tried again")
-        except Exception as error:  # noqa: BLE001  the boundary of a job: recorded, and tried again
+        except Exception as error:  # the boundary of a job
             log.error("job.crashed", exc_info=error)
             words = f"the control plane failed on this job, its log says where: {type(error).__name__}: {error}"
             await self._block(job, "INTERNAL", words)
@@ -141,7 +141,7 @@ class Reconciler:
         try:
             job = await self._do(self._store.get_job, job.uid)
             await self._note(job, policy.blocked(job, reason, clean(message), self._store.now_us()))
-        except Exception as error:  # noqa: BLE001  the boundary's own: there is nothing left to tell it to
+        except Exception as error:  # the boundary's own
             log.error("job.not_noted", exc_info=error)
 
     async def _see(self, job: StoredJob) -> Sight:
@@ -262,7 +262,7 @@ class DeploymentReconciler:
                 await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
         except (ClusterError, OSError) as error:
             log.warning("deployments.not_tended", error=str(error))
-        except Exception as error:  # noqa: BLE001  the boundary of a round: recorded, and tried again
+        except Exception as error:  # the boundary of a round
             log.error("deployments.crashed", exc_info=error)
 
     def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:

@@ -7,6 +7,7 @@ here talks to the control plane.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from cluster.driver.attempt import Attempt
 from trainer.atomic import write_json
+
+log = logging.getLogger(__name__)
 
 _STAGES = {"student": "train"}
 _SHORTEST_INTERVAL_S = 0.5
@@ -89,12 +92,34 @@ class EventTail:
         """New whole lines; they come again until `confirm` says that they arrived."""
         events: list[dict[str, str]] = []
         for path in sorted(self._directory.glob("events-*.jsonl")):
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                lines = [line for line in file if line.endswith(b"\n")]
-            self._unread[path] = self._offsets.get(path, 0) + sum(len(line) for line in lines)
-            events.extend(json.loads(line) for line in lines)
+            start = self._offsets.get(path, 0)
+            lines = _whole_lines(path, start)
+            end = start + sum(len(line) for line in lines)
+            found = [event for line in lines if (event := _parsed(line))]
+            # Lines that say nothing are passed by at once: there is nothing to confirm.
+            (self._unread if found else self._offsets)[path] = end
+            events.extend(found)
         return events
 
     def confirm(self) -> None:
         self._offsets.update(self._unread)
+        self._unread.clear()
+
+
+def _whole_lines(path: Path, start: int) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return [line for line in file if line.endswith(b"\n")]
+    except OSError as error:
+        log.warning("events cannot be read now: %s", error)
+        return []
+
+
+def _parsed(line: bytes) -> dict[str, str] | None:
+    """None for what is no event: half a line of a worker that was killed, and another one after it."""
+    try:
+        event = json.loads(line)
+        return {"reason": str(event["reason"]), "message": str(event["message"])}
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -99,13 +99,13 @@ class Reporter:
             self._on_end(error)
 
     def _report(self) -> worker_service_pb2.Directive.ValueType:
-        events, progress = self._events.read(), self._new_progress()
-        if not events and progress is None:
+        events, progress, message = self._events.read(), *self._new_progress()
+        if not events and message is None:
             beat = worker_service_pb2.HeartbeatRequest(attempt=self._ref)
             return self._stub.Heartbeat(beat, timeout=_RPC_TIMEOUT_S).directive
         report = worker_service_pb2.ReportProgressRequest(
             attempt=self._ref,
-            progress=progress_message(progress) if progress else None,
+            progress=message,
             events=[worker_service_pb2.WorkerEvent(**event) for event in events],
         )
         directive = self._stub.ReportProgress(report, timeout=_RPC_TIMEOUT_S).directive
@@ -113,12 +113,16 @@ class Reporter:
         self._last_progress = progress or self._last_progress
         return directive
 
-    def _new_progress(self) -> dict[str, Any] | None:
+    def _new_progress(self) -> tuple[dict[str, Any] | None, job_pb2.Progress | None]:
+        """As it was written, and as it is told. What cannot be read is left out: the heartbeat goes on."""
         try:
             progress: dict[str, Any] = json.loads(self._attempt.ctx.progress_path.read_text())
+            return (None, None) if progress == self._last_progress else (progress, progress_message(progress))
         except FileNotFoundError:
-            return None
-        return None if progress == self._last_progress else progress
+            return None, None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("progress cannot be read: %r", error)
+            return None, None
 
     def _not_heard(self, failure: rpc.RequestFailed) -> None:
         if failure.reason == _LEASE_LOST:

@@ -33,7 +33,7 @@ from cluster.driver.attempt import (
 )
 from cluster.driver.reporting import Order, Reporter
 from cluster.driver.student_group import train_students
-from cluster.driver.teacher_group import TeacherPlan, start_teacher
+from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
 from cluster.driver.teacher_shard import Compute
 from trainer.errors import UserError
 from trainer.job import JobContext
@@ -52,10 +52,12 @@ class Supervisor:
         self._attempt = attempt
         self._ends: queue.SimpleQueue[Order | str | Exception | None] = queue.SimpleQueue()
         self._reporter = Reporter(attempt, self._ends.put)
+        self._teacher: TeacherGroup | None = None
 
     def run(self) -> None:
         """Returns when the end is on the storage, and reported if the control plane listens."""
         self._reporter.start()
+        crash: Exception | None = None
         try:
             record = self._work()
         except UserError as error:
@@ -63,10 +65,11 @@ class Supervisor:
         except (RayError, ConnectionError) as error:
             traceback.print_exc()
             record = ended(INFRASTRUCTURE_ERROR, "RAY_LOST", first_line(error))
-        except Exception as error:
-            self._conclude(ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error)))
-            raise
+        except Exception as error:  # noqa: BLE001  the process boundary: recorded, and raised again
+            record, crash = ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error)), error
         self._conclude(record)
+        if crash is not None:
+            raise crash
 
     def _work(self) -> TerminalRecord | None:
         """None when nothing may be written any more."""
@@ -74,14 +77,10 @@ class Supervisor:
         ctx = self._attempt.ctx
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
-        teacher = start_teacher(teacher_plan(ctx)) if isinstance(ctx.spec, DistillSpec) else None
-        try:
-            threading.Thread(target=self._train, name="students", daemon=True).start()
-            return self._first_end()
-        finally:
-            if teacher is not None:
-                teacher.stop()
-            ray.shutdown()
+        if isinstance(ctx.spec, DistillSpec):
+            self._teacher = start_teacher(teacher_plan(ctx))
+        threading.Thread(target=self._train, name="students", daemon=True).start()
+        return self._first_end()
 
     def _train(self) -> None:
         try:
@@ -114,13 +113,32 @@ class Supervisor:
         return read_record(self._attempt.outcome_path) or ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
 
     def _conclude(self, record: TerminalRecord | None) -> None:
-        """The storage first: it is where the control plane looks if the report does not reach it."""
+        """The storage first, before anything that takes time: Ray kills a driver 3 s after it asked it to end.
+
+        It is also where the control plane looks if the report does not reach it.
+        """
+        if record is not None:
+            self._write_down(record)
+        self._end_groups()
         if record is None:
             log.warning("another attempt owns this job; ending without a word")
             return
         self._reporter.stop()
-        write_record(self._attempt.terminal_path, record)
         self._reporter.report_terminal(record)
+
+    def _write_down(self, record: TerminalRecord) -> None:
+        try:
+            write_record(self._attempt.terminal_path, record)
+        except OSError as error:
+            log.warning("the terminal record cannot be written, only told: %s", error)
+
+    def _end_groups(self) -> None:
+        try:
+            if self._teacher is not None:
+                self._teacher.stop()
+            ray.shutdown()
+        except Exception:
+            log.exception("the groups were not ended; Ray ends them with this process")
 
 
 def _workers_env() -> dict[str, Any]:

@@ -26,7 +26,7 @@ def test_references(text: str, reference: ModelReference) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@", "bot@", "bot@0", "Bot@x", "bot@x@y", "bot@9999999999", "org/name", "bot\n", "bot@x\n", "bot@1\n"]
+    "text", ["", "@", "bot@", "bot@0", "Bot@x", "bot@x@y", "bot@9999999999", "org/name", "bot\n", "bot@1\n"]
 )
 def test_wrong_references(text: str) -> None:
     with pytest.raises(InvalidInput):

@@ -97,3 +97,14 @@ def test_the_terminal_record_arrives(attempt: Attempt, control_plane: ControlPla
 def test_a_terminal_record_that_nobody_takes_is_no_error(tmp_path: Path) -> None:
     attempt = written_attempt(tmp_path, control_plane="127.0.0.1:9")
     assert not Reporter(attempt, list.append).report_terminal(ended(CANCELLED), patience_s=0.0)
+
+
+@pytest.mark.parametrize("written", ['{"stage": ', "{}", "7"])
+def test_what_cannot_be_read_costs_no_heartbeat(attempt: Attempt, control_plane: ControlPlane, written: str) -> None:
+    attempt.ctx.progress_path.write_text(written)
+    Reporter(attempt, list.append).tell()
+    assert isinstance(control_plane.told.get(timeout=5), worker_service_pb2.HeartbeatRequest)
+    attempt.ctx.progress_path.unlink()
+    attempt.ctx.progress_path.mkdir()
+    Reporter(attempt, list.append).tell()
+    assert isinstance(control_plane.told.get(timeout=5), worker_service_pb2.HeartbeatRequest)

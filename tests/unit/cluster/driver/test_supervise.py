@@ -38,3 +38,29 @@ def test_lost_workers_are_an_infrastructure_error(tmp_path, monkeypatch):
     record = this._first_end()
     assert record is not None
     assert (record.outcome, record.reason) == (INFRASTRUCTURE_ERROR, "WORKER_LOST")
+
+
+def test_the_record_is_on_the_storage_before_anything_that_takes_time(tmp_path, monkeypatch):
+    """Ray kills a driver seconds after it asked it to end."""
+    attempt = written_attempt(tmp_path)
+    this, seen = Supervisor(attempt), []
+    monkeypatch.setattr(this, "_work", lambda: this._record_of(supervise._TERMINATE))
+    monkeypatch.setattr(this._reporter, "start", lambda: None)
+    for owner, name in ((supervise.ray, "shutdown"), (this._reporter, "stop")):
+        monkeypatch.setattr(owner, name, lambda name=name: seen.append((name, attempt.terminal_path.exists())))
+    monkeypatch.setattr(this._reporter, "report_terminal", lambda record: seen.append((record.reason, True)))
+    this.run()
+    assert seen == [("shutdown", True), ("stop", True), ("DRIVER_TERMINATED", True)]
+
+
+def test_a_storage_that_is_full_does_not_keep_the_record_back(tmp_path, monkeypatch):
+    this, told = supervisor(tmp_path), []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(supervise, "write_record", full)
+    monkeypatch.setattr(this._reporter, "stop", lambda: None)
+    monkeypatch.setattr(this._reporter, "report_terminal", told.append)
+    this._conclude(supervise.ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED"))
+    assert [record.reason for record in told] == ["DRIVER_CRASHED"]

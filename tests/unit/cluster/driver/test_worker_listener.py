@@ -107,3 +107,13 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
     tail.confirm()
     path.write_text('{"reason": "A", "message": "b"}\n')
     assert tail.read() == [{"reason": "A", "message": "b"}]
+
+
+def test_lines_that_are_no_events_are_passed_by(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    tail, path = EventTail(attempt.path.parent), attempt.events_path(0)
+    path.write_bytes(b'{"reason": "A", {"reason": "A", "message": "b"}\n7\n\xff\n')
+    assert tail.read() == []
+    with path.open("a") as file:
+        file.write('{"reason": "C", "message": "d"}\n')
+    assert tail.read() == [{"reason": "C", "message": "d"}]
