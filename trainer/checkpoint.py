@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer import atomic
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, UserError
 from trainer.listener import Listener
 from trainer.peers import Peers
 
@@ -94,16 +94,33 @@ def read(path: Path) -> Checkpoint:
     """Checks every file of a checkpoint; CheckpointError CHECKPOINT_DAMAGED if one is torn, altered or missing."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        files: Mapping[str, str] = manifest["files"]
-        found = Checkpoint(path, Progress(**manifest["progress"]), Topology(**manifest["topology"]))
+        files = _object(manifest, "files")
+        found = Checkpoint(path, Progress(**_object(manifest, "progress")), Topology(**_object(manifest, "topology")))
+        whole = (found.progress.step, found.progress.tokens, found.topology.world)
+        if not all(type(number) is int for number in whole):
+            raise TypeError(f"not whole numbers: {whole}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("CHECKPOINT_DAMAGED", f"{path} has no readable manifest ({error})") from error
     for name, digest in files.items():
-        file = atomic.safe_join(path, name)
-        if not file.is_file() or atomic.sha256_file(file) != digest:
+        if not _is_file_with(path, name, digest):
             raise CheckpointError("CHECKPOINT_DAMAGED", f"{path}: {name} is torn, altered or missing")
     _check_complete(path, set(files), found.topology)
     return found
+
+
+def _object(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = manifest[key]
+    if not isinstance(value, dict):
+        raise TypeError(f"{key} is no object")
+    return value
+
+
+def _is_file_with(path: Path, name: str, digest: object) -> bool:
+    """Whether the file lies in the checkpoint and has that sha256; a name that leads out of it does not (I5)."""
+    try:
+        return atomic.sha256_file(atomic.safe_join(path, name)) == digest
+    except (UserError, OSError):
+        return False
 
 
 class CheckpointWriter:
