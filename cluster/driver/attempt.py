@@ -76,10 +76,14 @@ class Attempt:
         """How the attempt ended, for the control plane."""
         return self.path.with_name("terminal.json")
 
+    def outcome_path(self, rank: int) -> Path:
+        """How learning ended, from a worker that knows it to the driver. One per rank: nobody writes over another."""
+        return self.path.with_name(f"outcome-{rank}.json")
+
     @property
-    def outcome_path(self) -> Path:
-        """How learning ended, from the worker that knows it to the driver."""
-        return self.path.with_name("outcome.json")
+    def outcome_paths(self) -> list[Path]:
+        """Those that are there."""
+        return sorted(self.path.parent.glob("outcome-*.json"))
 
     def events_path(self, rank: int) -> Path:
         return self.path.with_name(f"events-{rank}.jsonl")
@@ -98,10 +102,10 @@ def write_record(path: Path, record: TerminalRecord) -> None:
 
 
 def read_record(path: Path) -> TerminalRecord | None:
-    """None while there is none."""
+    """None while there is none that can be read."""
     try:
         return json_format.Parse(path.read_text(), TerminalRecord())
-    except FileNotFoundError:
+    except (FileNotFoundError, json_format.ParseError, UnicodeDecodeError):
         return None
 
 

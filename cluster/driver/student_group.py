@@ -7,8 +7,9 @@ Ray Train's affair: it starts all of them again, and every stage resumes from wh
 
 from __future__ import annotations
 
+import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,24 +48,24 @@ def work(config: dict[str, Any]) -> None:
     attempt = Attempt.load(Path(config["attempt_file"]))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    with outcome_of_errors(attempt):
+    with outcome_of_errors(attempt, rank):
         _join_peers(attempt, rank, world)
         _learn(attempt, rank, world)
     ray.train.report({"rank": rank})
 
 
 @contextmanager
-def outcome_of_errors(attempt: Attempt) -> Iterator[None]:
+def outcome_of_errors(attempt: Attempt, rank: int) -> Iterator[None]:
     """Errors that the same work would meet again are written down for the driver."""
     try:
         yield
     except UserError as error:
         traceback.print_exc()
-        write_record(attempt.outcome_path, ended(USER_ERROR, error.reason, str(error)))
+        write_record(attempt.outcome_path(rank), ended(USER_ERROR, error.reason, str(error)))
         raise
     except (TrainerError, TeacherLost) as error:
         traceback.print_exc()
-        write_record(attempt.outcome_path, ended(INFRASTRUCTURE_ERROR, error.reason, str(error)))
+        write_record(attempt.outcome_path(rank), ended(INFRASTRUCTURE_ERROR, error.reason, str(error)))
         raise
 
 
@@ -94,7 +95,7 @@ def _learn(attempt: Attempt, rank: int, world: int) -> None:
     run_stages(attempt.ctx, Peers(rank, world), teacher, listener)
     if rank == 0:
         listener.progress("publish", 0, 1)
-        write_record(attempt.outcome_path, _publish(attempt))
+        write_record(attempt.outcome_path(rank), _publish(attempt))
 
 
 def _publish(attempt: Attempt) -> TerminalRecord:
@@ -105,9 +106,24 @@ def _publish(attempt: Attempt) -> TerminalRecord:
     ctx, record = attempt.ctx, ended(SUCCEEDED)
     report = build_report(ctx)
     record.report_path = str(report.html_path)
-    record.summary.update(report.document["metrics"])
+    record.summary.update(_summary(report.document))
     if attempt.publish_dir is not None:
-        extra = {"name": attempt.document["name"], "report": dict(report.document)}
+        extra = {"name": attempt.document["name"], "report": _published(report.document)}
         record.model_manifest_sha256 = publish_model(ctx, ctx.model_dir("student"), attempt.publish_dir, extra)
         record.model_path = str(attempt.publish_dir)
     return record
+
+
+_FINDINGS = ("headline", "retention", "retention_ci95", "gain", "gain_ci95")
+_KEPT_BACK = ("examples", "spec")  # texts of the evaluation are nobody else's business; the spec has its own place
+
+
+def _summary(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the job itself shows of its report: the figures of each role, and what follows from them."""
+    found = {name: document[name] for name in _FINDINGS if name in document}
+    return dict(json.loads(json.dumps({**document["metrics"], **found})))  # lists, as a Struct wants them
+
+
+def _published(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the published model says of the report."""
+    return {name: value for name, value in document.items() if name not in _KEPT_BACK}

@@ -73,7 +73,8 @@ class Supervisor:
 
     def _work(self) -> TerminalRecord | None:
         """None when nothing may be written any more."""
-        self._attempt.outcome_path.unlink(missing_ok=True)
+        for path in self._attempt.outcome_paths:
+            path.unlink()
         ctx = self._attempt.ctx
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
@@ -94,11 +95,15 @@ class Supervisor:
             try:
                 end = self._ends.get(timeout=_POLL_S)
             except queue.Empty:
-                outcome = read_record(self._attempt.outcome_path)
+                outcome = self._outcome()
                 if outcome is not None and outcome.outcome != SUCCEEDED:
                     return outcome
                 continue
             return self._record_of(end)
+
+    def _outcome(self) -> TerminalRecord | None:
+        """The first that a worker wrote down; None while there is none."""
+        return next(filter(None, map(read_record, self._attempt.outcome_paths)), None)
 
     def _record_of(self, end: Order | str | Exception | None) -> TerminalRecord | None:
         if end == Order.LEASE_LOST:
@@ -110,7 +115,7 @@ class Supervisor:
         if isinstance(end, Exception) and not isinstance(end, TrainingFailedError | RayError):
             raise end
         lost = first_line(end) if isinstance(end, Exception) else "the workers ended without an outcome"
-        return read_record(self._attempt.outcome_path) or ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
+        return self._outcome() or ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
 
     def _conclude(self, record: TerminalRecord | None) -> None:
         """The storage first, before anything that takes time: Ray kills a driver 3 s after it asked it to end.

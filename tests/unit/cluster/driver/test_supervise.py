@@ -10,7 +10,9 @@ from ray.exceptions import RayError
 
 from cluster.driver import supervise
 from cluster.driver.attempt import INFRASTRUCTURE_ERROR, Attempt
+from cluster.driver.student_group import outcome_of_errors
 from cluster.driver.supervise import Supervisor
+from trainer.errors import UserError
 
 
 def supervisor(tmp_path: Path) -> Supervisor:
@@ -64,3 +66,17 @@ def test_a_storage_that_is_full_does_not_keep_the_record_back(tmp_path, monkeypa
     monkeypatch.setattr(this._reporter, "report_terminal", told.append)
     this._conclude(supervise.ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED"))
     assert [record.reason for record in told] == ["DRIVER_CRASHED"]
+
+
+def test_each_rank_writes_its_own_outcome_and_the_first_readable_one_counts(tmp_path):
+    attempt = written_attempt(tmp_path)
+    this = Supervisor(attempt)
+    assert this._outcome() is None
+    attempt.outcome_path(0).write_text('{"outcome": "OUTCOME_USER_')
+    assert this._outcome() is None, "not there yet"
+    for rank in (1, 2):
+        with pytest.raises(UserError), outcome_of_errors(attempt, rank):
+            raise UserError("NON_FINITE_LOSS", f"rank {rank}")
+    assert len(attempt.outcome_paths) == 3
+    record = this._first_end()
+    assert (record.reason, record.message) == ("NON_FINITE_LOSS", "rank 1")
