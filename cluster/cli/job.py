@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -126,12 +127,13 @@ def watch(
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
 ) -> None:
-    """Follow a job to its end, with bars; -o json writes each change as a line of JSON."""
+    """Follow a job to its end, with bars, and end with its exit code; -o json writes each change as a line of JSON."""
     with connect(address) as client:
-        if form is Format.JSON or not job:
-            _watch_lines(client, job, timeout_s, form)
-        else:
-            raise typer.Exit(_follow(client, client.find_job(job), timeout_s))
+        if not job:
+            raise typer.Exit(_watch_all(client, timeout_s, form))
+        found = client.find_job(job)
+        follow = _follow_lines if form is Format.JSON else _follow
+        raise typer.Exit(follow(client, found, timeout_s))
 
 
 @app.command()
@@ -181,23 +183,44 @@ def _follow(client: AthanorClient, job: job_pb2.Job, timeout_s: float | None) ->
 
 def _verdict(job: job_pb2.Job) -> str:
     words = [f"{job.uid} {short_state(_state_name(job))}"]
-    words += [job.message] if job.message else []
+    words += [_why(job)] if _why(job) else []
     words += [f"published {job.published_model}"] if job.published_model else []
     words += [f"report {job.report_path}"] if job.report_path else []
-    return "; ".join(words)
+    return "; ".join(words) + (f"\nnext: {_next(job)}" if _next(job) else "")
 
 
-def _watch_lines(client: AthanorClient, job: str, timeout_s: float | None, form: Format) -> None:
+def _why(job: job_pb2.Job) -> str:
+    """`[REASON] message`, what there is of it."""
+    return " ".join(part for part in (f"[{job.reason}]" if job.reason else "", job.message) if part)
+
+
+def _next(job: job_pb2.Job) -> str:
+    """What to do about a job that failed."""
+    if short_state(_state_name(job)) != "FAILED":
+        return ""
+    return f"athanor job logs {job.uid}; docs/operations.md says what each reason means; mend it and submit again"
+
+
+def _follow_lines(client: AthanorClient, job: job_pb2.Job, timeout_s: float | None) -> ExitCode:
+    """Each change of a job as a line of JSON until it ends; its exit code."""
+    for change in client.follow_job(job.uid, timeout_s=timeout_s):
+        emit_json(as_document(change), one_line=True)
+        job = change.job
+    return of_state(_state_name(job))
+
+
+def _watch_all(client: AthanorClient, timeout_s: float | None, form: Format) -> ExitCode:
+    """What happens to all jobs, a line each; ends by Ctrl-C or `timeout_s` alone."""
     from cluster.cli.job_view import event_line
 
-    uid = client.find_job(job).uid if job else ""
-    changes = client.follow_job(uid, timeout_s=timeout_s) if uid else client.watch_jobs()
-    for change in changes:
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    for change in client.watch_jobs(until=until):
         if form is Format.JSON:
             emit_json(as_document(change), one_line=True)
         elif change.HasField("event"):
             sys.stdout.write(f"{change.job.uid}  {event_line(change.event)}\n")
             sys.stdout.flush()
+    return ExitCode.TIMEOUT
 
 
 def _state_number(word: str) -> job_pb2.JobState.ValueType:
@@ -234,8 +257,9 @@ def _print_job(job: job_pb2.Job) -> None:
     fields |= {"Reason": job.reason, "Report": job.report_path}
     fields |= {f"Uses {asked}": resolved for asked, resolved in job.resolved_models.items()}
     for condition in job.conditions:
-        fields[condition.type] = f"{condition.status}  {condition.message}"
+        holds = f"[{condition.reason}] {condition.message}" if condition.status else "no longer"
+        fields[condition.type] = f"{holds} (for {age(condition.last_transition_time) or 'some time'})"
     for attempt in job.attempts:
         ended = f"{attempt.reason} {attempt.message}".strip() or "running"
         fields[f"Attempt {attempt.number}"] = f"{attempt.ray_job_id}  {ended}"
-    print_fields(fields)
+    print_fields(fields | {"Next": _next(job)})

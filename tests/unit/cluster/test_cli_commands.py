@@ -103,6 +103,38 @@ def test_watch_writes_each_change_as_a_line_of_json(shell: Shell, plane: FakeCon
     assert [json.loads(line)["event"]["reason"] for line in out.splitlines()] == ["RUNNING", "DONE"]
 
 
+@pytest.mark.parametrize(("state", "expected"), [("FAILED", 100), ("CANCELLED", 103)])
+def test_watch_in_json_ends_with_the_code_of_the_job(
+    shell: Shell, plane: FakeControlPlane, state: str, expected: int
+) -> None:
+    plane.jobs["bot-abcdefgh"] = job_pb2.Job(uid="bot-abcdefgh", name="bot")
+    plane.changes = [change(1, state, reason="DONE")]
+    assert shell.run("job", "watch", "bot", "-o", "json")[0] == expected
+
+
+def test_watching_all_jobs_ends_at_the_timeout(shell: Shell, plane: FakeControlPlane) -> None:
+    plane.changes = [change(1, "RUNNING", reason="STARTED")]
+    code, out, err = shell.run("job", "watch", "--timeout", "0.3")
+    assert (code, err) == (124, "")
+    assert out.count("STARTED") == 1
+
+
+def test_a_failed_job_says_why_and_what_next(shell: Shell, plane: FakeControlPlane) -> None:
+    failed = change(1, "FAILED")
+    failed.job.reason, failed.job.message = "NON_FINITE_LOSS", "the loss is nan at step 3"
+    failed.job.report_path = "/storage/report.html"
+    plane.jobs["bot-abcdefgh"] = failed.job
+    plane.changes = [failed]
+    _, out, _ = shell.run("job", "get", "bot")
+    fields = {name: value.strip() for name, value in (line.split("  ", 1) for line in out.splitlines())}
+    assert fields["Reason"] == "NON_FINITE_LOSS"
+    assert fields["Message"] == "the loss is nan at step 3"
+    assert fields["Report"] == "/storage/report.html"
+    assert "athanor job logs bot-abcdefgh" in fields["Next"]
+    _, _, err = shell.run("job", "watch", "bot")
+    assert "FAILED; [NON_FINITE_LOSS] the loss is nan at step 3; report /storage/report.html\nnext: athanor job" in err
+
+
 def test_wrong_fields_are_lines_of_their_own(shell: Shell) -> None:
     code, out, err = shell.run("job", "submit", "-f", shell.job_file("refused"))
     assert (code, out) == (2, "")
@@ -139,7 +171,7 @@ def test_a_ray_that_is_gone_is_shown(shell: Shell, plane: FakeControlPlane) -> N
     condition = job_pb2.Condition(type="Unreachable", status=True, reason="RAY_GONE", message=words)
     plane.jobs = {"a": job_pb2.Job(uid="a", state=4, conditions=[condition])}
     assert "RUNNING (Unreachable)" in shell.run("job", "list")[1]
-    assert words in shell.run("job", "get", "a")[1]
+    assert f"[RAY_GONE] {words} (for " in shell.run("job", "get", "a")[1]
 
 
 def test_get_ends_with_the_state_when_asked(shell: Shell, plane: FakeControlPlane) -> None:
