@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from trainer import atomic
 from trainer.checkpoint import Checkpoint, CheckpointWriter, Progress, Topology, latest_good, read
 from trainer.engine import ENGINES, Engine
-from trainer.errors import TrainerError, UserError
+from trainer.errors import TrainerError
 from trainer.feed import Feed
 from trainer.job import JobContext
 from trainer.learner import Learner
 from trainer.listener import Listener
 from trainer.loop import Run, run
 from trainer.metrics import MetricsLog
-from trainer.models import DTYPES, choose_attention, fresh_model, load_model, num_parameters, split, write_model
+from trainer.models import DTYPES, check_rows, choose_attention, fresh_model, load_model, num_parameters, write_model
 from trainer.objective import plan
 from trainer.order import SampleOrder
 from trainer.peers import Peers
@@ -109,10 +109,7 @@ def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
         assert student.config is not None
         return fresh_model(student.config, prepared.tokenizer, ctx.spec.training.seed)
     model = load_model(ctx.resolve_model(student.model), torch.float32)
-    rows, tokens = split(model).head.weight_VD.shape[0], len(prepared.tokenizer)
-    if rows < tokens:
-        message = f"{student.model} has {rows} output rows for a tokenizer of {tokens} entries"
-        raise UserError("TOKENIZER_MISMATCH", message)
+    check_rows(model, len(prepared.tokenizer), student.model)
     return model
 
 

@@ -107,6 +107,15 @@ def check_head(model: PreTrainedModel, source: str) -> None:
         raise UserError("MODEL_UNSUPPORTED", f"{source}: its logits are not its output embedding times hidden states")
 
 
+def check_rows(model: PreTrainedModel, num_tokens: int, source: str) -> None:
+    """UserError TOKENIZER_MISMATCH if the tokenizer has tokens of which the model knows nothing."""
+    rows = min(split(model).head.weight_VD.shape[0], model.get_input_embeddings().weight.shape[0])
+    if rows < num_tokens:
+        mend = "resize its embeddings (resize_token_embeddings), or take the tokenizer that it came with"
+        message = f"{source} has {rows} rows of vocabulary for a tokenizer of {num_tokens} entries; {mend}"
+        raise UserError("TOKENIZER_MISMATCH", message)
+
+
 def hidden_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
     """[N, D]: the final hidden states at the learned positions of a batch.
 

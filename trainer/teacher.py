@@ -20,7 +20,7 @@ from trainer.batch import Batch, empty_batch
 from trainer.device import compute_device, import_deepspeed
 from trainer.generate import TokenIds, generate
 from trainer.losses import Head, token_losses
-from trainer.models import DTYPES, hidden_at_rows, load_model, split
+from trainer.models import DTYPES, check_rows, hidden_at_rows, load_model, split
 from trainer.peers import Peers
 from trainer.tokenizer import load_tokenizer
 
@@ -102,6 +102,7 @@ class TeacherModel:
         model = load_model(source, DTYPES[dtype])
         self.num_parameters = model.num_parameters()
         self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
+        check_rows(model, self._tokens.num_tokens, source)
         self._peers = Peers(rank, world)
         self._device = compute_device()
         self._root = _Root(model).requires_grad_(False)

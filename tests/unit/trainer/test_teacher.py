@@ -1,14 +1,17 @@
 """A teacher's answers are those of the plain model."""
 
+import shutil
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA
 from trainer.batch import collate, empty_batch
+from trainer.errors import UserError
 from trainer.models import fresh_model, write_model
 from trainer.teacher import LocalTeacher, TeacherModel
-from trainer.tokenizer import train_tokenizer
+from trainer.tokenizer import load_tokenizer, train_tokenizer
 
 SAMPLES = [
     {"sample_id": i, "input_ids": list(range(5 + i, 14 + 3 * i)), "labels": [-100, -100, *range(7 + i, 14 + 3 * i)]}
@@ -46,6 +49,17 @@ def test_scores_are_summed_for_each_sample(plain):
         expected = F.cross_entropy(model(ids[None]).logits[0, 1:-1], ids[2:], reduction="sum")
         assert nll == pytest.approx(expected.item(), rel=1e-4)
         assert count == len(ids) - 2
+
+
+def test_a_teacher_whose_tokenizer_has_more_entries_than_its_head_is_refused(plain, tmp_path):
+    directory = shutil.copytree(plain[0], tmp_path / "teacher")
+    tokenizer = load_tokenizer(directory)
+    tokenizer.add_tokens(["<|one|>", "<|two|>"])
+    tokenizer.save_pretrained(directory)
+    rows = plain[1].config.vocab_size
+    with pytest.raises(UserError, match=f"has {rows} rows of vocabulary for a tokenizer of {rows + 2}") as error:
+        TeacherModel(str(directory), dtype="float32")
+    assert error.value.reason == "TOKENIZER_MISMATCH"
 
 
 def test_nothing_to_answer(plain):
