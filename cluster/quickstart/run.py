@@ -31,7 +31,7 @@ from cluster.rpc import RequestFailed
 from trainer.report import table_rows
 
 JOB_FILES = {kind: Path(__file__).with_name(f"{kind}.yaml") for kind in ("teacher", "student")}
-DEPLOYMENT = "support-bot"
+DEPLOYMENT = "quickstart-support-bot"  # its own: an earlier one of this name is taken down
 _JOB_TIMEOUT_S = 1800.0
 _DEPLOY_TIMEOUT_S = 240.0
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from cluster.cli.job_file import read_job_file
-from cluster.quickstart.run import JOB_FILES, QuickstartFailed, ask, figures
+from cluster.quickstart.run import DEPLOYMENT, JOB_FILES, QuickstartFailed, ask, figures
 from cluster.quickstart.support_desk import DeskFiles, Phrasing, Question
 from trainer.spec import BaselineSpec, DistillSpec, parse_manifest
 
@@ -25,6 +25,13 @@ def test_the_student_learns_from_what_the_teacher_publishes() -> None:
     assert student.data.eval == teacher.data.eval
     assert student.objective.seq_kd
     assert student.teachers[0].shards == student.resources.student.workers == 2
+
+
+def test_what_the_quickstart_replaces_bears_its_own_name() -> None:
+    student = parse_manifest(read_job_file(str(JOB_FILES["student"]))).spec
+    assert student.publish is not None
+    assert student.publish.model.startswith("quickstart-")
+    assert DEPLOYMENT.startswith("quickstart-")
 
 
 def test_the_job_files_name_the_files_of_the_data() -> None:
