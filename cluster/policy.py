@@ -43,6 +43,8 @@ class Sight:
     words: str = ""
     """Ray's own, about its job or about why it cannot be seen."""
     terminal: Terminal | None = None
+    listening_since_us: int = 0
+    """From when on a driver could have been heard: leases run on while the control plane is down."""
 
 
 @dataclass(frozen=True)
@@ -144,24 +146,25 @@ def _has_ended(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool
 
 def _ray_says_ended(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
     if sight.view is View.UNKNOWN:
-        return sight.now_us > _last_sign_us(attempt, settings)
+        return sight.now_us > _last_sign_us(attempt, sight, settings)
     return sight.view is View.ENDED
 
 
 def is_gone(attempt: StoredAttempt, sight: Sight, settings: Settings) -> bool:
     """The evidence that an attempt's driver lives no more: its lease is over, and Ray says so too."""
-    lease_is_over = sight.now_us > _lease_end_us(attempt, settings)
+    lease_is_over = sight.now_us > _lease_end_us(attempt, sight, settings)
     return lease_is_over and _ray_says_ended(attempt, sight, settings)
 
 
-def _lease_end_us(attempt: StoredAttempt, settings: Settings) -> float:
-    """A driver that was not heard yet has as long as one that was, from when it was handed to Ray."""
-    return max(attempt.lease_expires_us or 0, (attempt.submit_time_us or 0) + settings.lease_s * _US)
+def _lease_end_us(attempt: StoredAttempt, sight: Sight, settings: Settings) -> float:
+    """A driver that was not heard yet has a whole lease, from when it was handed to Ray and from when we listened."""
+    could_be_heard_us = max(attempt.submit_time_us or 0, sight.listening_since_us)
+    return max(attempt.lease_expires_us or 0, could_be_heard_us + settings.lease_s * _US)
 
 
-def _last_sign_us(attempt: StoredAttempt, settings: Settings) -> float:
+def _last_sign_us(attempt: StoredAttempt, sight: Sight, settings: Settings) -> float:
     """Until then a driver unknown to Ray may still be there: a request in flight, or a head that lost its memory."""
-    return _lease_end_us(attempt, settings) + settings.unknown_grace_s * _US
+    return _lease_end_us(attempt, sight, settings) + settings.unknown_grace_s * _US
 
 
 def open_attempt(job: StoredJob) -> Change:
@@ -306,7 +309,7 @@ def _why_unseen(job: StoredJob, sight: Sight, settings: Settings) -> tuple[str, 
         attempt is not None
         and attempt.is_open
         and sight.view is View.ALIVE
-        and sight.now_us > _last_sign_us(attempt, settings)
+        and sight.now_us > _last_sign_us(attempt, sight, settings)
     )
     if is_silent:
         return "DRIVER_SILENT", "Ray says the driver runs, but it has not been heard since its lease ran out"

@@ -25,7 +25,7 @@ from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, W
 from cluster.registry import resolve
 from cluster.scheduler import Snapshot, WaitingJob, admit
 from cluster.settings import Settings
-from cluster.store.records import Change, DeploymentState, StoredAttempt, StoredDeployment, StoredJob
+from cluster.store.records import Change, DeploymentState, StoredAttempt, StoredDeployment, StoredJob, Terminal
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
 from cluster.wire import clean
@@ -57,6 +57,7 @@ class Reconciler:
         self._store = store
         self._launcher = launcher
         self._address = address
+        self._listening_since_us = store.now_us()
 
     async def run(self, wake_up: WakeUp) -> None:
         """Rounds, until the end: one at each ring of the bell, and one now and then without."""
@@ -149,12 +150,15 @@ class Reconciler:
         attempt = job.last_attempt
         if attempt is None or attempt.released:
             seen = RayJob(View.UNKNOWN if self.ray.reachable else View.UNREACHABLE, self.ray.words)
-            return Sight(self._store.now_us(), seen.view, seen.words)
+            return self._sight(seen)
         seen = await self._look(attempt)
         terminal = None
         if attempt.is_open:
             terminal = await self._do(attempt_files.read_terminal, self._settings, attempt)
-        return Sight(self._store.now_us(), seen.view, seen.words, terminal)
+        return self._sight(seen, terminal)
+
+    def _sight(self, seen: RayJob, terminal: Terminal | None = None) -> Sight:
+        return Sight(self._store.now_us(), seen.view, seen.words, terminal, self._listening_since_us)
 
     async def _look(self, attempt: StoredAttempt) -> RayJob:
         if not self.ray.reachable:

@@ -50,7 +50,7 @@ _OPTIONS = (
     # Two servers on one port must be an error, never a lottery.
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # drivers ping every 10 s
 )
 _SERVICE_NAMES = tuple(
     service.full_name

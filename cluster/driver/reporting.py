@@ -26,6 +26,16 @@ log = logging.getLogger(__name__)
 _RPC_TIMEOUT_S = 5.0
 _TERMINAL_PATIENCE_S = 20.0
 _LEASE_LOST = "LEASE_LOST"
+CHANNEL_OPTIONS = (
+    # A control plane that is back has to hear of us within a lease: gRPC by itself waits up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A connection whose other end is gone without a word is noticed, and made anew.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # Proxies of the environment are for the world outside.
+    ("grpc.enable_http_proxy", 0),
+)
 
 
 class Order(StrEnum):
@@ -46,7 +56,7 @@ class Reporter:
         self._on_end = on_end
         self._interval_s = interval_s
         self._ref = AttemptRef(job_uid=attempt.job_uid, attempt=attempt.number, lease_token=attempt.lease_token)
-        self._channel = grpc.insecure_channel(attempt.control_plane)
+        self._channel = grpc.insecure_channel(attempt.control_plane, options=CHANNEL_OPTIONS)
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
         self._events = EventTail(attempt.path.parent)
         self._last_progress: dict[str, Any] | None = None

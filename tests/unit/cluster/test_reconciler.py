@@ -164,6 +164,24 @@ async def test_killed_driver_is_recovered_once_its_lease_is_over(world: World) -
     assert [attempt.reason for attempt in job.attempts] == ["DRIVER_LOST", ""]
 
 
+async def test_nobody_is_given_up_before_a_control_plane_that_was_away_listened_for_a_lease(world: World) -> None:
+    """Ray restarted meanwhile and says ENDED of a driver that lives on."""
+    uid = world.create()
+    driver = await world.running(uid)
+    world.ray.end(driver.ray_job_id)
+    world.clock.advance(10_000)
+    world.restart()
+    await world.rounds(2)
+    assert (world.state(uid), len(world.job(uid).attempts)) == (State.RUNNING, 1)
+    await driver.heartbeat()
+    world.clock.advance(world.settings.lease_s - 1)
+    await world.rounds(2)
+    assert (world.state(uid), len(world.job(uid).attempts)) == (State.RUNNING, 1)
+    world.clock.advance(2)
+    await world.rounds(2)
+    assert len(world.job(uid).attempts) == 2
+
+
 async def test_silent_driver_that_ray_sees_alive_is_not_given_up(world: World) -> None:
     uid = world.create()
     driver = await world.running(uid)

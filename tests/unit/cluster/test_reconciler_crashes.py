@@ -80,5 +80,7 @@ async def test_restarted_between_every_two_rounds(world: World) -> None:
         await world.reconciler.round()
         world.restart()
         await _drivers_do_their_part(world, uid)
-        world.clock.advance(10)
+        await world.reconciler.round()
+        world.clock.advance(world.settings.lease_s + 1)
+        await world.reconciler.round()
     _check(world, uid)

@@ -13,7 +13,8 @@ from worker_service import ControlPlane, serving
 
 from cluster.driver.attempt import CANCELLED, Attempt, ended
 from cluster.driver.listener import WorkerListener
-from cluster.driver.reporting import Order, Reporter
+from cluster.driver.reporting import CHANNEL_OPTIONS, Order, Reporter
+from cluster.settings import Settings
 
 CONTINUE, CANCEL = worker_service_pb2.DIRECTIVE_CONTINUE, worker_service_pb2.DIRECTIVE_CANCEL
 
@@ -108,3 +109,10 @@ def test_what_cannot_be_read_costs_no_heartbeat(attempt: Attempt, control_plane:
     attempt.ctx.progress_path.mkdir()
     Reporter(attempt, list.append).tell()
     assert isinstance(control_plane.told.get(timeout=5), worker_service_pb2.HeartbeatRequest)
+
+
+def test_a_control_plane_that_is_back_hears_of_its_drivers_within_a_lease() -> None:
+    options = dict(CHANNEL_OPTIONS)
+    assert options["grpc.max_reconnect_backoff_ms"] < Settings().lease_s * 1000 / 2
+    assert options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"] < Settings().lease_s * 1000
+    assert options["grpc.enable_http_proxy"] == 0
