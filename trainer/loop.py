@@ -154,7 +154,7 @@ def _save_if_due(this: Run, progress: Progress, outcome: _Outcome) -> None:
 
 
 def _not_finite(this: Run, step: int, losses: list[float]) -> UserError:
-    """Names the samples of the micro-batches whose loss is lost; if only the gradient is, those of the whole step."""
+    """Names rows, from 1 as data errors do: of the micro-batches whose loss is lost, else of the whole step."""
     places, world = this.feed.num_places(step), this.peers.world
     mine = [0.0] * (places * world)
     for place, loss in enumerate(losses):
@@ -162,11 +162,11 @@ def _not_finite(this: Run, step: int, losses: list[float]) -> UserError:
     lost = [index for index, flag in enumerate(this.peers.sum(mine)) if flag]
     where = "loss" if lost else "gradient"
     named = [divmod(index, places) for index in lost or range(places * world)]
-    ids = sorted({one for rank, place in named for one in this.feed.sample_ids(step, rank, place)})
-    shown = ", ".join(map(str, ids[:32])) + (f" and {len(ids) - 32} more" if len(ids) > 32 else "")
+    rows = sorted({one + 1 for rank, place in named for one in this.feed.sample_ids(step, rank, place)})
+    shown = ", ".join(map(str, rows[:32])) + (f" and {len(rows) - 32} more" if len(rows) > 32 else "")
     message = (
-        f"{this.role}: the {where} of step {step + 1} is not finite; stopped before the update. Samples: {shown}. "
-        "Lower training.learning_rate, or look at these samples"
+        f"{this.role}: the {where} of step {step + 1} is not finite; stopped before the update. "
+        f"Rows of the training data: {shown}. Lower training.learning_rate, or look at these rows"
     )
     return UserError("NON_FINITE_LOSS", message)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, distill_job, fine_tune_job
+from trainer.engine import ENGINES
 from trainer.errors import CheckpointError, UserError
 from trainer.fit import first_model, fit
 from trainer.listener import Silent, Stopped
@@ -248,18 +249,38 @@ class PoisonedTeacher(LocalTeacher):
         return lambda: targets
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(taught, tmp_path):
-    ctx = distill_job(tmp_path, taught.model_dir("student"), training={"micro_batch_tokens": 24})
+@pytest.fixture
+def watched(monkeypatch):
+    """The engine of the next learner, and its weights and optimizer state as they were before the first step."""
+    seen, make = {}, ENGINES["torch"]
+
+    def watch(*args):
+        engine = seen["engine"] = make(*args)
+        seen["before"] = copied(engine)
+        return engine
+
+    monkeypatch.setitem(ENGINES, "torch", watch)
+    return seen
+
+
+def copied(engine):
+    return {name: tensor.clone() for name, tensor in {**engine.model_state(), **engine.state()}.items()}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(taught, tmp_path, watched):
+    whole_set = {"batch_tokens": 100_000, "micro_batch_tokens": 24}
+    ctx = distill_job(tmp_path, taught.model_dir("student"), training=whole_set)
     prepare(ctx)
     model = TeacherModel(str(taught.model_dir("student")), dtype="float32")
-    with pytest.raises(UserError, match=r"loss of step \d is not finite") as error:
+    with pytest.raises(UserError, match="loss of step 1 is not finite") as error:
         learn(ctx, PoisonedTeacher(model, 17))
     assert error.value.reason == "NON_FINITE_LOSS"
-    assert "Samples: 17." in str(error.value)
+    assert "Rows of the training data: 18." in str(error.value)
+    assert_equal(copied(watched["engine"]), watched["before"])
     assert not ctx.model_dir("student").exists()
 
 
-def test_weights_that_overflow_are_caught_by_the_gradient(tmp_path):
+def test_weights_that_overflow_are_caught_by_the_gradient_before_the_update(tmp_path, watched):
     ctx = fine_tune_job(tmp_path)
     prepare(ctx)
     model = first_model(ctx, Prepared.open(ctx))
@@ -267,9 +288,10 @@ def test_weights_that_overflow_are_caught_by_the_gradient(tmp_path):
     Prepared.open(ctx).tokenizer.save_pretrained(broken)
     model.save_pretrained(broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] *= 1e37
+    tensors["model.norm.weight"] *= 1e30
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     other = fine_tune_job(tmp_path / "other", student={"model": str(broken)})
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="the gradient of step 1 is not finite") as error:
         learn(other)
     assert error.value.reason == "NON_FINITE_LOSS"
+    assert_equal(copied(watched["engine"]), watched["before"])
