@@ -20,6 +20,7 @@ from athanor.v1.worker_service_pb2 import AttemptRef, TerminalRecord
 from cluster import rpc
 from cluster.driver.attempt import Attempt
 from cluster.driver.listener import EventTail
+from trainer.errors import SpecError
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Reporter:
         try:
             progress: dict[str, Any] = json.loads(self._attempt.ctx.progress_path.read_text())
             return (None, None) if progress == self._last_progress else (progress, progress_message(progress))
-        except FileNotFoundError:
+        except (FileNotFoundError, SpecError):  # nothing has begun, or can begin
             return None, None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("progress cannot be read: %r", error)

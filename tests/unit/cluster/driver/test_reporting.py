@@ -55,6 +55,13 @@ def test_progress_and_events_are_told_once(attempt: Attempt, control_plane: Cont
     assert isinstance(second, worker_service_pb2.HeartbeatRequest)
 
 
+def test_a_job_whose_settings_cannot_be_read_has_a_heartbeat(tmp_path: Path, control_plane: ControlPlane) -> None:
+    with serving(control_plane) as port:
+        attempt = written_attempt(tmp_path, control_plane=f"127.0.0.1:{port}", spec={"magic": True})
+        Reporter(attempt, list.append).tell()
+    assert isinstance(control_plane.told.get(timeout=5), worker_service_pb2.HeartbeatRequest)
+
+
 def test_a_loss_that_is_not_known_is_absent(attempt: Attempt, control_plane: ControlPlane) -> None:
     WorkerListener(attempt, 0).progress("prepare", 0, 1)
     Reporter(attempt, list.append).tell()
