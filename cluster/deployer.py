@@ -1,8 +1,8 @@
 """Keeps Ray Serve as the stored deployments say, through Serve's REST API, and says how far each of them is.
 
 That API takes the whole configuration at once: an application which is not in it is taken down. So the applications of
-others are sent back as they were, and ours are told by their import path. Nothing is sent when nothing differs, and
-Serve is not started for nothing. Deciding what to deploy, and storing what was seen, is the reconciler's part.
+others are sent back as they were; ours are told by their import path and a model of our storage. Nothing is sent when
+nothing differs, and Serve is not started for nothing. What to deploy and what to store of it is the reconciler's part.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from cluster.errors import RayRefused, RayUnreachable
+from cluster.launcher import authorization
+from cluster.settings import EVERY_INTERFACE
 from cluster.store.records import DeploymentState, StoredDeployment
 
 IMPORT_PATH = "serving.app:build"
 _PATH = "/api/serve/applications/"
 _READ_TIMEOUT_S = 15.0
 _WRITE_TIMEOUT_S = 90.0  # the first configuration starts Serve
-_EVERY_INTERFACE = ("0.0.0.0", "::", "")
 _STATES = {
     "NOT_STARTED": DeploymentState.DEPLOYING,
     "DEPLOYING": DeploymentState.DEPLOYING,
     "RUNNING": DeploymentState.READY,
     "DEPLOY_FAILED": DeploymentState.FAILED,
     "UNHEALTHY": DeploymentState.FAILED,
-    "DELETING": DeploymentState.DELETING,
+    "DELETING": DeploymentState.DEPLOYING,  # by somebody else: what goes for good is told by our store alone
 }
 _EXCEPTION_LINE = re.compile(r"^(?:ray\.exceptions\.)?[\w.]+(?:Error|Exception|Failed)\b.*$", re.MULTILINE)
 
@@ -50,20 +52,22 @@ class Deployer:
     def __init__(
         self,
         dashboard_url: str,
-        token: str | None,
+        token: str | Path | None,
         host: str,
         port: int,
         *,
+        storage: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """`token` may be the file that holds it; it is read at each call, for it is renewed now and then.
+
+        With `storage`, applications of ours that serve a model from elsewhere belong to another installation.
+        """
         self._http_options = {"host": host, "port": port}
         self._dashboard_host = httpx.URL(dashboard_url).host
-        self._client = httpx.AsyncClient(
-            base_url=dashboard_url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            transport=transport,
-            trust_env=False,
-        )
+        self._token = token
+        self._models = storage / "models" if storage else Path("/")
+        self._client = httpx.AsyncClient(base_url=dashboard_url, transport=transport, trust_env=False)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -74,10 +78,9 @@ class Deployer:
         RayUnreachable: nothing is known. RayRefused: Ray does not take the configuration.
         """
         seen = await self._read()
-        taken = _foreign_names(seen)
         live = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
-        wanted = [deployment for deployment in live if deployment.name not in taken]
-        configuration = _configuration(wanted, seen)
+        wanted = [deployment for deployment in live if not self._why_taken(deployment, seen)]
+        configuration = self._configuration(wanted, seen)
         if configuration != _current(seen):
             await self._write(configuration, seen)
             seen = await self._read()
@@ -104,7 +107,8 @@ class Deployer:
 
     async def _ask(self, method: str, *, timeout_s: float, document: Json | None = None) -> httpx.Response:
         try:
-            reply = await self._client.request(method, _PATH, json=document, timeout=timeout_s)
+            headers = authorization(self._token)
+            reply = await self._client.request(method, _PATH, json=document, timeout=timeout_s, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve did not answer: {error!r}") from error
         if reply.status_code >= 500:
@@ -122,17 +126,16 @@ class Deployer:
 
     def _endpoint(self, name: str, seen: Json) -> str:
         options = self._listening(seen)
-        host = self._dashboard_host if options["host"] in _EVERY_INTERFACE else options["host"]
+        host = self._dashboard_host if options["host"] in EVERY_INTERFACE else options["host"]
         return f"http://{host}:{options['port']}/{name}/v1"
 
     def _status(self, deployment: StoredDeployment, seen: Json) -> DeploymentStatus | None:
         endpoint = self._endpoint(deployment.name, seen)
-        foreign = deployment.name in _foreign_names(seen)
+        foreign = deployment.name in self._foreign_names(seen)
         application = None if foreign else seen["applications"].get(deployment.name)
         if deployment.state is DeploymentState.DELETING:
             return DeploymentStatus(DeploymentState.DELETING, "being taken down", endpoint) if application else None
-        if foreign:
-            words = "Ray Serve has an application of this name that is not ours; it is left alone"
+        if words := self._why_taken(deployment, seen):
             return DeploymentStatus(DeploymentState.FAILED, words, endpoint)
         if application is None:
             return DeploymentStatus(DeploymentState.PENDING, "Ray Serve does not show it yet", endpoint)
@@ -142,6 +145,31 @@ class Deployer:
             words = f"Serve's HTTP proxy is not up yet; is port {port} taken by something else?"
             return DeploymentStatus(DeploymentState.DEPLOYING, words, endpoint)
         return DeploymentStatus(state, _message(state, deployment, application), endpoint)
+
+    def _configuration(self, wanted: Sequence[StoredDeployment], seen: Json) -> list[Json]:
+        """The whole configuration, by name: ours as stored, others as they are."""
+        others = [each for each in _current(seen) if not self._is_ours(each)]
+        return sorted([*others, *map(_application, wanted)], key=lambda each: str(each["name"]))
+
+    def _is_ours(self, config: Json | None) -> bool:
+        """By configuration: applications deployed from code have none."""
+        if not config or config["import_path"] != IMPORT_PATH:
+            return False
+        return Path(str(config.get("args", {}).get("model_path", ""))).is_relative_to(self._models)
+
+    def _foreign_names(self, seen: Json) -> set[str]:
+        """Applications that somebody else deployed."""
+        applications: Mapping[str, Json] = seen["applications"]
+        return {name for name, each in applications.items() if not self._is_ours(each.get("deployed_app_config"))}
+
+    def _why_taken(self, deployment: StoredDeployment, seen: Json) -> str:
+        """Why a deployment cannot be beside the applications of others; empty where it can."""
+        foreign = self._foreign_names(seen)
+        if deployment.name in foreign:
+            return "Ray Serve has an application of this name that is not ours; it is left alone"
+        prefix = f"/{deployment.name}"
+        owner = next((name for name in sorted(foreign) if _route_prefix(seen["applications"][name]) == prefix), None)
+        return f"{prefix} belongs to {owner!r} on Ray Serve, which is not ours; take another name" if owner else ""
 
 
 def _application(deployment: StoredDeployment) -> dict[str, object]:
@@ -163,16 +191,9 @@ def _application(deployment: StoredDeployment) -> dict[str, object]:
     }
 
 
-def _configuration(wanted: Sequence[StoredDeployment], seen: Json) -> list[Json]:
-    """The whole configuration, by name: ours as stored, others as they are."""
-    others = [each for each in _current(seen) if each["import_path"] != IMPORT_PATH]
-    return sorted([*others, *map(_application, wanted)], key=lambda each: str(each["name"]))
-
-
-def _foreign_names(seen: Json) -> set[str]:
-    """Applications that somebody else deployed, by configuration or from code."""
-    configured = {name: each.get("deployed_app_config") for name, each in seen["applications"].items()}
-    return {name for name, config in configured.items() if not config or config["import_path"] != IMPORT_PATH}
+def _route_prefix(application: Json) -> str:
+    config = application.get("deployed_app_config") or {}
+    return str(application.get("route_prefix") or config.get("route_prefix") or "")
 
 
 def _current(seen: Json) -> list[Json]:

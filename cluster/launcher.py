@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -96,7 +97,9 @@ class RayLauncher:
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
-            answer = await self._client.request(method, self._url + path, json=body, headers=self._headers())
+            answer = await self._client.request(
+                method, self._url + path, json=body, headers=authorization(self._token_path)
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = str(error) or type(error).__name__
             raise RayUnreachable("RAY_UNREACHABLE", f"Ray at {self._url} cannot be reached: {why}") from error
@@ -105,14 +108,16 @@ class RayLauncher:
             raise RayUnreachable("RAY_UNAUTHORIZED", words)
         return answer
 
-    def _headers(self) -> dict[str, str]:
-        if self._token_path is None:
-            return {}
-        try:
-            return {"Authorization": f"Bearer {self._token_path.read_text().strip()}"}
-        except OSError as error:
-            words = f"Ray's token cannot be read: {error}; see RAY_AUTH_TOKEN_PATH"
-            raise RayUnreachable("RAY_TOKEN_MISSING", words) from error
+
+def authorization(token: Path | str | None) -> dict[str, str]:
+    """The header that Ray wants, from a token or from the file that holds it now."""
+    if not token:
+        return {}
+    try:
+        return {"Authorization": f"Bearer {token if isinstance(token, str) else token.read_text().strip()}"}
+    except (OSError, UnicodeDecodeError) as error:
+        words = f"Ray's token cannot be read: {error}; see RAY_AUTH_TOKEN_PATH"
+        raise RayUnreachable("RAY_TOKEN_MISSING", words) from error
 
 
 def _says_unknown(answer: httpx.Response) -> bool:

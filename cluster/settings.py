@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +18,9 @@ from cluster.errors import StartUpError, Violation
 
 # Variables handed on from the control plane's environment to drivers; nothing else is, so no secret can leak there.
 DRIVER_VARIABLES = ("DS_ACCELERATOR",)
+
+EVERY_INTERFACE = ("0.0.0.0", "[::]", "::", "")
+"""Hosts to listen on; nobody connects to them."""
 
 _VARIABLES = {
     "home": "ATHANOR_HOME",
@@ -105,8 +109,10 @@ class Settings(BaseModel):
 
     @property
     def serve_url(self) -> str:
-        """Base of the served endpoints."""
-        return f"http://{self.serve_host}:{self.serve_port}"
+        """Base of the served endpoints, as people reach it: Serve listens on the head, as the dashboard does."""
+        is_everywhere = self.serve_host in EVERY_INTERFACE
+        host = urlsplit(self.ray_dashboard_url).hostname if is_everywhere else self.serve_host
+        return f"http://{host}:{self.serve_port}"
 
     @property
     def token_file(self) -> Path | None:

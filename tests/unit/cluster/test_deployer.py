@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -249,3 +250,54 @@ async def test_what_ray_says_no_to_is_not_what_cannot_be_seen(reply, error, word
     with pytest.raises(error, match=words):
         await deployer.apply([BOT])
     await deployer.aclose()
+
+
+async def test_the_token_is_read_at_each_call(ray_serve, tmp_path):
+    token = tmp_path / "token"
+    deployer = Deployer("http://10.0.0.5:8265", token, "127.0.0.1", 8000, transport=httpx.MockTransport(ray_serve))
+    with pytest.raises(RayUnreachable, match="RAY_AUTH_TOKEN_PATH"):
+        await deployer.apply([])
+    for secret in ("first", "second"):
+        token.write_text(f"{secret}\n")
+        await deployer.apply([])
+        assert ray_serve.requests[-1].headers["authorization"] == f"Bearer {secret}"
+    await deployer.aclose()
+
+
+async def test_two_installations_on_one_ray_leave_each_other_alone(ray_serve):
+    def installed(storage):
+        transport = httpx.MockTransport(ray_serve)
+        return Deployer("http://10.0.0.5:8265", None, "127.0.0.1", 8000, storage=Path(storage), transport=transport)
+
+    first, second = installed("/storage"), installed("/other")
+    theirs = replace(BOT, name="other-bot", path="/other/models/support-student/support-bot-9z")
+    await first.apply([BOT])
+    await second.apply([theirs])
+    await first.apply([BOT])
+    assert ray_serve.applications.keys() == {"support-bot", "other-bot"}
+    assert {each["status"] for each in ray_serve.applications.values()} == {"DEPLOYING"}
+    taken = await second.apply([theirs, replace(theirs, name="support-bot")])
+    assert taken["support-bot"].state is DeploymentState.FAILED
+    assert await second.apply([replace(theirs, state=DeploymentState.DELETING)]) != {}
+    assert ray_serve.applications["support-bot"]["status"] == "DEPLOYING"
+    for deployer in (first, second):
+        await deployer.aclose()
+
+
+@pytest.mark.parametrize("shown", ["config", "details"])
+async def test_a_path_that_another_application_has_fails_that_deployment_alone(deployer, ray_serve, shown):
+    ray_serve._configure({"http_options": {"host": "127.0.0.1", "port": 8000}, "applications": [FOREIGN]})
+    if shown == "details":
+        ray_serve.applications["notebook"] = {"status": "RUNNING", "route_prefix": "/desk"}
+    name = {"config": "translate", "details": "desk"}[shown]
+    statuses = await deployer.apply([BOT, replace(BOT, name=name)])
+    assert statuses[name].state is DeploymentState.FAILED
+    assert "take another name" in statuses[name].message
+    assert statuses["support-bot"].state is DeploymentState.DEPLOYING
+    assert [each["name"] for each in ray_serve.configurations[-1]["applications"]] == ["support-bot", "translator"]
+
+
+async def test_what_somebody_else_takes_down_is_not_stored_as_going(deployer, ray_serve):
+    await deployer.apply([BOT])
+    ray_serve.show("support-bot", "DELETING")
+    assert (await deployer.apply([BOT]))["support-bot"].state is DeploymentState.DEPLOYING
