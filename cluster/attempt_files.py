@@ -5,6 +5,7 @@ attempt.json holds the attempt's lease token, so only its owner may read it. Not
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -40,7 +41,6 @@ def attempt_document(
     settings: Settings, job: StoredJob, models: Mapping[str, StoredModel], token: str, address: str
 ) -> dict[str, Any]:
     """What attempt.json says of the job's last attempt."""
-    publish = job.spec.get("publish")
     return {
         "job_uid": job.uid,
         "attempt": len(job.attempts),
@@ -51,12 +51,20 @@ def attempt_document(
         "spec": job.spec,
         "models": {text: {"reference": model.reference, "path": model.path} for text, model in models.items()},
         "storage": str(settings.storage),
-        "publish_dir": str(settings.publish_dir(publish["model"], job.uid)) if publish else "",
+        "publish_dir": _publish_dir(settings, job),
     }
+
+
+def _publish_dir(settings: Settings, job: StoredJob) -> str:
+    publish = job.spec.get("publish")
+    return str(settings.publish_dir(publish["model"], job.uid)) if publish else ""
 
 
 def write_attempt(settings: Settings, attempt: StoredAttempt, document: Mapping[str, Any]) -> Path:
     """Write attempt.json whole or not at all, for its owner's eyes only."""
+    jobs = settings.storage / "jobs"
+    if not jobs.is_dir():  # it was made at start-up
+        raise FileNotFoundError(errno.ENOENT, "no such directory; is the storage mounted?", str(jobs))
     path = attempt_dir(settings, attempt) / "attempt.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -95,12 +103,22 @@ def with_parameters(terminal: Terminal) -> Terminal:
     return replace(terminal, num_parameters=count) if isinstance(count, int) else terminal
 
 
-def read_terminal(settings: Settings, attempt: StoredAttempt) -> Terminal | None:
+def checked(settings: Settings, job: StoredJob, terminal: Terminal) -> Terminal:
+    """The record, if what it names lies where this job may write: InvalidInput / INVALID_RECORD otherwise."""
+    if terminal.model_path not in ("", _publish_dir(settings, job)):
+        raise InvalidInput("INVALID_RECORD", f"{terminal.model_path} is not where {job.uid} publishes its model")
+    report = Path(terminal.report_path)
+    if terminal.report_path and (".." in report.parts or not report.is_relative_to(settings.job_dir(job.uid))):
+        raise InvalidInput("INVALID_RECORD", f"{report} is not inside the directory of {job.uid}")
+    return with_parameters(terminal)
+
+
+def read_terminal(settings: Settings, job: StoredJob, attempt: StoredAttempt) -> Terminal | None:
     """The driver's terminal record, None while there is none."""
     path = attempt_dir(settings, attempt) / "terminal.json"
     try:
         message = json_format.Parse(path.read_text(), worker_service_pb2.TerminalRecord(), ignore_unknown_fields=True)
-        return with_parameters(terminal_from_proto(message))
+        return checked(settings, job, terminal_from_proto(message))
     except FileNotFoundError:
         return None
     except (json_format.ParseError, ValueError, InvalidInput) as error:

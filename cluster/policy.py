@@ -20,6 +20,7 @@ from trainer.spec import ScheduleSpec
 
 UNREACHABLE = "Unreachable"
 BLOCKED = "Blocked"
+DRIVER_TERMINATED = "DRIVER_TERMINATED"
 _US = 1_000_000
 
 
@@ -208,6 +209,9 @@ def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
         return _succeeded(job, terminal, closed)
     if job.state is State.CANCELLING or terminal.outcome is Outcome.CANCELLED:
         return Change("CANCELLED", terminal.message or "cancelled", State.CANCELLED, _quiet(job), closed)
+    if terminal.reason == DRIVER_TERMINATED:
+        # Ray was told to end it, from outside: no failure that could repeat itself.
+        return Change(reason, terminal.message, State.RECOVERING, attempt=closed)
     if terminal.outcome is Outcome.USER_ERROR:
         budget = _schedule(job).retries.user
         return _again_or_failed(job, "user_failures", budget, reason, terminal, closed)
@@ -312,7 +316,9 @@ def _why_unseen(job: StoredJob, sight: Sight, settings: Settings) -> tuple[str, 
         and sight.now_us > _last_sign_us(attempt, sight, settings)
     )
     if is_silent:
-        return "DRIVER_SILENT", "Ray says the driver runs, but it has not been heard since its lease ran out"
+        where = settings.advertise or settings.listen
+        words = f"it reports to {where}: can Ray's nodes reach that? ATHANOR_ADVERTISE sets another address"
+        return "DRIVER_SILENT", f"Ray says the driver runs, but it is not heard; {words}"
     return "", "seen"
 
 

@@ -17,7 +17,7 @@ import structlog
 
 from cluster import attempt_files, policy
 from cluster.deployer import DeploymentStatus
-from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable, ShuttingDown
+from cluster.errors import ClusterError, Conflict, RayError, RayRefused, RayUnreachable, ShuttingDown
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE, State
@@ -154,7 +154,7 @@ class Reconciler:
         seen = await self._look(attempt)
         terminal = None
         if attempt.is_open:
-            terminal = await self._do(attempt_files.read_terminal, self._settings, attempt)
+            terminal = await self._do(attempt_files.read_terminal, self._settings, job, attempt)
         return self._sight(seen, terminal)
 
     def _sight(self, seen: RayJob, terminal: Terminal | None = None) -> Sight:
@@ -261,13 +261,21 @@ class DeploymentReconciler:
             stored = await asyncio.to_thread(self._store.list_deployments)
             if not stored:
                 return
-            seen = await self._serving.apply(stored)
+            seen = await self._seen(stored)
             for deployment in stored:
                 await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
         except (ClusterError, OSError) as error:
             log.warning("deployments.not_tended", error=str(error))
         except Exception as error:  # the boundary of a round
             log.error("deployments.crashed", exc_info=error)
+
+    async def _seen(self, stored: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
+        """Where Serve keeps quiet or says no, its users are told by each deployment."""
+        try:
+            return await self._serving.apply(stored)
+        except RayError as error:
+            log.warning("serve.not_seen", error=str(error))
+            return {each.name: _unseen(each, error.message) for each in stored}
 
     def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:
         if deployment.state is DeploymentState.DELETING:
@@ -280,6 +288,15 @@ class DeploymentReconciler:
         if seen != (deployment.state, deployment.message, deployment.endpoint):
             self._store.note_deployment(deployment.name, *seen)
             log.info("deployment.seen", deployment=deployment.name, state=status.state, message=status.message)
+
+
+def _unseen(deployment: StoredDeployment, words: str) -> DeploymentStatus:
+    """A deployment whose Serve cannot be asked: what was ready may not be; why one failed stays known."""
+    if deployment.state is DeploymentState.FAILED:
+        return DeploymentStatus(DeploymentState.FAILED, deployment.message, deployment.endpoint)
+    is_new = deployment.state is DeploymentState.PENDING
+    state = DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING
+    return DeploymentStatus(state, words, deployment.endpoint)
 
 
 def _last(job: StoredJob) -> StoredAttempt:

@@ -40,7 +40,7 @@ from cluster.services.interceptor import ErrorInterceptor
 from cluster.services.jobs import JobService
 from cluster.services.models import ModelService
 from cluster.services.workers import WorkerService
-from cluster.settings import Settings
+from cluster.settings import EVERY_INTERFACE, Settings
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
 
@@ -89,6 +89,13 @@ def check_listen(listen: str) -> None:
             raise StartUpError("CANNOT_LISTEN", _why_not(listen, error)) from error
 
 
+def check_advertise(settings: Settings) -> None:
+    """Whoever listens on every interface has to say under which address drivers find it."""
+    if settings.listen_host in EVERY_INTERFACE and not settings.advertise:
+        words = f"nobody can reach {settings.listen}; set ATHANOR_ADVERTISE to the host:port that Ray's nodes can reach"
+        raise StartUpError("NO_ADVERTISED_ADDRESS", words)
+
+
 def _why_not(listen: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"{listen} is in use; stop the other process or set ATHANOR_LISTEN"
@@ -101,6 +108,7 @@ async def running_server(
 ) -> AsyncIterator[str]:
     """A whole control plane while the block lasts; yields its host:port. An error of its loops is raised at the end."""
     check_listen(settings.listen)
+    check_advertise(settings)
     _make_directories(settings)
     async with contextlib.AsyncExitStack() as stack:
         store = await asyncio.to_thread(Store.open, settings.database_url)
@@ -147,9 +155,13 @@ def _ray_launcher(stack: contextlib.AsyncExitStack, settings: Settings) -> RayLa
 
 
 def _deployer(stack: contextlib.AsyncExitStack, settings: Settings) -> Deployer:
-    path = settings.token_file
-    token = path.read_text().strip() if path and path.is_file() else None
-    deployer = Deployer(settings.ray_dashboard_url, token, settings.serve_host, settings.serve_port)
+    deployer = Deployer(
+        settings.ray_dashboard_url,
+        settings.token_file,
+        settings.serve_host,
+        settings.serve_port,
+        storage=settings.storage,
+    )
     stack.push_async_callback(deployer.aclose)
     return deployer
 

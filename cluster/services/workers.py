@@ -13,7 +13,7 @@ from athanor.v1 import worker_service_pb2 as messages
 from athanor.v1 import worker_service_pb2_grpc
 
 from cluster import policy
-from cluster.attempt_files import with_parameters
+from cluster.attempt_files import checked
 from cluster.errors import Conflict, PreconditionFailed
 from cluster.ids import hash_token
 from cluster.lifecycle import State
@@ -84,8 +84,8 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             if attempt.lease_token_sha256 != lease.token_sha256:
                 raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease")
             return
-        terminal = with_parameters(terminal)
         job = self._store.renew_lease(lease, self._settings.lease_s)
+        terminal = checked(self._settings, job, terminal)
         self._advance(job, lease, lambda job, now_us: policy.next_to_conclusion(job, terminal, now_us))
 
     def _advance(self, job: StoredJob, lease: Lease, decide: Callable[[StoredJob, int], Change | None]) -> StoredJob:

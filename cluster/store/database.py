@@ -15,6 +15,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -116,6 +117,9 @@ def open_database(url: str, clock: Callable[[], float]) -> Database:
     except DBAPIError as error:
         message = f"cannot open {parsed}: {error.orig}; see ATHANOR_DATABASE_URL"
         raise StartUpError("CANNOT_OPEN_STORE", message) from error
+    except CommandError as error:
+        message = f"the tables of {parsed} are newer than this release ({error}); start the release that made them"
+        raise StartUpError("STORE_IS_NEWER", message) from error
     return Database(engine, clock)
 
 

@@ -195,6 +195,7 @@ class World:
         self.clock = Clock()
         self.ray = FakeRay()
         self.settings = Settings(home=directory, **settings)
+        (self.settings.storage / "jobs").mkdir(parents=True)
         self.mortality = Mortality()
         self.start()
 

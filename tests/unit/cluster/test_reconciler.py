@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from athanor.v1 import worker_service_pb2
 from fakes import FakeDriver, World, struct
 
-from cluster.errors import PreconditionFailed
+from cluster import attempt_files
+from cluster.errors import InvalidInput, PreconditionFailed
 from cluster.ids import hash_token
 from cluster.launcher import RayJob
 from cluster.lifecycle import State
@@ -123,7 +125,7 @@ async def test_result_counts_although_ray_is_gone(world: World) -> None:
     uid = world.create()
     driver = await world.running(uid)
     world.ray.is_reachable = False
-    driver.write(driver.record("SUCCEEDED", model_path="/models/x"))
+    driver.write(driver.record("SUCCEEDED", model_path=driver.attempt["publish_dir"]))
     await world.rounds()
     job = world.job(uid)
     assert job.state is State.SUCCEEDED
@@ -134,7 +136,7 @@ async def test_result_counts_although_ray_is_gone(world: World) -> None:
 async def test_lost_terminal_call_is_made_good_from_storage(world: World) -> None:
     uid = world.create()
     driver = await world.running(uid)
-    record = driver.record("SUCCEEDED", model_path="/models/x")
+    record = driver.record("SUCCEEDED", model_path=driver.attempt["publish_dir"])
     driver.write(record)
     driver.exit()
     world.restart()
@@ -190,6 +192,8 @@ async def test_silent_driver_that_ray_sees_alive_is_not_given_up(world: World) -
     job = world.job(uid)
     assert (job.state, len(job.attempts)) == (State.RUNNING, 1)
     assert job.condition(UNREACHABLE)["reason"] == "DRIVER_SILENT"
+    assert "127.0.0.1:50051" in job.condition(UNREACHABLE)["message"]
+    assert "ATHANOR_ADVERTISE" in job.condition(UNREACHABLE)["message"]
     await driver.heartbeat()
     await world.rounds()
     assert world.job(uid).condition(UNREACHABLE)["status"] is False
@@ -329,7 +333,7 @@ async def test_job_that_ended_well_before_it_saw_the_cancel_has_ended_well(world
     uid = world.create()
     driver = await world.running(uid)
     cancel(world, uid)
-    await driver.report(driver.record("SUCCEEDED", model_path="/models/x"))
+    await driver.report(driver.record("SUCCEEDED", model_path=driver.attempt["publish_dir"]))
     assert world.state(uid) is State.SUCCEEDED
     assert world.job(uid).published_model == "student@1"
 
@@ -410,7 +414,7 @@ async def test_each_finished_job_publishes_the_next_version(world: World) -> Non
     for version in (1, 2):
         uid = world.create()
         driver = await world.running(uid)
-        await driver.report(driver.record("SUCCEEDED", model_path=f"/models/{version}"))
+        await driver.report(driver.record("SUCCEEDED", model_path=driver.attempt["publish_dir"]))
         driver.exit()
         await world.rounds()
         assert world.job(uid).published_model == f"student@{version}"
@@ -457,3 +461,69 @@ async def test_a_round_that_fails_is_not_the_last_one(world: World, monkeypatch:
     monkeypatch.undo()
     await world.rounds(2)
     assert world.state(uid) is State.STARTING
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"model_path": "/etc"}, {"report_path": "/etc/passwd"}, {"report_path": "{jobs}/../models/x"}]
+)
+async def test_a_record_that_names_places_outside_its_job_is_not_believed(world: World, wrong: dict[str, str]) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    fields = {name: path.format(jobs=world.settings.job_dir(uid)) for name, path in wrong.items()}
+    record = driver.record("SUCCEEDED", **fields)
+    with pytest.raises(InvalidInput):
+        await driver.report(record)
+    driver.write(record)
+    await world.rounds()
+    assert world.state(uid) is State.RUNNING
+    assert world.store.list_models("student", None, 10) == []
+
+
+async def test_no_file_is_looked_at_for_somebody_without_the_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    driver.ref.lease_token = "stolen"
+    monkeypatch.setattr(attempt_files, "with_parameters", lambda _: pytest.fail("a file was looked at"))
+    with pytest.raises(PreconditionFailed):
+        await driver.report(driver.record("SUCCEEDED", model_path=driver.attempt["publish_dir"]))
+
+
+async def test_a_planned_stop_is_no_failure(world: World) -> None:
+    uid = world.create(schedule={"retries": {"infrastructure": 0}})
+    for attempt in (1, 2):
+        driver = await world.running(uid)
+        await driver.report(driver.record("INFRASTRUCTURE_ERROR", reason="DRIVER_TERMINATED", message="told to end"))
+        driver.exit()
+        await world.rounds(2)
+        job = world.job(uid)
+        assert (job.state, job.infrastructure_failures) == (State.STARTING, 0)
+        assert len(job.attempts) == attempt + 1
+
+
+async def test_storage_that_is_not_there_is_said_on_the_job(world: World) -> None:
+    uid = world.create()
+    jobs = world.settings.storage / "jobs"
+    jobs.rmdir()
+    await world.rounds(3)
+    job = world.job(uid)
+    condition = job.condition(BLOCKED)
+    assert condition is not None
+    assert (job.state, condition["status"], condition["reason"]) == (State.ADMITTED, True, "STORAGE_UNAVAILABLE")
+    assert str(jobs) in condition["message"]
+    assert world.history(uid).count("STORAGE_UNAVAILABLE") == 1
+    jobs.mkdir()
+    await world.rounds(2)
+    assert world.state(uid) is State.STARTING
+    assert world.job(uid).condition(BLOCKED)["status"] is False
+
+
+async def test_full_storage_is_said_on_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    uid = world.create()
+    monkeypatch.setattr(attempt_files, "write_attempt", full)
+    await world.rounds(2)
+    assert "No space left on device" in world.job(uid).condition(BLOCKED)["message"]

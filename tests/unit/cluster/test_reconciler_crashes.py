@@ -28,7 +28,7 @@ async def _drivers_do_their_part(world: World, uid: str) -> None:
             driver.exit()
             continue
         if submission.ray_job_id != f"{uid}-1":
-            driver.write(driver.record("SUCCEEDED", model_path="/models/x"))
+            driver.write(driver.record("SUCCEEDED", model_path=driver.attempt["publish_dir"]))
         driver.exit()
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from cluster.errors import StartUpError
+from cluster.server import check_advertise
 from cluster.settings import Settings
+from cluster.store.store import Store
 
 
 def test_everything_lives_under_home_by_default() -> None:
@@ -62,3 +66,27 @@ def test_wrong_value_names_the_variable(name: str) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Settings().listen = "x:1"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_an_address_that_nobody_can_reach_needs_another_one(host: str) -> None:
+    settings = Settings(listen=f"{host}:50051")
+    with pytest.raises(StartUpError, match="ATHANOR_ADVERTISE"):
+        check_advertise(settings)
+    check_advertise(settings.model_copy(update={"advertise": "control-plane.example:50051"}))
+    check_advertise(Settings())
+
+
+def test_endpoints_that_listen_everywhere_are_shown_where_the_dashboard_is() -> None:
+    environ = {"ATHANOR_SERVE_HOST": "0.0.0.0", "ATHANOR_RAY_DASHBOARD_URL": "http://ray-head.example:8265"}
+    assert Settings.from_env(environ).serve_url == "http://ray-head.example:8000"
+
+
+def test_tables_of_a_newer_release_are_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "athanor.db"
+    Store.open(f"sqlite:///{path}").close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StartUpError, match="newer than this release") as caught:
+        Store.open(f"sqlite:///{path}")
+    assert caught.value.reason == "STORE_IS_NEWER"
