@@ -1,8 +1,9 @@
-"""The bytes of an attempt's log, from an offset, for as long as the attempt lasts. Read from storage, not from Ray."""
+"""The bytes of an attempt's log, from an offset, until its last process is gone. Read from storage, not from Ray."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cluster.wakeup import WakeUp
 
 _CHUNK_BYTES = 64 * 1024
 _POLL_S = 0.25
+_QUIET_S = 3.0
+"""An attempt that has ended may go on printing; after so long without a byte nobody waits for its last process."""
 
 
 def _read(path: Path, offset: int) -> bytes:
@@ -45,19 +48,21 @@ async def stream(
     if request.after_offset < 0:
         message = "an offset is not negative"
         raise InvalidInput("INVALID_OFFSET", message, [Violation("after_offset", message)])
-    number, offset = request.attempt, request.after_offset
+    number, offset, printed_at = request.attempt, request.after_offset, time.monotonic()
     while True:
         ticket = wake_up.ticket()
         job = await asyncio.to_thread(store.get_job, request.uid)
         attempt = _attempt_of(job, number)
-        is_over = job.is_terminal if attempt is None else not attempt.is_open
+        is_ending = job.is_terminal if attempt is None else not attempt.is_open
+        is_over = is_ending and (attempt is None or attempt.released or time.monotonic() - printed_at > _QUIET_S)
         if attempt is not None:
             number = attempt.number
             async for piece in _to_the_end(log_path(settings, attempt), offset, number):
-                offset = piece.next_offset
+                offset, printed_at = piece.next_offset, time.monotonic()
                 yield piece
         if is_over or not request.follow:
             return
+        printed_at = printed_at if is_ending else time.monotonic()
         await wake_up.wait(ticket, _POLL_S)
 
 
