@@ -47,8 +47,7 @@ class WorkerListener:
 
     def event(self, reason: str, message: str) -> None:
         self.log(f"{reason}: {message}")
-        with self._events_path.open("a") as file:
-            file.write(json.dumps({"reason": reason, "message": message}) + "\n")
+        write_event(self._events_path, reason, message)
 
     def log(self, line: str) -> None:
         sys.stdout.write(line + "\n")
@@ -78,6 +77,12 @@ class WorkerListener:
         _, first_step, started_at = self._stage
         done = step - first_step
         return (now - started_at) / done * (total - step) if done > 0 and total >= step else None
+
+
+def write_event(path: Path, reason: str, message: str) -> None:
+    """One line for the job's history; the file is named `events-*.jsonl`, and has one writer."""
+    with path.open("a") as file:
+        file.write(json.dumps({"reason": reason, "message": message}) + "\n")
 
 
 class EventTail:

@@ -31,6 +31,8 @@ from cluster.driver.attempt import (
     read_record,
     write_record,
 )
+from cluster.driver.demand import shortage
+from cluster.driver.listener import write_event
 from cluster.driver.reporting import Order, Reporter
 from cluster.driver.student_group import train_students
 from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
@@ -78,6 +80,8 @@ class Supervisor:
         ctx = self._attempt.ctx
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
+        if words := shortage(ctx.spec, ray.cluster_resources()):
+            write_event(self._attempt.path.with_name("events-driver.jsonl"), "RESOURCES_SHORT", words)
         if isinstance(ctx.spec, DistillSpec):
             self._teacher = start_teacher(teacher_plan(ctx))
         threading.Thread(target=self._train, name="students", daemon=True).start()
