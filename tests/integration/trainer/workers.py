@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -95,3 +96,48 @@ def fit_until_killed(peers: Peers, ctx: JobContext, step: int) -> None:
     from trainer.fit import fit
 
     fit(ctx, "student", peers, None, KillAt(step))
+
+
+class PoisonedTeacher:
+    """Hidden states of zeros under a head of zeros, but not numbers for one sample."""
+
+    def __init__(self, num_tokens: int, sample_id: int) -> None:
+        self.num_tokens = num_tokens
+        self.sample_id = sample_id
+
+    def head(self) -> Any:
+        from trainer.teacher import TeacherHead
+
+        return TeacherHead(torch.zeros(self.num_tokens, 4), None)
+
+    def request(self, batch: Any) -> Callable[[], Any]:
+        from trainer.teacher import Targets
+
+        value = float("nan") if self.sample_id in batch.sample_ids else 0.0
+        return lambda: Targets(torch.full((batch.num_targets, 4), value))
+
+
+def fit_on_poison(peers: Peers, jobs: list[JobContext], num_tokens: int, sample_id: int) -> None:
+    """Every job's student; what each worker is told goes to `told-<rank>` beside the job."""
+    from trainer.errors import UserError
+    from trainer.fit import fit
+
+    for ctx in jobs:
+        try:
+            fit(ctx, "student", peers, PoisonedTeacher(num_tokens, sample_id), Silent())
+        except UserError as error:
+            (ctx.job_dir / f"told-{peers.rank}").write_text(f"{error.reason} {error}")
+
+
+def agree(peers: Peers, directory: Path) -> None:
+    """Every way in which peers agree, as one JSON document for each rank."""
+    found = {
+        "sum": peers.sum([1.0, peers.rank]),
+        "max": peers.max(5 + peers.rank),
+        "any": [peers.any(peers.rank == 1), peers.any(False)],
+        "broadcast": [peers.broadcast({"ü": [peers.rank, None]}), peers.broadcast(None if peers.is_first else 1)],
+        "first": peers.is_first,
+        "same": Peers.of_process_group() == peers,
+    }
+    peers.barrier()
+    (directory / f"agreed-{peers.rank}.json").write_text(json.dumps(found))

@@ -1,0 +1,55 @@
+"""What two workers agree on: figures, and that a step which is not finite for one of them ends the run of both (I8)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from workers import agree, fit_on_poison, run_workers
+
+from tests.tiny_jobs import distill_job, fine_tune_job
+from trainer.models import fresh_model
+from trainer.peers import Peers
+from trainer.prepare import Prepared, prepare
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_peers_agree(world, tmp_path):
+    assert run_workers(agree, world, tmp_path, tmp_path) == [0] * world
+    for rank in range(world):
+        found = json.loads((tmp_path / f"agreed-{rank}.json").read_text())
+        assert found["sum"] == ([2.0, 1.0] if world == 2 else [1.0, 0.0])
+        assert found["max"] == 4 + world
+        assert found["any"] == [world == 2, False]
+        assert found["broadcast"] == [{"ü": [0, None]}, None]
+        assert found["first"] == (rank == 0)
+        assert found["same"]
+
+
+def test_a_worker_without_a_group_is_alone():
+    assert Peers.of_process_group() == Peers.alone()
+    assert Peers.alone().sum([2, 3]) == [2.0, 3.0]
+
+
+def test_what_is_not_finite_for_one_worker_stops_both_before_the_update(tmp_path):
+    taught = fine_tune_job(tmp_path / "taught")
+    prepare(taught)
+    teacher_dir = tmp_path / "teacher"
+    tokenizer = Prepared.open(taught).tokenizer
+    fresh_model(taught.spec.student.config, tokenizer, 0).save_pretrained(teacher_dir)
+    tokenizer.save_pretrained(teacher_dir)
+    jobs = []
+    for stage in range(4):
+        training = {"micro_batch_tokens": 24, "zero_stage": stage, "max_steps": 20}
+        jobs.append(distill_job(tmp_path / f"stage-{stage}", teacher_dir, training=training))
+        prepare(jobs[-1])
+    assert run_workers(fit_on_poison, 2, tmp_path, jobs, len(tokenizer), 17) == [0, 0]
+    for ctx in jobs:
+        told = [(ctx.job_dir / f"told-{rank}").read_text() for rank in range(2)]
+        assert told[0] == told[1]
+        assert told[0].startswith("NON_FINITE_LOSS student: the loss of step ")
+        assert "Rows of the training data: 18." in told[0]
+        step = int(told[0].split("the loss of step ")[1].split()[0])
+        lines = [json.loads(line) for line in ctx.metrics_path("student").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, step))
+        assert not ctx.model_dir("student").exists()
