@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,12 @@ class EvaluationSet:
     def of(cls, prepared: Prepared) -> EvaluationSet:
         decode = partial(prepared.tokenizer.decode, skip_special_tokens=True)
         return cls(prepared.eval_prompts, prepared.eval, decode, prepared.pad_id)
+
+    def with_room(self, positions: int | None, longest: int) -> EvaluationSet:
+        """Without the prompts that leave no room for an answer of `longest` tokens within `positions`."""
+        if positions is None:
+            return self
+        return replace(self, prompts=[one for one in self.prompts if len(one.input_ids) + longest <= positions])
 
 
 def is_exact_match(completion: str, reference: str) -> bool:

@@ -6,6 +6,7 @@ downloaded), and contents are judged only when the job runs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,13 @@ _HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
+"""What families call the number of tokens that they know positions for."""
+
 
 def check_inputs(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> None:
     """SpecError with one violation for each thing that is not there; `models` is registry reference -> directory."""
-    found = [*_data_violations(spec), *_model_violations(spec, models)]
+    found = [*_data_violations(spec), *_model_violations(spec, models), *_length_violations(spec, models)]
     if found:
         raise SpecError(found)
 
@@ -77,6 +81,38 @@ def _model_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str
         message = _model_problem(reference, models) if reference is not None else None
         if message:
             yield Violation(path, message)
+
+
+def _length_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> Iterator[Violation]:
+    """Samples may be no longer than what each model has positions for."""
+    longest = spec.data.max_length
+    positions = _positions(spec.student.config or {})
+    if positions is not None and positions < longest:
+        message = f"{positions} positions are fewer than data.max_length ({longest}); raise them, or lower that"
+        yield Violation("spec.student.config.max_position_embeddings", message)
+    teachers = spec.teachers if isinstance(spec, DistillSpec) else ()
+    for reference in (spec.student.model, *(teacher.model for teacher in teachers)):
+        positions = None if reference is None else _positions(_config(Path(models.get(reference, reference))))
+        if positions is not None and positions < longest:
+            mend = "lower it, or take a model of more positions"
+            yield Violation(
+                "spec.data.max_length", f"{longest} is more than the {positions} positions of {reference}; {mend}"
+            )
+
+
+def _config(directory: Path) -> Mapping[str, object]:
+    """Of a model directory; nothing where it cannot be read, which others say."""
+    try:
+        config = json.loads((directory.expanduser() / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _positions(config: Mapping[str, object]) -> int | None:
+    text = config.get("text_config", config)
+    found = [text.get(name) for name in _POSITIONS] if isinstance(text, Mapping) else []
+    return next((one for one in found if isinstance(one, int)), None)
 
 
 def _model_problem(reference: str, models: Mapping[str, str]) -> str | None:

@@ -16,6 +16,7 @@ from trainer.generate import group_size
 from trainer.job import JobContext
 from trainer.labels import LabelWriter, read_labels
 from trainer.listener import Listener, Stopped
+from trainer.models import check_length, max_positions
 from trainer.peers import Peers
 from trainer.prepare import Prepared, finish_labels
 from trainer.spec import DistillSpec
@@ -33,6 +34,8 @@ def run_stages(
     """Needs `prepare(ctx)` done before, and a teacher for a Distill job. Collective."""
     if isinstance(ctx.spec, DistillSpec) and teacher is None:
         raise TrainerError("TEACHER_MISSING", "a Distill job needs its teacher")
+    if ctx.teacher is not None:
+        check_length(max_positions(ctx.teacher), ctx.spec.data.max_length, ctx.teacher)
     if ctx.has_written_labels:
         assert teacher is not None
         write_labels(ctx, peers, teacher, listener)
@@ -127,5 +130,20 @@ def _examine_learner(ctx: JobContext, role: str, peers: Peers, listener: Listene
 
 
 def _examine(ctx: JobContext, role: str, model: Teacher, peers: Peers, listener: Listener) -> None:
-    questions = EvaluationSet.of(Prepared.open(ctx))
+    whole, longest = EvaluationSet.of(Prepared.open(ctx)), ctx.spec.evaluate.max_new_tokens
+    positions = _positions_of_all(ctx)
+    questions = whole.with_room(positions, longest)
+    dropped = len(whole.prompts) - len(questions.prompts)
+    if dropped and role == "student" and peers.is_first:
+        message = (
+            f"{dropped} of {len(whole.prompts)} evaluation prompts are not asked: they leave no room for "
+            f"evaluate.max_new_tokens ({longest}) within {positions} positions"
+        )
+        listener.event("EVALUATION_DROPPED", message)
     evaluate(ctx, role, questions, model.generate, model.score, peers, listener)
+
+
+def _positions_of_all(ctx: JobContext) -> int | None:
+    """What student and teacher both know, so that all models are asked the same questions."""
+    sources = [str(ctx.model_dir("student")), *([ctx.teacher] if ctx.teacher else [])]
+    return min((found for source in sources if (found := max_positions(source)) is not None), default=None)

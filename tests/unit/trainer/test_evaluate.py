@@ -93,6 +93,13 @@ def lines_of(ctx, role="student"):
     return [json.loads(line) for line in ctx.evaluation_path(role).read_text().splitlines()]
 
 
+def test_prompts_that_leave_no_room_for_an_answer_are_left_out():
+    prompts = [Prompt(at, tuple(range(length)), "", "yes") for at, length in enumerate((4, 6, 7))]
+    questions = EvaluationSet(prompts, [], str, 0)
+    assert [one.sample_id for one in questions.with_room(10, 4).prompts] == [0, 1]
+    assert questions.with_room(None, 4).prompts == prompts
+
+
 def test_every_sample_has_one_line_in_order_of_its_id(tmp_path):
     ctx = distill_job(tmp_path)
     run(ctx, evaluation_set())

@@ -145,3 +145,16 @@ def test_a_directory_that_reads_as_a_hub_id_is_asked_about(
 ) -> None:
     monkeypatch.chdir(model.parent)
     assert "write ./model" in problems(labelled(data), student={"model": "model"})["spec.student.model"]
+
+
+@pytest.mark.parametrize("config", [{"max_position_embeddings": 63}, {"n_positions": 63}])
+def test_samples_longer_than_a_models_positions_are_told(data: Path, model: Path, config: dict[str, int]) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    spec = labelled(data, max_length=64)
+    fresh = {"config": {"model_type": "llama", **config}}
+    words = "63 positions are fewer than data.max_length (64)"
+    assert words in problems(spec, student=fresh)["spec.student.config.max_position_embeddings"]
+    assert "63 positions of" in problems(spec, student={"model": str(model)})["spec.data.max_length"]
+    registered = {"teachers": [{"model": "bot@champion"}]}
+    assert "bot@champion" in problems(spec, {"bot@champion": str(model)}, **registered)["spec.data.max_length"]
+    assert problems(spec | {"max_length": 63}, student=fresh) == {}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.tiny_jobs import distill_job, write_chats
+from trainer.errors import UserError
 from trainer.generate import group_size
 from trainer.labels import read_labels
 from trainer.listener import Silent, Stopped
 from trainer.peers import Peers
 from trainer.prepare import Prepared, prepare
-from trainer.stages import label_groups, longest_label, write_labels
+from trainer.stages import label_groups, longest_label, run_stages, write_labels
 from trainer.tokenizer import train_tokenizer
 
 
@@ -106,6 +110,16 @@ def test_a_label_has_the_room_of_a_sample_and_not_that_of_an_answer_in_the_evalu
     assert ctx.spec.evaluate.max_new_tokens == 8
     assert longest_label(ctx, prompts) == 64 - min(len(prompt.input_ids) for prompt in prompts)
     assert longest_label(given, prompts) == 11
+
+
+def test_a_teacher_of_fewer_positions_than_samples_may_have_is_refused_before_any_work(job):
+    ctx = job("bot")
+    (Path(ctx.teacher) / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_positions": 63}))
+    scribe = Scribe()
+    with pytest.raises(UserError, match=r"max_length is 64, but .* has 63 positions") as error:
+        run_stages(ctx, Peers.alone(), scribe, Heard(), engine="torch")
+    assert error.value.reason == "MAX_LENGTH"
+    assert scribe.calls == []
 
 
 def test_completions_without_an_end_are_counted_aloud_once(job):
