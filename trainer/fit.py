@@ -22,7 +22,19 @@ from trainer.learner import Learner
 from trainer.listener import Listener
 from trainer.loop import Run, run
 from trainer.metrics import MetricsLog
-from trainer.models import DTYPES, check_rows, choose_attention, fresh_model, load_model, num_parameters, write_model
+from trainer.models import (
+    DTYPES,
+    check_length,
+    check_rows,
+    choose_attention,
+    fresh_model,
+    keeps_samples_apart,
+    load_model,
+    num_parameters,
+    packing_refused,
+    positions_of,
+    write_model,
+)
 from trainer.objective import plan
 from trainer.order import SampleOrder
 from trainer.peers import Peers
@@ -104,12 +116,17 @@ def finished(ctx: JobContext, role: str, peers: Peers) -> FitResult | None:
 
 def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
     """The weights before step 0, in float32: the same for student and baseline."""
-    student = ctx.spec.student
+    student, data = ctx.spec.student, ctx.spec.data
+    name = student.model or "the fresh student"
     if student.model is None:
         assert student.config is not None
-        return fresh_model(student.config, prepared.tokenizer, ctx.spec.training.seed)
-    model = load_model(ctx.resolve_model(student.model), torch.float32)
-    check_rows(model, len(prepared.tokenizer), student.model)
+        model = fresh_model(student.config, prepared.tokenizer, ctx.spec.training.seed)
+    else:
+        model = load_model(ctx.resolve_model(student.model), torch.float32)
+        check_rows(model, len(prepared.tokenizer), name)
+    check_length(positions_of(model.config), data.max_length, name)
+    if data.packing_strategy != "none" and not keeps_samples_apart(model):
+        raise packing_refused(model, name)
     return model
 
 

@@ -20,12 +20,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 import trainer.device  # noqa: F401  (before transformers imports DeepSpeed)
 from trainer import atomic
-from trainer.batch import Batch
+from trainer.batch import NOT_LEARNED, Batch, Sample, collate
 from trainer.errors import UserError
 from trainer.job import JobContext
 from trainer.losses import Head
@@ -114,6 +114,58 @@ def check_rows(model: PreTrainedModel, num_tokens: int, source: str) -> None:
         mend = "resize its embeddings (resize_token_embeddings), or take the tokenizer that it came with"
         message = f"{source} has {rows} rows of vocabulary for a tokenizer of {num_tokens} entries; {mend}"
         raise UserError("TOKENIZER_MISMATCH", message)
+
+
+def max_positions(source: str) -> int | None:
+    """How long the texts may be that a model knows; None where its family sets no bound."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (StrictDataclassError, OSError, ValueError, KeyError) as error:
+        raise UserError("MODEL_INVALID", f"{source} has no config that transformers knows: {error}") from error
+    return positions_of(config)
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_length(positions: int | None, max_length: int, source: str) -> None:
+    """UserError MAX_LENGTH if samples may be longer than the model's positions."""
+    if positions is not None and max_length > positions:
+        mend = f"set data.max_length to {positions} or less, or take a model of more positions"
+        raise UserError(
+            "MAX_LENGTH", f"data.max_length is {max_length}, but {source} has {positions} positions; {mend}"
+        )
+
+
+@torch.no_grad()
+def keeps_samples_apart(model: PreTrainedModel) -> bool:
+    """Whether samples packed into one row give what they give alone; families that take no positions mix them up."""
+    was_training = model.training
+    model.eval()
+    try:
+        alone_ND, packed_ND = (hidden_at_rows(model, batch).float() for batch in _packing_probe(model))
+    except (TypeError, ValueError):
+        return False  # it takes no positions at all
+    finally:
+        model.train(was_training)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    return float((packed_ND - alone_ND).norm()) <= tolerance * float(alone_ND.norm())
+
+
+def packing_refused(model: PreTrainedModel, source: str) -> UserError:
+    words = f"{source} ({model.config.model_type}) mixes up samples that are packed into one row"
+    return UserError("MODEL_UNSUPPORTED", f"{words}; set data.packing_strategy: none")
+
+
+def _packing_probe(model: PreTrainedModel) -> tuple[Batch, Batch]:
+    """Two short random samples, the second of which is learned: each in a row of its own, and both in one."""
+    weight_VD = model.get_input_embeddings().weight
+    ids = torch.randint(weight_VD.shape[0], (2, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    first = Sample(sample_id=0, input_ids=ids[0], labels=[NOT_LEARNED] * _PROBE_TOKENS)
+    samples = [first, Sample(sample_id=1, input_ids=ids[1], labels=ids[1])]
+    alone, packed = (collate(rows, samples, 0).to(weight_VD.device) for rows in ([(0,), (1,)], [(0, 1)]))
+    return alone, packed
 
 
 def hidden_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:

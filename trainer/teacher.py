@@ -20,7 +20,7 @@ from trainer.batch import Batch, empty_batch
 from trainer.device import compute_device, import_deepspeed
 from trainer.generate import TokenIds, generate
 from trainer.losses import Head, token_losses
-from trainer.models import DTYPES, check_rows, hidden_at_rows, load_model, split
+from trainer.models import DTYPES, check_rows, hidden_at_rows, keeps_samples_apart, load_model, packing_refused, split
 from trainer.peers import Peers
 from trainer.tokenizer import load_tokenizer
 
@@ -103,6 +103,7 @@ class TeacherModel:
         self.num_parameters = model.num_parameters()
         self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
         check_rows(model, self._tokens.num_tokens, source)
+        self._refused = None if keeps_samples_apart(model) else packing_refused(model, source)
         self._peers = Peers(rank, world)
         self._device = compute_device()
         self._root = _Root(model).requires_grad_(False)
@@ -122,6 +123,8 @@ class TeacherModel:
     @torch.no_grad()
     def targets(self, batch: Batch | None) -> Targets:
         batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
+        if self._refused is not None and batch.is_packed():
+            raise self._refused
         return Targets(self._forward(batch))
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:

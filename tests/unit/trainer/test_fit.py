@@ -122,6 +122,25 @@ def test_packing_and_padding_change_neither_loss_nor_gradient(tmp_path):
     assert one_step(tmp_path / "wider", max_length=128, packing_strategy="bfd") == pytest.approx(plain, rel=1e-5)
 
 
+OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+def test_a_student_that_would_mix_up_packed_samples_is_refused(tmp_path):
+    student = {"config": {**OPT, "word_embed_proj_dim": 32}}
+    ctx = fine_tune_job(tmp_path, student=student, data={"packing_strategy": "bfd"})
+    with pytest.raises(UserError, match=r"\(opt\) mixes up samples .*packing_strategy: none") as error:
+        learn(ctx)
+    assert error.value.reason == "MODEL_UNSUPPORTED"
+
+
+@pytest.mark.parametrize("config", [TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
+def test_samples_longer_than_the_students_positions_are_refused(config, tmp_path):
+    ctx = fine_tune_job(tmp_path, student={"config": config}, data={"max_length": 129})
+    with pytest.raises(UserError, match="max_length is 129, but the fresh student has 128 positions") as error:
+        learn(ctx)
+    assert error.value.reason == "MAX_LENGTH"
+
+
 def test_the_same_job_twice_is_bit_identical(taught, tmp_path):
     again = fine_tune_job(tmp_path)
     learn(again)

@@ -16,6 +16,7 @@ from trainer.models import (
     choose_attention,
     fresh_model,
     hidden_at_rows,
+    keeps_samples_apart,
     load_model,
     publish_model,
     split,
@@ -140,6 +141,30 @@ def test_hidden_states_do_not_depend_on_padding_or_packing(config, tokenizer):
     packed = hidden_at_rows(model, collate([(0, 1, 2)], samples, 0))
     torch.testing.assert_close(padded, apart, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
+
+
+MIXERS = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+    },
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+
+
+@pytest.mark.parametrize("config", [TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
+def test_families_that_take_positions_keep_packed_samples_apart(config, tokenizer):
+    assert keeps_samples_apart(fresh_model(config, tokenizer, 0))
+    assert keeps_samples_apart(fresh_model(config, tokenizer, 0).bfloat16())
+
+
+@pytest.mark.parametrize("family", MIXERS)
+def test_families_that_mix_packed_samples_up_are_known(family, tokenizer):
+    assert not keeps_samples_apart(fresh_model({"model_type": family, **MIXERS[family]}, tokenizer, 0))
 
 
 def test_plain_and_fused_attention_agree(tokenizer):

@@ -62,6 +62,16 @@ def test_a_teacher_whose_tokenizer_has_more_entries_than_its_head_is_refused(pla
     assert error.value.reason == "TOKENIZER_MISMATCH"
 
 
+def test_a_teacher_that_would_mix_up_packed_samples_refuses_those_and_no_others(tmp_path):
+    tokenizer = train_tokenizer(["where is my card"], 300)
+    model = fresh_model({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, tokenizer, 1)
+    write_model(tmp_path / "bloom", model, dict(model.named_parameters()), tokenizer)
+    teacher = TeacherModel(str(tmp_path / "bloom"), dtype="float32")
+    assert teacher.targets(collate([(0,), (1,)], SAMPLES, 0)).hidden_ND is not None
+    with pytest.raises(UserError, match=r"bloom.* mixes up samples .*packing_strategy: none"):
+        teacher.targets(collate([(0, 1)], SAMPLES, 0))
+
+
 def test_nothing_to_answer(plain):
     teacher = TeacherModel(str(plain[0]), dtype="float32")
     assert teacher.targets(None).hidden_ND.shape[0] == 0
