@@ -77,7 +77,7 @@ class Reconciler:
         except (ClusterError, OSError) as error:
             log.warning("round.failed", error=str(error))
             return
-        except Exception as error:  # the boundary of a round
+        except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("round.crashed", exc_info=error)
             return
         for job in jobs:
@@ -121,7 +121,7 @@ class Reconciler:
         except OSError as error:
             log.warning("job.storage_unavailable", error=str(error))
             await self._block(job, "STORAGE_UNAVAILABLE", f"the storage cannot be used: {error}; it is tried again")
-        except Exception as error:  # the boundary of a job
+        except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("job.crashed", exc_info=error)
             words = f"the control plane failed on this job, its log says where: {type(error).__name__}: {error}"
             await self._block(job, "INTERNAL", words)
@@ -142,7 +142,7 @@ class Reconciler:
         try:
             job = await self._do(self._store.get_job, job.uid)
             await self._note(job, policy.blocked(job, reason, clean(message), self._store.now_us()))
-        except Exception as error:  # the boundary's own
+        except Exception as error:  # as at the process boundary: there is nothing left to tell it to
             log.error("job.not_noted", exc_info=error)
 
     async def _see(self, job: StoredJob) -> Sight:
@@ -266,7 +266,7 @@ class DeploymentReconciler:
                 await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
         except (ClusterError, OSError) as error:
             log.warning("deployments.not_tended", error=str(error))
-        except Exception as error:  # the boundary of a round
+        except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("deployments.crashed", exc_info=error)
 
     async def _seen(self, stored: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:

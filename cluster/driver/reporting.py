@@ -106,7 +106,7 @@ class Reporter:
             while not self._stopped.is_set():
                 self.tell()
                 self._stopped.wait(self._interval_s)
-        except Exception as error:  # noqa: BLE001  a thread's boundary: whatever ends it ends the attempt
+        except Exception as error:  # noqa: BLE001  a process boundary within: whatever ends the thread ends the attempt
             self._on_end(error)
 
     def _report(self) -> worker_service_pb2.Directive.ValueType:

@@ -91,7 +91,7 @@ class Supervisor:
         try:
             train_students(self._attempt)
             self._ends.put(None)
-        except Exception as error:  # noqa: BLE001  a thread's boundary: whatever ends it ends the attempt
+        except Exception as error:  # noqa: BLE001  a process boundary within: whatever ends the thread ends the attempt
             self._ends.put(error)
 
     def _first_end(self) -> TerminalRecord | None:
@@ -146,7 +146,7 @@ class Supervisor:
             if self._teacher is not None:
                 self._teacher.stop()
             ray.shutdown()
-        except Exception:
+        except Exception:  # at the process boundary: the record is written, and told next
             log.exception("the groups were not ended; Ray ends them with this process")
 
 
