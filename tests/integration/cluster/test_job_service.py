@@ -164,9 +164,10 @@ async def test_job_runs_and_publishes(plane: ControlPlane) -> None:
     (model_dir / "athanor.json").write_text('{"report": {"parameters": {"student": 12}}}')
     summary = json_format.ParseDict({"student": {"exact_match": 0.9}}, struct_pb2.Struct())
     succeeded = worker_service_pb2.OUTCOME_SUCCEEDED
-    await plane.finish(ref, succeeded, model_path=str(model_dir), report_path="/r.html", summary=summary)
+    report = str(plane.settings.job_dir(uid) / "report" / "report.html")
+    await plane.finish(ref, succeeded, model_path=str(model_dir), report_path=report, summary=summary)
     job = await plane.get(uid)
-    assert (job.state, job.published_model, job.report_path) == (job_pb2.JOB_STATE_SUCCEEDED, "bot@1", "/r.html")
+    assert (job.state, job.published_model, job.report_path) == (job_pb2.JOB_STATE_SUCCEEDED, "bot@1", report)
     request = model_service_pb2.GetModelVersionRequest(reference="bot@champion")
     model = (await plane.models.GetModelVersion(request)).model_version
     assert (model.version, model.job_uid, model.num_parameters, list(model.aliases)) == (1, uid, 12, ["champion"])

@@ -59,7 +59,7 @@ async def test_deployment_comes_up_and_goes_down(plane: ControlPlane) -> None:
         await plane.deployments.CreateDeployment(request)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     ref = await plane.running(await plane.create())
-    await plane.finish(ref, 1, model_path="/m")
+    await plane.finish(ref, 1, model_path=str(plane.settings.publish_dir("bot", ref.job_uid)))
     created = (await plane.deployments.CreateDeployment(request)).deployment
     assert (created.resolved_model, created.endpoint) == ("bot@1", "http://127.0.0.1:8000/desk/v1")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -91,7 +91,7 @@ async def test_restarted_server_knows_its_jobs_and_watchers_go_on(tmp_path: Path
         cursor = (await stream.read()).job.resource_version
     async with served(settings, ray) as plane:
         stream = plane.jobs.WatchJobs(job_service_pb2.WatchJobsRequest(uid=uid, after_resource_version=cursor))
-        await plane.finish(ref, 1, model_path="/m")
+        await plane.finish(ref, 1, model_path=str(plane.settings.publish_dir("bot", ref.job_uid)))
         async with asyncio.timeout(30):
             change = await stream.read()
         assert change.job.state == job_pb2.JOB_STATE_SUCCEEDED
