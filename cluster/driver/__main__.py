@@ -21,9 +21,11 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", force=True)
         from cluster.driver.supervise import Supervisor  # brings Ray, which reads the environment when it is loaded
 
-        Supervisor(attempt).run()
-    return 0
+        return Supervisor(attempt).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

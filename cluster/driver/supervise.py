@@ -55,11 +55,16 @@ class Supervisor:
         self._ends: queue.SimpleQueue[Order | str | Exception | None] = queue.SimpleQueue()
         self._reporter = Reporter(attempt, self._ends.put)
         self._teacher: TeacherGroup | None = None
+        self._students = threading.Thread(target=self._train, name="students", daemon=True)
 
-    def run(self) -> None:
-        """Returns when the end is on the storage, and reported if the control plane listens."""
+    def run(self) -> int:
+        """The exit code, when the end is on the storage, and reported if the control plane listens; 1 for a crash.
+
+        The process must then end at once, by `os._exit`: Ray Train's thread may still wait for its workers, and would
+        crash whoever tears Ray down under it.
+        """
         self._reporter.start()
-        crash: Exception | None = None
+        code = 0
         try:
             record = self._work()
         except UserError as error:
@@ -67,11 +72,11 @@ class Supervisor:
         except (RayError, ConnectionError) as error:
             traceback.print_exc()
             record = ended(INFRASTRUCTURE_ERROR, "RAY_LOST", first_line(error))
-        except Exception as error:  # noqa: BLE001  the process boundary: recorded, and raised again
-            record, crash = ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error)), error
+        except Exception as error:  # noqa: BLE001  the process boundary: recorded, printed, and the exit code says so
+            traceback.print_exc()
+            record, code = ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error)), 1
         self._conclude(record)
-        if crash is not None:
-            raise crash
+        return code
 
     def _work(self) -> TerminalRecord | None:
         """None when nothing may be written any more."""
@@ -84,7 +89,7 @@ class Supervisor:
             write_event(self._attempt.path.with_name("events-driver.jsonl"), "RESOURCES_SHORT", words)
         if isinstance(ctx.spec, DistillSpec):
             self._teacher = start_teacher(teacher_plan(ctx))
-        threading.Thread(target=self._train, name="students", daemon=True).start()
+        self._students.start()
         return self._first_end()
 
     def _train(self) -> None:
@@ -145,7 +150,8 @@ class Supervisor:
         try:
             if self._teacher is not None:
                 self._teacher.stop()
-            ray.shutdown()
+            if not self._students.is_alive():
+                ray.shutdown()
         except Exception:  # at the process boundary: the record is written, and told next
             log.exception("the groups were not ended; Ray ends them with this process")
 

@@ -62,7 +62,8 @@ class Driver:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         command = [sys.executable, "-m", "cluster.driver", "--attempt-file", str(attempt.path)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with self._output.open("ab") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
     def ended(self) -> TerminalRecord | None:
         """The terminal record, when the driver has ended."""
@@ -76,8 +77,13 @@ class Driver:
         assert self.process.poll() is None, f"ended before: {what}\n{self.log}"
 
     @property
+    def _output(self) -> Path:
+        return self.attempt.path.with_name("output.txt")
+
+    @property
     def log(self) -> str:
-        return self.attempt.log_path.read_text() if self.attempt.log_path.exists() else ""
+        """All that it printed, which is more than the log holds when it ends badly."""
+        return self._output.read_text()
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
