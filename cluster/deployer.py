@@ -72,15 +72,18 @@ class Deployer:
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def apply(self, deployments: Sequence[StoredDeployment]) -> dict[str, DeploymentStatus]:
+    async def apply(
+        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str] | None = None
+    ) -> dict[str, DeploymentStatus]:
         """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
 
+        `manifests`: sha256 of the manifest of each model version (`name@version`); its replicas then serve no other.
         RayUnreachable: nothing is known. RayRefused: Ray does not take the configuration.
         """
         seen = await self._read()
         live = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
         wanted = [deployment for deployment in live if not self._why_taken(deployment, seen)]
-        configuration = self._configuration(wanted, seen)
+        configuration = self._configuration(wanted, seen, manifests or {})
         if configuration != _current(seen):
             await self._write(configuration, seen)
             seen = await self._read()
@@ -146,10 +149,11 @@ class Deployer:
             return DeploymentStatus(DeploymentState.DEPLOYING, words, endpoint)
         return DeploymentStatus(state, _message(state, deployment, application), endpoint)
 
-    def _configuration(self, wanted: Sequence[StoredDeployment], seen: Json) -> list[Json]:
+    def _configuration(self, wanted: Sequence[StoredDeployment], seen: Json, manifests: Json) -> list[Json]:
         """The whole configuration, by name: ours as stored, others as they are."""
         others = [each for each in _current(seen) if not self._is_ours(each)]
-        return sorted([*others, *map(_application, wanted)], key=lambda each: str(each["name"]))
+        ours = [_application(each, manifests.get(each.resolved_model)) for each in wanted]
+        return sorted([*others, *ours], key=lambda each: str(each["name"]))
 
     def _is_ours(self, config: Json | None) -> bool:
         """By configuration: applications deployed from code have none."""
@@ -172,9 +176,10 @@ class Deployer:
         return f"{prefix} belongs to {owner!r} on Ray Serve, which is not ours; take another name" if owner else ""
 
 
-def _application(deployment: StoredDeployment) -> dict[str, object]:
+def _application(deployment: StoredDeployment, manifest_sha256: str | None) -> dict[str, object]:
     """One deployment as Serve is told of it."""
     model_name, _, version = deployment.resolved_model.rpartition("@")
+    required = {"manifest_sha256": manifest_sha256} if manifest_sha256 else {}
     return {
         "name": deployment.name,
         "route_prefix": f"/{deployment.name}",
@@ -184,6 +189,7 @@ def _application(deployment: StoredDeployment) -> dict[str, object]:
             "model_path": deployment.path,
             "model_name": model_name,
             "version": int(version),
+            **required,
             "num_replicas": deployment.num_replicas,
             "cpus_per_replica": deployment.cpus_per_replica,
             "gpus_per_replica": deployment.gpus_per_replica,

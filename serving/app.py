@@ -30,6 +30,8 @@ class ReplicaOptions(BaseModel):
     model_path: Path
     model_name: Annotated[str, Field(min_length=1)]
     version: int
+    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the model's `athanor.json`, as the registry knows it; then no other is served."""
     num_replicas: Annotated[int, Field(ge=1, le=64)] = 1
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
@@ -41,7 +43,7 @@ class Replica:
     def __init__(self, options: ReplicaOptions) -> None:
         from serving.loading import load  # torch: only where the model is
 
-        directory = verify(options.model_path)
+        directory = verify(options.model_path, options.manifest_sha256)
         self._options = options
         self._directory = directory
         self._model = load(directory)

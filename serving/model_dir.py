@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ class ModelDirectory:
     lineage: Lineage = field(default_factory=Lineage)
 
 
-def verify(path: Path) -> ModelDirectory:
-    """Check a model directory; ModelDirectoryError says what is wrong with it."""
+def verify(path: Path, manifest_sha256: str | None = None) -> ModelDirectory:
+    """Check a model directory; ModelDirectoryError says what is wrong with it.
+
+    `manifest_sha256`: what the registry says of `athanor.json`, which is then required and must be that file.
+    """
     if not path.is_dir():
         raise ModelDirectoryError(f"there is no model directory {path}")
     root = path.resolve()
@@ -48,7 +52,7 @@ def verify(path: Path) -> ModelDirectory:
         raise ModelDirectoryError(f"{path} has no config.json")
     _read_object(config)
     _check_weights(root)
-    return ModelDirectory(root, int(config.stat().st_mtime), _check_manifest(root))
+    return ModelDirectory(root, int(config.stat().st_mtime), _check_manifest(root, manifest_sha256))
 
 
 def _check_weights(root: Path) -> None:
@@ -62,20 +66,33 @@ def _check_weights(root: Path) -> None:
             _inside(root, name)
 
 
-def _check_manifest(root: Path) -> Lineage:
-    """Compare the files with the manifest, if there is one."""
+def _check_manifest(root: Path, expected_sha256: str | None) -> Lineage:
+    """Compare the files with the manifest, if there is one or must be."""
     path = root / MANIFEST
     if not path.is_file():
+        if expected_sha256 is not None:
+            raise ModelDirectoryError(f"{root} has no {MANIFEST}; the registry knows one with sha256 {expected_sha256}")
         return Lineage()
+    manifest_sha256 = _sha256(path)
+    if expected_sha256 not in (None, manifest_sha256):
+        raise ModelDirectoryError(f"{path} is not the one that was registered: its sha256 differs")
     manifest = _read_object(path)
     listed = _mapping(manifest, "files", path)
     for name, expected in listed.items():
         if _sha256(_inside(root, name)) != expected:
             raise ModelDirectoryError(f"{name} in {root} is not the file that was published: its sha256 differs")
-    for entry in root.iterdir():
-        if entry.suffix in _READ_SUFFIXES and entry.name not in listed and entry != path:
-            raise ModelDirectoryError(f"{entry.name} in {root} is not in {MANIFEST}; it was added after publishing")
-    return _lineage(manifest, _sha256(path))
+    for name in _readable(root):
+        if name not in listed and name != MANIFEST:
+            raise ModelDirectoryError(f"{name} in {root} is not in {MANIFEST}; it was added after publishing")
+    return _lineage(manifest, manifest_sha256)
+
+
+def _readable(root: Path) -> Iterator[str]:
+    """Names of all files, however deep, that loading could read; a link to a directory is one of them."""
+    for directory, directories, files in os.walk(root):
+        links = [name for name in directories if (Path(directory) / name).is_symlink()]
+        for name in (*links, *(file for file in files if Path(file).suffix in _READ_SUFFIXES)):
+            yield (Path(directory) / name).relative_to(root).as_posix()
 
 
 def _lineage(manifest: Mapping[str, Any], manifest_sha256: str) -> Lineage:

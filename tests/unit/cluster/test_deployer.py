@@ -137,6 +137,11 @@ async def test_the_configuration_says_all_of_it(deployer, ray_serve):
     assert {request.headers["authorization"] for request in ray_serve.requests} == {"Bearer the-token"}
 
 
+async def test_a_known_manifest_is_required_of_the_replicas(deployer, ray_serve):
+    await deployer.apply([BOT], {"support-student@3": "ab" * 32, "support-student@4": "cd" * 32})
+    assert ray_serve.configurations[-1]["applications"][0]["args"]["manifest_sha256"] == "ab" * 32
+
+
 async def test_it_is_sent_again_only_when_something_differs(deployer, ray_serve):
     await deployer.apply([BOT])
     await deployer.apply([BOT])

@@ -31,7 +31,7 @@ def sha256(path):
 
 def publish(directory, **changes):
     """Write the manifest that a job would have written."""
-    files = {path.name: sha256(path) for path in directory.iterdir() if path.name != "athanor.json"}
+    files = {path.name: sha256(path) for path in directory.iterdir() if path.is_file() and path.name != "athanor.json"}
     (directory / "athanor.json").write_text(json.dumps({"job": "support-bot-7k2m9qxa", "files": files, **changes}))
 
 
@@ -104,6 +104,39 @@ def test_a_file_that_was_added(directory):
     publish(directory)
     (directory / "adapter_config.json").write_text("{}")
     refused(directory, "adapter_config.json .* was added after publishing")
+
+
+@pytest.mark.parametrize("name", ["chat_templates/default.jinja", "original/deep/model.safetensors"])
+def test_a_file_that_was_added_further_down(directory, name):
+    publish(directory)
+    (directory / name).parent.mkdir(parents=True)
+    (directory / name).write_text("{}")
+    refused(directory, f"{name} .* was added after publishing")
+
+
+def test_a_directory_that_was_linked_in(directory, tmp_path):
+    publish(directory)
+    (directory / "chat_templates").symlink_to(tmp_path)
+    refused(directory, "chat_templates .* was added after publishing")
+
+
+def test_files_further_down_that_are_listed(directory):
+    (directory / "chat_templates").mkdir()
+    (directory / "chat_templates" / "default.jinja").write_text("x")
+    files = {path.relative_to(directory).as_posix(): sha256(path) for path in directory.rglob("*") if path.is_file()}
+    publish(directory, files=files)
+    assert verify(directory).lineage.job_uid == "support-bot-7k2m9qxa"
+
+
+def test_the_registrys_manifest_is_required(directory):
+    with pytest.raises(ModelDirectoryError, match=r"has no athanor\.json; the registry knows one"):
+        verify(directory, "0" * 64)
+    publish(directory)
+    registered = sha256(directory / "athanor.json")
+    assert verify(directory, registered).lineage.manifest_sha256 == registered
+    publish(directory, job="another")  # as whole as the first
+    with pytest.raises(ModelDirectoryError, match="not the one that was registered"):
+        verify(directory, registered)
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/hostname", "..", "", "a\0b"])
