@@ -82,7 +82,11 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """Batched generation with a causal model of `transformers`."""
+    """Batched generation with a causal model of `transformers`.
+
+    A batch has at most `max_batch_size` rows, and rows times the longest of them, prompt and most tokens of the answer
+    together, is at most `max_batch_tokens`: so much may its cache grow to. A request that is longer runs alone.
+    """
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class TransformersEngine:
         num_tokens: int,
         end_ids: frozenset[int],
         max_batch_size: int = 32,
+        max_batch_tokens: int = 1 << 16,
         max_waiting: int = 256,
     ) -> None:
         self._model = model
@@ -101,6 +106,7 @@ class TransformersEngine:
         self._num_tokens = num_tokens
         self._end_ids = end_ids
         self._max_batch_size = max_batch_size
+        self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
         self._lock = Lock()
         self._waiting: deque[_Sequence] = deque()
@@ -160,9 +166,18 @@ class TransformersEngine:
     def _take(self) -> list[_Sequence]:
         with self._lock:
             wanted = [each for each in self._waiting if not each.stream.cancelled]
-            self._waiting = deque(wanted[self._max_batch_size :])
-            self._running = min(len(wanted), self._max_batch_size)
-            return wanted[: self._max_batch_size]
+            self._running = self._rows_that_fit(wanted)
+            self._waiting = deque(wanted[self._running :])
+            return wanted[: self._running]
+
+    def _rows_that_fit(self, wanted: Sequence[_Sequence]) -> int:
+        """How many of those that wait make the next batch, in the order in which they came; at least one of any."""
+        longest = 0
+        for rows, sequence in enumerate(wanted[: self._max_batch_size]):
+            longest = max(longest, sequence.most_tokens)
+            if rows and (rows + 1) * longest > self._max_batch_tokens:
+                return rows
+        return min(len(wanted), self._max_batch_size)
 
     def _drop_finished(self, batch: Batch, live: list[_Sequence]) -> list[_Sequence]:
         rows = [row for row, sequence in enumerate(live) if not (sequence.finished or sequence.stream.cancelled)]
@@ -186,6 +201,7 @@ class _Sequence:
         self.sampling = request.sampling
         self.stream = _Stream()
         self.finished = False
+        self.most_tokens = len(request.prompt_ids) + request.max_tokens
         self._left = request.max_tokens
         self._end_ids = end_ids
         self._detokenizer = Detokenizer(decode)

@@ -5,12 +5,14 @@ A request goes: pydantic (schemas) -> token ids (prompts) -> engine -> answer (a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -32,6 +34,8 @@ from serving.schemas import ChatCompletionRequest, CompletionRequest, Generation
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 RETRY_AFTER_S = 1
+DEFAULT_MAX_TOKENS = 512
+"""Of a chat answer whose request names no limit, as far as the context has room for it."""
 _UNION_TAGS = ("str", "list[", "constrained-")
 logger = logging.getLogger(__name__)
 
@@ -61,9 +65,16 @@ class ModelCard:
 
 
 def build_api(card: ModelCard, engine: Engine, prompts: Prompts, *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
-    """The ASGI application of one served model."""
+    """The ASGI application of one served model; the engine ends with it."""
     routes = Routes(card, engine, prompts)
-    api = FastAPI(title=f"{card.name}, OpenAI-compatible", docs_url=None, redoc_url=None)
+
+    @asynccontextmanager
+    async def until_shutdown(_: FastAPI) -> AsyncGenerator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    title = f"{card.name}, OpenAI-compatible"
+    api = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=until_shutdown)
     api.add_api_route("/healthz", routes.healthz, methods=["GET"])
     api.add_api_route("/v1/models", routes.models, methods=["GET"])
     api.add_api_route("/v1/models/{name}", routes.model, methods=["GET"])
@@ -117,11 +128,11 @@ class Routes:
         envelope = Envelope(kind, f"{prefix}-{uuid4().hex}", int(time.time()), body.model, len(prompt_ids))
         if body.stream:
             events = _events(envelope, stream, body.wants_usage_chunk, request)
-            return EventStream(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+            return EventStream(events, stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         return JSONResponse(await answers.whole(envelope, stream))
 
     def _generation(self, body: GenerationOptions, prompt_ids: tuple[int, ...], limit: int | None) -> GenerationRequest:
-        """Check the length against the model's context; without a limit the answer may fill it."""
+        """Check the length against the model's context; without a limit an answer has at most DEFAULT_MAX_TOKENS."""
         room = self._engine.context_length - len(prompt_ids)
         if room < (limit or 1):
             raise InvalidRequest(
@@ -135,7 +146,7 @@ class Routes:
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed,
         )
-        return GenerationRequest(prompt_ids, limit or room, sampling, body.stop_strings)
+        return GenerationRequest(prompt_ids, limit or min(room, DEFAULT_MAX_TOKENS), sampling, body.stop_strings)
 
     def _check_model(self, name: str) -> None:
         if name not in (self._card.name, self._card.model_name):
@@ -145,12 +156,19 @@ class Routes:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; they end with the response, however that ends, so that the engine knows at once."""
+    """Server-sent events; they end with the response, however that ends, so that the engine knows at once.
+
+    The answer is closed here too: closing a generator that never began runs nothing of it.
+    """
 
     body_iterator: AsyncGenerator[bytes]
 
+    def __init__(self, events: AsyncGenerator[bytes], stream: TokenStream, **options: Any) -> None:
+        super().__init__(events, **options)
+        self._stream = stream
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.body_iterator):
+        async with aclosing(self._stream), aclosing(self.body_iterator):
             await super().__call__(scope, receive, send)
 
 

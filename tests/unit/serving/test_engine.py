@@ -128,6 +128,20 @@ async def test_requests_that_wait_are_taken_together(engine, model, gate):
     assert widths == [len(PROMPTS)] * 2
 
 
+async def test_a_batch_holds_no_more_tokens_than_its_bound(model, gate):
+    """Rows times the longest of them: three short ones together, the long one alone, and the last one after it."""
+    engine = make_engine(model, max_batch_tokens=36)
+    streams = [engine.submit(GenerationRequest(PROMPTS[1], 1, GREEDY))]
+    await asyncio.to_thread(gate.entered.wait, 30)
+    lengths = [11, 11, 11, 60, 11]
+    streams += [engine.submit(GenerationRequest(PROMPTS[1], length, GREEDY)) for length in lengths]
+    widths = record_widths(model)
+    gate.set()
+    assert [len(await collect(stream)) for stream in streams] == [1, *lengths]
+    assert widths == [3] * 11 + [1] * 60 + [1] * 11
+    engine.close()
+
+
 async def test_too_many_waiting_are_refused(model, gate):
     engine = make_engine(model, max_waiting=2)
     streams = [engine.submit(GenerationRequest(PROMPTS[0], 1, GREEDY))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from threading import Event
 
 import httpx
 import openai
@@ -294,3 +296,39 @@ async def test_a_client_that_goes_closes_its_stream(engine, loaded):
     with pytest.raises(ClientDisconnect):
         await api({**scope, "asgi": {"version": "3.0", "spec_version": "2.4"}}, receive, send)
     assert engine.streams[0].closed
+
+
+async def test_a_stream_that_never_starts_is_closed(engine, loaded):
+    """The client is gone before the first byte could be sent."""
+    api = build_api(CARD, engine, loaded.prompts)
+    body = json.dumps({"model": "support-bot", "messages": QUESTION, "stream": True}).encode()
+    received = iter([{"type": "http.request", "body": body}])
+
+    async def receive():
+        return next(received, {"type": "http.disconnect"})
+
+    async def send(message):
+        raise OSError("the client is gone")
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
+    with suppress(OSError, ClientDisconnect):
+        await api(scope, receive, send)
+    assert [stream.closed for stream in engine.streams] == [True]
+
+
+async def test_the_engine_ends_with_the_application(engine, loaded):
+    closed, said = Event(), []
+    engine.close = closed.set
+    events = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive():
+        assert not closed.is_set()
+        return {"type": next(events)}
+
+    async def send(message):
+        said.append(message["type"])
+
+    await build_api(CARD, engine, loaded.prompts)({"type": "lifespan", "state": {}}, receive, send)
+    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert closed.is_set()
