@@ -202,7 +202,13 @@ def _data_counts(ctx: JobContext) -> dict[str, dict[str, int]]:
     """For each set: rows, samples, cut and dropped ones; with written labels those of the finished training set."""
     counts = dict(_record(ctx.prepared_dir).get("counts", {}))
     written = _record(ctx.labels_dir).get("counts")
-    return counts | {"train": written} if written else counts
+    return counts | {"train": _with_labels(counts.get("train", {}), written)} if written else counts
+
+
+def _with_labels(asked: Mapping[str, int], written: Mapping[str, int]) -> dict[str, int]:
+    """Of all rows: those that were asked of the teacher, and what became of its answers."""
+    lost = {name: asked.get(name, 0) + written[name] for name in ("cut", "dropped")}
+    return {"rows": asked.get("rows", written["rows"]), "samples": written["samples"], **lost}
 
 
 def _record(directory: Path) -> dict[str, Any]:

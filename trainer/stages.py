@@ -6,7 +6,8 @@ Every worker calls `run_stages`; each stage finds what an earlier attempt has fi
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from trainer.data import Prompt
 from trainer.errors import TrainerError
@@ -36,6 +37,9 @@ def run_stages(
         raise TrainerError("TEACHER_MISSING", "a Distill job needs its teacher")
     if ctx.teacher is not None:
         check_length(max_positions(ctx.teacher), ctx.spec.data.max_length, ctx.teacher)
+    if peers.is_first and not any(ctx.role_dir("student").glob("*")):
+        for name, counts in Prepared.open(ctx).counts.items():
+            _say_cut(name, counts, ctx, listener)
     if ctx.has_written_labels:
         assert teacher is not None
         write_labels(ctx, peers, teacher, listener)
@@ -101,9 +105,11 @@ def longest_label(ctx: JobContext, prompts: Sequence[Prompt]) -> int:
 
 def _finish_labels(ctx: JobContext, longest: int, listener: Listener) -> None:
     """The training set, made once; completions that were cut short are counted aloud."""
-    if (ctx.labels_dir / "done.json").is_file():
+    done = ctx.labels_dir / "done.json"
+    if done.is_file():
         return
     finish_labels(ctx)
+    _say_cut("written completions", json.loads(done.read_text())["counts"], ctx, listener)
     labels = read_labels(ctx.labels_dir)
     unended = sum(not ended for _, ended in labels.values())
     if unended:
@@ -112,6 +118,15 @@ def _finish_labels(ctx: JobContext, longest: int, listener: Listener) -> None:
             "without an end; raise objective.seq_kd_max_new_tokens or data.max_length"
         )
         listener.event("LABELS_UNENDED", message)
+
+
+def _say_cut(name: str, counts: Mapping[str, int], ctx: JobContext, listener: Listener) -> None:
+    """Samples that are shorter than their rows, or are none, are said before anything is learned of the others."""
+    cut, dropped, most = counts["cut"], counts["dropped"], ctx.spec.data.max_length
+    if cut or dropped:
+        left = f"{cut} are cut to data.max_length ({most} tokens) and {dropped} dropped, as too little is left"
+        message = f"{name}: of {counts['rows']} rows {left}"
+        listener.event("DATA_CUT", message)
 
 
 def _stop_if_asked(listener: Listener) -> None:

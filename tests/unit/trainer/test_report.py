@@ -183,3 +183,15 @@ def test_examples_show_each_kind_of_outcome(tmp_path, right, kinds):
     assert len({example["sample_id"] for example in shown}) == len(shown)
     assert len({example["answers"]["student"]["right"] for example in shown}) == kinds
     assert {example["samples_alike"] for example in shown} == {len(right) // kinds}
+
+
+def test_counts_of_written_labels_go_over_those_of_the_prompts(tmp_path):
+    ctx = whole_transfer(tmp_path)
+    counts = {"rows": 4000, "samples": 3997, "cut": 5, "dropped": 3}
+    ctx.labels_dir.mkdir()
+    (ctx.labels_dir / "done.json").write_text(json.dumps({"request": "x", "counts": counts}))
+    report = build_report(ctx)
+    document = json.loads((ctx.report_dir / "report.json").read_text())
+    assert document["data"]["train"] == {"rows": 4010, "samples": 3997, "cut": 30, "dropped": 13}
+    assert "3,997 samples, 30 of them cut to max_length; 13 dropped" in (ctx.report_dir / "report.html").read_text()
+    assert report

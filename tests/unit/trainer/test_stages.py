@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_jobs import distill_job, write_chats
+from tests.tiny_jobs import distill_job, fine_tune_job, write_chats
 from trainer.errors import UserError
 from trainer.generate import group_size
 from trainer.labels import read_labels
@@ -120,6 +120,29 @@ def test_a_teacher_of_fewer_positions_than_samples_may_have_is_refused_before_an
         run_stages(ctx, Peers.alone(), scribe, Heard(), engine="torch")
     assert error.value.reason == "MAX_LENGTH"
     assert scribe.calls == []
+
+
+def test_rows_that_are_cut_or_dropped_are_said_before_learning(tmp_path):
+    data = {"train": str(write_chats(tmp_path / "chats.jsonl", 30)), "max_length": 10}
+    ctx, heard = fine_tune_job(tmp_path / "cut", data=data), Heard(stops=True)
+    counts = prepare(ctx).counts["train"]
+    assert counts["cut"] > 0
+    with pytest.raises(Stopped):
+        run_stages(ctx, Peers.alone(), None, heard, engine="torch")
+    words = f"train: of 30 rows {counts['cut']} are cut to data.max_length (10 tokens) and {counts['dropped']} dropped"
+    assert [message.startswith(words) for reason, message in heard.events if reason == "DATA_CUT"] == [True]
+
+
+def test_completions_that_samples_have_no_room_for_are_said(job):
+    ctx = job("bot")
+    prompts = Prepared.open(ctx).prompts
+    endless = {prompt.input_ids for prompt in prompts}
+    heard = Heard()
+    write_labels(ctx, Peers.alone(), Scribe(endless), heard)
+    shortest = min(len(prompt.input_ids) for prompt in prompts)
+    cut = sum(len(prompt.input_ids) > shortest for prompt in prompts)
+    assert [reason for reason, _ in heard.events] == ["DATA_CUT", "LABELS_UNENDED"]
+    assert f"of 40 rows {cut} are cut to data.max_length (64 tokens) and 0 dropped" in heard.events[0][1]
 
 
 def test_completions_without_an_end_are_counted_aloud_once(job):
