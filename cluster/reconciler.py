@@ -17,7 +17,7 @@ import structlog
 
 from cluster import attempt_files, policy
 from cluster.deployer import DeploymentStatus
-from cluster.errors import ClusterError, Conflict, RayError, RayRefused, RayUnreachable, ShuttingDown
+from cluster.errors import ClusterError, Conflict, NotFound, RayError, RayRefused, RayUnreachable, ShuttingDown
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE, State
@@ -235,8 +235,13 @@ class Reconciler:
 class Serving(Protocol):
     """What the reconciler needs of Ray Serve."""
 
-    async def apply(self, deployments: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
-        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry."""
+    async def apply(
+        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
+    ) -> Mapping[str, DeploymentStatus]:
+        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
+
+        `manifests`: model version -> sha256 of its manifest; replicas serve nothing else under that name.
+        """
 
 
 class DeploymentReconciler:
@@ -272,10 +277,17 @@ class DeploymentReconciler:
     async def _seen(self, stored: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
         """Where Serve keeps quiet or says no, its users are told by each deployment."""
         try:
-            return await self._serving.apply(stored)
+            return await self._serving.apply(stored, await asyncio.to_thread(self._manifests, stored))
         except RayError as error:
             log.warning("serve.not_seen", error=str(error))
             return {each.name: _unseen(each, error.message) for each in stored}
+
+    def _manifests(self, stored: Sequence[StoredDeployment]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in {each.resolved_model for each in stored}:
+            with contextlib.suppress(NotFound):
+                found[name] = resolve(self._store, name).manifest_sha256
+        return {name: sha256 for name, sha256 in found.items() if sha256}
 
     def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:
         if deployment.state is DeploymentState.DELETING:

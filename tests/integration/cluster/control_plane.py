@@ -56,8 +56,12 @@ class ScriptedServing:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.manifests: Mapping[str, str] = {}
 
-    async def apply(self, deployments: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
+    async def apply(
+        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
+    ) -> Mapping[str, DeploymentStatus]:
+        self.manifests = manifests
         self.names = {each.name for each in deployments if each.state is not DeploymentState.DELETING}
         url = "http://127.0.0.1:8000/{}/v1"
         return {

@@ -59,7 +59,8 @@ async def test_deployment_comes_up_and_goes_down(plane: ControlPlane) -> None:
         await plane.deployments.CreateDeployment(request)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     ref = await plane.running(await plane.create())
-    await plane.finish(ref, 1, model_path=str(plane.settings.publish_dir("bot", ref.job_uid)))
+    model_dir = str(plane.settings.publish_dir("bot", ref.job_uid))
+    await plane.finish(ref, 1, model_path=model_dir, model_manifest_sha256="ab" * 32)
     created = (await plane.deployments.CreateDeployment(request)).deployment
     assert (created.resolved_model, created.endpoint) == ("bot@1", "http://127.0.0.1:8000/desk/v1")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -69,6 +70,7 @@ async def test_deployment_comes_up_and_goes_down(plane: ControlPlane) -> None:
     async with asyncio.timeout(30):
         while created.state != deployment_service_pb2.DEPLOYMENT_STATE_READY:
             created = (await plane.deployments.GetDeployment(get)).deployment
+        assert plane.serving.manifests == {"bot@1": "ab" * 32}, "replicas must serve what the registry knows"
         await plane.deployments.DeleteDeployment(deployment_service_pb2.DeleteDeploymentRequest(name="desk"))
         while (await plane.deployments.ListDeployments(deployment_service_pb2.ListDeploymentsRequest())).deployments:
             await asyncio.sleep(0.01)

@@ -24,7 +24,9 @@ class Serving:
     def __init__(self) -> None:
         self.answer: Mapping[str, DeploymentStatus] | RayError = {}
 
-    async def apply(self, deployments: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
+    async def apply(
+        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
+    ) -> Mapping[str, DeploymentStatus]:
         if isinstance(self.answer, RayError):
             raise self.answer
         return self.answer
