@@ -71,7 +71,7 @@ def test_an_attempt_ends_with_a_published_model_and_a_report(undisturbed: Undist
     assert record.model_manifest_sha256 == sha256_file(Path(record.model_path) / "athanor.json")
     assert sha256_file(Path(record.model_path) / "model.safetensors") == weights(attempt)
     assert Path(record.report_path).is_file()
-    assert set(record.summary) == {"teacher", "student", "baseline"}
+    assert set(record.summary) >= {"teacher", "student", "baseline"}
     assert 0 <= record.summary["student"]["exact_match"] <= 1
 
 
