@@ -210,6 +210,7 @@ def _head_env(ports: Ports) -> dict[str, str]:
         "RAY_ADDRESS": f"{HOST}:{ports.gcs}",  # parts of Ray that look for "the" Ray of a machine must find this one
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",  # idle workers of ~100 MiB each would be started per logical CPU
+        "RAY_worker_niceness": "0",  # else Ray gives way to all else on the machine, its own clients included
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
     }
