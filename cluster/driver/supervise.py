@@ -157,7 +157,10 @@ class Supervisor:
 
 
 def _workers_env() -> dict[str, Any]:
-    variables = {"TORCHDYNAMO_DISABLE": "1"}  # DeepSpeed would load torch's compiler for an optimizer that nobody uses
+    variables = {
+        "TORCHDYNAMO_DISABLE": "1",  # DeepSpeed would load torch's compiler for an optimizer that nobody uses
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not spin where teacher and students share cores
+    }
     if address := os.environ.get("RAY_ADDRESS"):
         variables["RAY_ADDRESS"] = address  # Ray Train looks for the cluster by it, and fails where it finds several
     return {"env_vars": variables}
