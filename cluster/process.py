@@ -66,14 +66,28 @@ def marked(mark: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if mark and _mark_of(process) == mark]
 
 
+def family(ref: ProcessRef) -> set[psutil.Process]:
+    """The process, all that carry its mark, and the children of those: some overwrite their environment by a title."""
+    leader = ref.find()
+    found = {*marked(ref.mark), *([leader] if leader else [])}
+    for process in tuple(found):
+        with suppress(psutil.NoSuchProcess):
+            found.update(filter(_is_alive, process.children(recursive=True)))
+    return {process for process in found if process.pid != os.getpid()}
+
+
 def end(ref: ProcessRef, *, grace_s: float = 5.0) -> int:
-    """End the process and all that carry its mark: SIGTERM to each, SIGKILL to those left. How many there were."""
-    num_processes = len(_family(ref))
+    """End the process and its family: SIGTERM to each, SIGKILL to those left. How many there were.
+
+    Who was once seen to belong is remembered, for a child whose parents are gone can no longer be told by them.
+    """
+    known: set[psutil.Process] = set()
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-        _signal(_family(ref), number)
-        _wait_for_end(ref, wait_s)
+        known |= family(ref)
+        _signal(filter(_is_alive, known), number)
+        _wait_for_end(ref, known, wait_s)
     _reap(ref)
-    return num_processes
+    return len(known)
 
 
 def tail(path: Path, num_lines: int = 15) -> str:
@@ -92,10 +106,11 @@ def _mark_of(process: psutil.Process) -> str | None:
         return None
 
 
-def _family(ref: ProcessRef) -> list[psutil.Process]:
-    leader = ref.find()
-    rest = [process for process in marked(ref.mark) if process.pid not in (ref.pid, os.getpid())]
-    return [leader, *rest] if leader else rest
+def _is_alive(process: psutil.Process) -> bool:
+    """By id and creation time; a zombie has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
@@ -104,11 +119,13 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
             process.send_signal(number)
 
 
-def _wait_for_end(ref: ProcessRef, wait_s: float) -> None:
+def _wait_for_end(ref: ProcessRef, known: set[psutil.Process], wait_s: float) -> None:
+    """What appears meanwhile joins the family."""
     deadline = time.monotonic() + wait_s
-    while _family(ref) and time.monotonic() < deadline:
+    while any(map(_is_alive, known)) and time.monotonic() < deadline:
         _reap(ref)
         time.sleep(0.1)
+        known |= family(ref)
 
 
 def _reap(ref: ProcessRef) -> None:

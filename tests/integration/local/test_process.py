@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.process import ProcessRef, end, marked, spawn, tail
@@ -20,6 +21,12 @@ PARENT = (
     "import signal, subprocess, sys; "
     f"subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], start_new_session=True); print('born', flush=True); "
     "signal.pause()"
+)
+
+FORGETFUL = (
+    "import signal, subprocess, sys; "
+    f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], env={{}}, start_new_session=True); "
+    "print('born', child.pid, flush=True); signal.pause()"
 )
 
 
@@ -73,6 +80,16 @@ def test_children_in_sessions_of_their_own_end_too(tmp_path: Path, started: list
     assert len(marked(ref.mark)) == 2
     assert end(ref) == 2
     assert marked(ref.mark) == []
+
+
+def test_a_child_that_lost_the_mark_ends_with_its_parent(tmp_path: Path, started: list[ProcessRef]) -> None:
+    ref = start(FORGETFUL, tmp_path, started)
+    log = tmp_path / "log" / "0.log"
+    wait_for_log(log, "born")
+    child = int(tail(log).split()[-1])
+    assert len(marked(ref.mark)) == 1
+    assert end(ref) == 2
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_orphans_end_though_their_parent_is_gone(tmp_path: Path, started: list[ProcessRef]) -> None:

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.process import end, marked, spawn
+from cluster.process import end, family, marked, spawn
 from cluster.ray_head import RayHead, auth_headers, start_head, stop
 
 pytestmark = pytest.mark.ray
@@ -31,7 +31,7 @@ def test_only_the_owner_reads_the_token(ray_cluster: RayHead) -> None:
 def test_every_port_is_on_the_loopback_interface(ray_cluster: RayHead) -> None:
     listening = [
         connection.laddr.ip
-        for process in marked(ray_cluster.mark)
+        for process in family(ray_cluster.process)
         for connection in process.net_connections()
         if connection.status == psutil.CONN_LISTEN
     ]
@@ -43,8 +43,10 @@ def test_stop_ends_its_own_processes_and_no_other(ray_cluster: RayHead, tmp_path
     second = start_head(tmp_path / "ray", num_cpus=1, log_path=tmp_path / "ray.log", token_path=tmp_path / "token")
     sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
     bystander = spawn(sleeper, env=os.environ, mark="another", log_path=tmp_path / "bystander.log", cwd=tmp_path)
+    everyone = psutil.Process(second.pid).children(recursive=True)
     try:
-        assert stop(second) > 1
+        assert stop(second) > len(everyone)
+        assert [each.name() for each in everyone if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
         assert marked(second.mark) == []
         assert not second.process.is_alive
         assert bystander.is_alive
