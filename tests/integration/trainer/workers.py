@@ -68,6 +68,10 @@ def _enter(rank: int, world: int, store: Path, work: Callable[..., None], args: 
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     work(Peers(rank, world), *args)
+    if world > 1:
+        dist.barrier()  # whoever leaves first would take the others' connections away
+    if dist.is_initialized():
+        dist.destroy_process_group()  # its threads must not outlive the interpreter, which would abort
 
 
 def fit_all(peers: Peers, jobs: list[JobContext], engine: str = "deepspeed") -> None:
