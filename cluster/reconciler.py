@@ -7,17 +7,15 @@ started again. What to do is decided in policy.py; here it is only done.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar, assert_never
+from typing import ParamSpec, TypeVar, assert_never
 
 import structlog
 
 from cluster import attempt_files, policy
-from cluster.deployer import DeploymentStatus
-from cluster.errors import ClusterError, Conflict, NotFound, RayError, RayRefused, RayUnreachable, ShuttingDown
+from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE, State
@@ -25,7 +23,7 @@ from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, W
 from cluster.registry import resolve
 from cluster.scheduler import Snapshot, WaitingJob, admit
 from cluster.settings import Settings
-from cluster.store.records import Change, DeploymentState, StoredAttempt, StoredDeployment, StoredJob, Terminal
+from cluster.store.records import Change, StoredAttempt, StoredJob, Terminal
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
 from cluster.wire import clean
@@ -60,12 +58,7 @@ class Reconciler:
         self._listening_since_us = store.now_us()
 
     async def run(self, wake_up: WakeUp) -> None:
-        """Rounds, until the end: one at each ring of the bell, and one now and then without."""
-        with contextlib.suppress(ShuttingDown):
-            while True:
-                ticket = wake_up.ticket()
-                await self.round()
-                await wake_up.wait(ticket, self._settings.reconcile_interval_s)
+        await wake_up.rounds(self.round, self._settings.reconcile_interval_s)
 
     async def round(self) -> None:
         """One look at everything. A job that cannot be helped now does not keep the others waiting."""
@@ -230,85 +223,6 @@ class Reconciler:
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(call, *args, **kwargs)
-
-
-class Serving(Protocol):
-    """What the reconciler needs of Ray Serve."""
-
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> Mapping[str, DeploymentStatus]:
-        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
-
-        `manifests`: model version -> sha256 of its manifest; replicas serve nothing else under that name.
-        """
-
-
-class DeploymentReconciler:
-    """Keeps what is served equal to what is stored. A loop of its own, because Serve may take its time."""
-
-    def __init__(self, settings: Settings, store: Store, serving: Serving) -> None:
-        self._settings = settings
-        self._store = store
-        self._serving = serving
-
-    async def run(self, wake_up: WakeUp) -> None:
-        """Rounds, until the end: one at each ring of the bell, and one now and then without."""
-        with contextlib.suppress(ShuttingDown):
-            while True:
-                ticket = wake_up.ticket()
-                await self.round()
-                await wake_up.wait(ticket, self._settings.reconcile_interval_s)
-
-    async def round(self) -> None:
-        """Bring Serve to the stored deployments, and note how far each is. Asks nothing of Ray while there are none."""
-        try:
-            stored = await asyncio.to_thread(self._store.list_deployments)
-            if not stored:
-                return
-            seen = await self._seen(stored)
-            for deployment in stored:
-                await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
-        except (ClusterError, OSError) as error:
-            log.warning("deployments.not_tended", error=str(error))
-        except Exception as error:  # as at the process boundary: recorded, and tried again
-            log.error("deployments.crashed", exc_info=error)
-
-    async def _seen(self, stored: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
-        """Where Serve keeps quiet or says no, its users are told by each deployment."""
-        try:
-            return await self._serving.apply(stored, await asyncio.to_thread(self._manifests, stored))
-        except RayError as error:
-            log.warning("serve.not_seen", error=str(error))
-            return {each.name: _unseen(each, error.message) for each in stored}
-
-    def _manifests(self, stored: Sequence[StoredDeployment]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name in {each.resolved_model for each in stored}:
-            with contextlib.suppress(NotFound):
-                found[name] = resolve(self._store, name).manifest_sha256
-        return {name: sha256 for name, sha256 in found.items() if sha256}
-
-    def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:
-        if deployment.state is DeploymentState.DELETING:
-            if status is None:
-                self._store.forget_deployment(deployment.name)
-            return
-        if status is None:
-            return
-        seen = (status.state, status.message, status.endpoint)
-        if seen != (deployment.state, deployment.message, deployment.endpoint):
-            self._store.note_deployment(deployment.name, *seen)
-            log.info("deployment.seen", deployment=deployment.name, state=status.state, message=status.message)
-
-
-def _unseen(deployment: StoredDeployment, words: str) -> DeploymentStatus:
-    """A deployment whose Serve cannot be asked: what was ready may not be; why one failed stays known."""
-    if deployment.state is DeploymentState.FAILED:
-        return DeploymentStatus(DeploymentState.FAILED, deployment.message, deployment.endpoint)
-    is_new = deployment.state is DeploymentState.PENDING
-    state = DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING
-    return DeploymentStatus(state, words, deployment.endpoint)
 
 
 def _last(job: StoredJob) -> StoredAttempt:

@@ -31,9 +31,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cluster.deployer import Deployer
+from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
 from cluster.launcher import Launcher, RayLauncher
-from cluster.reconciler import DeploymentReconciler, RayStatus, Reconciler, Serving
+from cluster.reconciler import RayStatus, Reconciler
 from cluster.services.deployments import DeploymentService
 from cluster.services.info import ClusterService
 from cluster.services.interceptor import ErrorInterceptor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 from cluster.errors import ShuttingDown
 
@@ -42,3 +43,11 @@ class WakeUp:
             await asyncio.wait_for(ticket.wait(), timeout_s)
         if self._is_closed:
             raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")
+
+    async def rounds(self, one: Callable[[], Awaitable[None]], interval_s: float) -> None:
+        """`one` again and again, until the end: at each ring of the bell, and now and then without."""
+        with contextlib.suppress(ShuttingDown):
+            while True:
+                ticket = self.ticket()
+                await one()
+                await self.wait(ticket, interval_s)

@@ -120,7 +120,7 @@ def job_to_preview(new: NewJob) -> job_pb2.Job:
 
 def _set_optional(message: job_pb2.Job, job: StoredJob) -> None:
     if job.progress is not None:
-        message.progress.CopyFrom(_progress(job.progress))
+        message.progress.CopyFrom(progress_to_proto(job.progress))
     if job.summary is not None:
         message.summary.CopyFrom(to_struct(job.summary))
     if job.start_time_us is not None:
@@ -150,7 +150,8 @@ def _attempt(attempt: StoredAttempt) -> job_pb2.Attempt:
     return message
 
 
-def _progress(progress: Mapping[str, Any]) -> job_pb2.Progress:
+def progress_to_proto(progress: Mapping[str, Any]) -> job_pb2.Progress:
+    """Of the store's JSON, which is also what a driver keeps in progress.json."""
     message = job_pb2.Progress(
         stage=progress["stage"],
         step=progress["step"],

@@ -36,7 +36,7 @@ GROUPS = (
         cluster/settings.py cluster/server.py cluster/services/jobs.py cluster/services/submission.py
         cluster/lifecycle.py cluster/reconciler.py cluster/scheduler.py cluster/policy.py
         cluster/launcher.py cluster/attempt_files.py cluster/services/workers.py cluster/registry.py
-        cluster/deployer.py
+        cluster/deployment_reconciler.py cluster/deployer.py
         """,
     ),
     Group(

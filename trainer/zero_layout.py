@@ -87,19 +87,11 @@ class _Partitioned:
         self.engine.optimizer.update_lp_params()
 
 
-@dataclass(frozen=True)
-class _PartitionedWeights:
+class _PartitionedWeights(_Partitioned):
     """Stage 3: the weights of the forward pass are parted too."""
-
-    engine: Any
-    adamw: torch.optim.AdamW
-    is_sharded = True
 
     def masters(self) -> list[Tensor]:
         return list(self.engine.optimizer.fp32_partitioned_groups_flat)
-
-    def gradients(self) -> list[Tensor]:
-        return [gradient for group in self.engine.optimizer.averaged_gradients.values() for gradient in group or ()]
 
     def copy_to_weights(self) -> None:
         optimizer = self.engine.optimizer

@@ -70,7 +70,7 @@ class WorkerListener:
             "tokens_per_second": finite.get("tokens_per_second", 0.0),
             "loss": finite.get("loss"),
             "eta_s": finite.get("eta_s", self._eta_s(step, total, now)),
-            "time": now,
+            "update_time_us": int(now * 1e6),
         }
 
     def _eta_s(self, step: int, total: int, now: float) -> float | None:

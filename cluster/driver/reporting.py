@@ -20,6 +20,7 @@ from athanor.v1.worker_service_pb2 import AttemptRef, TerminalRecord
 from cluster import rpc
 from cluster.driver.attempt import Attempt
 from cluster.driver.listener import EventTail
+from cluster.wire import progress_to_proto
 from trainer.errors import SpecError
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Reporter:
         """As it was written, and as it is told. What cannot be read is left out: the heartbeat goes on."""
         try:
             progress: dict[str, Any] = json.loads(self._attempt.ctx.progress_path.read_text())
-            return (None, None) if progress == self._last_progress else (progress, progress_message(progress))
+            return (None, None) if progress == self._last_progress else (progress, progress_to_proto(progress))
         except (FileNotFoundError, SpecError):  # nothing has begun, or can begin
             return None, None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,19 +142,3 @@ class Reporter:
         elif not self._is_cut:
             self._is_cut = True
             log.warning("working on without the control plane: %s", failure)
-
-
-def progress_message(progress: dict[str, Any]) -> job_pb2.Progress:
-    """progress.json as the contract has it."""
-    message = job_pb2.Progress(
-        stage=progress["stage"],
-        step=progress["step"],
-        total_steps=progress["total_steps"],
-        tokens=progress["tokens"],
-        tokens_per_second=progress["tokens_per_second"],
-        loss=progress["loss"],
-    )
-    if progress["eta_s"] is not None:
-        message.eta.FromMicroseconds(int(progress["eta_s"] * 1e6))
-    message.update_time.FromMicroseconds(int(progress["time"] * 1e6))
-    return message

@@ -229,14 +229,6 @@ class DeploymentState(StrEnum):
 
 
 @dataclass(frozen=True)
-class DeploymentStatus:
-    """What was seen of a deployment on Ray Serve."""
-
-    state: DeploymentState
-    message: str = ""
-
-
-@dataclass(frozen=True)
 class StoredDeployment:
     """What shall be served, and how far it is."""
 

@@ -8,8 +8,8 @@ import pytest
 from fakes import World
 
 from cluster.deployer import DeploymentStatus
+from cluster.deployment_reconciler import DeploymentReconciler
 from cluster.errors import RayError, RayRefused, RayUnreachable
-from cluster.reconciler import DeploymentReconciler
 from cluster.store.records import DeploymentState, StoredDeployment
 
 READY, FAILED = DeploymentState.READY, DeploymentState.FAILED

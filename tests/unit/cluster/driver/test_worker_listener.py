@@ -35,7 +35,7 @@ def test_progress_has_every_field_of_the_contract(tmp_path: Path) -> None:
         "tokens_per_second": 50.5,
         "loss": 2.5,
         "eta_s": None,
-        "time": 1000.0,
+        "update_time_us": 1_000_000_000,
     }
 
 
