@@ -1,5 +1,7 @@
 """Files that are there whole or not at all, whatever is killed in between; and paths that stay inside their root (I5).
 
+A directory that is replaced is away for a moment between two renames; a new one appears at once.
+
 Written to a hidden temporary name beside the target, fsynced, renamed, and the directory fsynced.
 It does not lock: one writer per path is the caller's duty.
 """
@@ -20,12 +22,16 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replaces `path` by `data`; parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # of a full disk nothing may be left that fills it further
+        raise
     sync_directory(path.parent)
 
 
@@ -43,7 +49,7 @@ def replace_directory(temporary: Path, final: Path) -> None:
     for path in (temporary, *temporary.rglob("*")):
         sync_directory(path) if path.is_dir() else _sync_file(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.old")
+    aside = final.with_name(f".{final.name}.old")
     if aside.exists():
         shutil.rmtree(aside)
     if final.exists():

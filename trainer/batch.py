@@ -50,19 +50,6 @@ class Batch:
     def is_packed(self) -> bool:
         return bool((self.segment_ids_BT > 1).any())
 
-    def attention_mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """2-D ones and zeros where no row holds two samples, else the 4-D mask: what `model(attention_mask=)` takes."""
-        return self.attention_mask_4d(dtype) if self.is_packed() else (self.segment_ids_BT > 0).long()
-
-    def attention_mask_4d(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[B, 1, T, T], additive: 0 where a position may look (own sample, not ahead), the lowest number elsewhere."""
-        segments = self.segment_ids_BT
-        length = segments.shape[1]
-        causal_TT = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-        seen_BTT = (segments[:, :, None] == segments[:, None, :]) & causal_TT
-        mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype, device=segments.device)
-        return mask_BTT.masked_fill(~seen_BTT, torch.finfo(dtype).min)[:, None]
-
     def owners_N(self) -> Tensor:
         """For each learned position, the index into `sample_ids` of the sample it belongs to."""
         per_row_B = self.segment_ids_BT.amax(dim=1)

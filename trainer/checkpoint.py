@@ -150,7 +150,7 @@ class CheckpointWriter:
         if self._peers.is_first:
             self._write_manifest(temporary, progress)
             atomic.replace_directory(temporary, final)
-            self._prune()
+            self._prune(final)
         self._peers.barrier()
         return final
 
@@ -165,8 +165,10 @@ class CheckpointWriter:
         }
         atomic.write_json(directory / MANIFEST, manifest)
 
-    def _prune(self) -> None:
-        for path in _present(self._directory)[: -self._keep]:
+    def _prune(self, newest: Path) -> None:
+        """Keeps the newest. Any past the one just saved was found damaged, else this attempt had gone on from there."""
+        present = _present(self._directory)
+        for path in (*present[present.index(newest) + 1 :], *present[: present.index(newest) + 1][: -self._keep]):
             shutil.rmtree(path)
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from trainer.batch import Batch
 from trainer.device import compute_device, import_deepspeed, open_lone_group
 from trainer.learner import Learner
+from trainer.losses import Head
 from trainer.models import DTYPES
 from trainer.peers import Peers
 from trainer.spec import TrainingSpec
-from trainer.teacher import Targets, TeacherHead
+from trainer.teacher import Targets
 from trainer.zero_layout import layout_of
 
 STATE_KEYS = ("master", "exp_avg", "exp_avg_sq", "step")
@@ -28,7 +29,7 @@ STATE_KEYS = ("master", "exp_avg", "exp_avg_sq", "step")
 class Engine(Protocol):
     """Micro-batches call `forward` and `backward`; the last `backward` of a step makes gradients final."""
 
-    def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]: ...
+    def forward(self, batch: Batch, targets: Targets | None, teacher_head: Head | None) -> dict[str, Tensor]: ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Adds the gradient of `loss`; gradients of all workers are averaged, so a sum is scaled by the world."""
@@ -57,7 +58,7 @@ class TorchEngine:
 
     def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
         assert peers.world == 1, "the torch engine is for one worker"
-        self._learner = learner.to(device=compute_device(), dtype=DTYPES[training.precision])
+        self._learner = _placed(learner, training)
         self._max_grad_norm = training.max_grad_norm
         self._weights = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self._masters = [
@@ -67,7 +68,7 @@ class TorchEngine:
         groups = _decay_groups(self._weights, self._masters, training.weight_decay)
         self._adamw = _adamw(groups, training)
 
-    def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, targets: Targets | None, teacher_head: Head | None) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self._learner(batch, targets, teacher_head)
         return sums
 
@@ -115,7 +116,7 @@ class DeepSpeedEngine:
     def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
         open_lone_group()
         self._deepspeed = import_deepspeed()
-        self._learner = learner.to(device=compute_device(), dtype=DTYPES[training.precision])
+        self._learner = _placed(learner, training)
         self._peers = peers
         trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self._adamw = _adamw(_decay_groups(trained, trained, training.weight_decay), training)
@@ -125,7 +126,7 @@ class DeepSpeedEngine:
         self._adamw.state.clear()  # stage 0 in bf16 takes a step over zeros at its start, which must not be counted
         self._layout = layout_of(self._engine, self._adamw, training)
 
-    def forward(self, batch: Batch, targets: Targets | None, teacher_head: TeacherHead | None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, targets: Targets | None, teacher_head: Head | None) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self._engine(batch, targets, teacher_head)
         return sums
 
@@ -181,6 +182,17 @@ def deepspeed_config(training: TrainingSpec) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
+
+
+def _placed(learner: Learner, training: TrainingSpec) -> Learner:
+    """On the device, weights in the precision of training; buffers keep theirs, as in the model that is served.
+
+    Rotary frequencies rounded to bfloat16 would turn far positions by whole fractions of a radian.
+    """
+    learner.to(device=compute_device())
+    for parameter in learner.parameters():
+        parameter.data = parameter.data.to(DTYPES[training.precision])
+    return learner
 
 
 def _decay_groups(weights: list[Any], masters: list[Any], weight_decay: float) -> list[dict[str, Any]]:

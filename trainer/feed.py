@@ -50,7 +50,7 @@ class Feed:
 
     def num_tokens(self, step: int) -> int:
         """Tokens of the step over all workers, padding not counted."""
-        return sum(len(self.samples[index]["input_ids"]) for index in self.order.global_batch(step).sample_ids)
+        return self.order.num_tokens(step)
 
     def sample_ids(self, step: int, rank: int, place: int) -> tuple[int, ...]:
         """Of one micro-batch of any worker."""

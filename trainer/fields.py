@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
+_UNIONS = (Union, UnionType)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -28,10 +30,18 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
-            raise ValueError(f"{str(value).lower()} is not a number")
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{str(value).lower()} is not a number")
         return value
+
+
+def _kinds(annotation: object) -> set[object]:
+    """The types that an annotation is made of, without what is said about them."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    return {annotation}.union(*map(_kinds, get_args(annotation))) if get_origin(annotation) in _UNIONS else {annotation}
 
 
 def _parse_duration(value: object) -> object:
@@ -55,7 +65,7 @@ Duration = Annotated[
 
 
 def _check_model_reference(value: str) -> str:
-    """A path, a hub id, or `name@alias`: told apart by their form alone."""
+    """Something is named; whether it is a path, a hub id or `name@alias` is told by `job.model_form`."""
     if not value.strip():
         raise ValueError("name a model: a directory, a hub id (org/name), or a registry reference (name@alias)")
     return value

@@ -74,8 +74,8 @@ def fit(
     feed = _feed(ctx, role, prepared, peers)
     topology = Topology(peers.world, ctx.spec.training.zero_stage, ctx.spec.training.precision, engine)
     found = _agreed_checkpoint(ctx, role, topology, peers, listener)
-    torch.manual_seed(ctx.spec.training.seed + peers.rank)
     model = first_model(ctx, prepared)
+    torch.manual_seed(ctx.spec.training.seed + peers.rank)
     if found is not None:
         model.load_state_dict(found.weights(), strict=False)  # tied weights are there once
     choose_attention(model, ctx.spec.data.max_length, DTYPES[ctx.spec.training.precision])

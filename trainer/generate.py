@@ -62,7 +62,6 @@ def generate(
     *,
     device: torch.device,
     peers: Peers | None = None,
-    most_at_once: int | None = None,
 ) -> list[list[int]]:
     """Completions in the order of `prompts`, without the end token.
 
@@ -70,7 +69,7 @@ def generate(
     """
     peers = peers or Peers.alone()
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    size = most_at_once or group_size(prompts, max_new_tokens)
+    size = group_size(prompts, max_new_tokens)
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     completions: list[list[int]] = [[] for _ in prompts]
     for place in range(peers.max(len(groups))):

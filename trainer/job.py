@@ -11,7 +11,6 @@ from typing import Literal
 from trainer.errors import UserError
 from trainer.spec import DistillSpec, FineTuneSpec
 
-Role = Literal["student", "baseline"]
 ModelForm = Literal["registry", "directory", "hub"]
 _REGISTRY = re.compile(r"^[a-z][a-z0-9-]*@[a-z0-9][a-z0-9-]*$")
 
@@ -84,7 +83,7 @@ class JobContext:
     @property
     def has_written_labels(self) -> bool:
         """Whether the teacher writes the completions that the student learns (seq_kd)."""
-        return isinstance(self.spec, DistillSpec) and self.spec.objective.seq_kd
+        return self.spec.has_written_labels
 
     def resolve_model(self, reference: str) -> str:
         """Registry reference -> its directory; `~` is expanded; a hub id stays as it is."""

@@ -15,7 +15,7 @@ from trainer.batch import Batch
 from trainer.losses import Head
 from trainer.models import hidden_at_rows, split
 from trainer.objective import Forward, Objective, combine
-from trainer.teacher import Targets, TeacherHead
+from trainer.teacher import Targets
 
 LOSS = "loss"
 
@@ -31,7 +31,7 @@ class LossHead(nn.Module):
         self._objective = objective
 
     def forward(
-        self, batch: Batch, hidden_ND: Tensor, targets: Targets | None, teacher_head: TeacherHead | None
+        self, batch: Batch, hidden_ND: Tensor, targets: Targets | None, teacher_head: Head | None
     ) -> dict[str, Tensor]:
         head = Head(_parameter(self.weight), None if self.bias is None else _parameter(self.bias))
         terms = self._objective.terms(Forward(batch, hidden_ND, head, targets, teacher_head))
@@ -47,7 +47,7 @@ class Learner(nn.Module):
         self.loss_head = LossHead(split(model).head, objective)
 
     def forward(
-        self, batch: Batch, targets: Targets | None = None, teacher_head: TeacherHead | None = None
+        self, batch: Batch, targets: Targets | None = None, teacher_head: Head | None = None
     ) -> dict[str, Tensor]:
         """Sums over the learned positions: the loss under `LOSS`, and every term by its name, for people."""
         hidden_ND = hidden_at_rows(self.model, batch)

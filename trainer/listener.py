@@ -1,4 +1,4 @@
-"""How learning speaks to whoever runs it: progress, events, lines of talk, and the wish to stop.
+"""How learning speaks to whoever runs it: progress, events, and the wish to stop.
 
 The control plane's driver, Ray Train's workers and the tests each bring their own; learning knows none of them.
 """
@@ -11,11 +11,11 @@ from trainer.errors import TrainerError
 
 
 class Stopped(TrainerError):
-    """The run was asked to stop, saved a checkpoint, and did."""
+    """The run was asked to stop, and did where the next attempt can go on."""
 
 
 class Listener(Protocol):
-    """What a run tells its surroundings. Rank 0 speaks for progress; every rank may log."""
+    """What a run tells its surroundings. Rank 0 speaks for progress."""
 
     def progress(self, stage: str, step: int, total: int, **figures: float) -> None:
         """`step` of `total` in a stage ("student", "baseline", "label", "evaluate student", ...); figures by name."""
@@ -23,11 +23,8 @@ class Listener(Protocol):
     def event(self, reason: str, message: str) -> None:
         """Something worth keeping happened; `reason` is UPPER_SNAKE."""
 
-    def log(self, line: str) -> None:
-        """One line for people."""
-
     def should_stop(self) -> bool:
-        """True when the run was asked to stop; it then saves a checkpoint and raises `Stopped`."""
+        """True when the run shall stop: it saves a checkpoint (or the labels written so far) and raises `Stopped`."""
 
 
 class Silent:
@@ -36,8 +33,6 @@ class Silent:
     def progress(self, stage: str, step: int, total: int, **figures: float) -> None: ...
 
     def event(self, reason: str, message: str) -> None: ...
-
-    def log(self, line: str) -> None: ...
 
     def should_stop(self) -> bool:
         return False

@@ -21,11 +21,12 @@ from trainer.errors import UserError
 from trainer.feed import Feed, MicroBatch, with_targets
 from trainer.learner import LOSS
 from trainer.listener import Listener, Stopped
+from trainer.losses import Head
 from trainer.metrics import MetricsLog
 from trainer.peers import Peers
 from trainer.schedule import learning_rate
 from trainer.spec import CheckpointSpec, TrainingSpec
-from trainer.teacher import Targets, Teacher, TeacherHead
+from trainer.teacher import Targets, Teacher
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def _not_finite(this: Run, step: int, losses: list[float]) -> UserError:
     return UserError("NON_FINITE_LOSS", message)
 
 
-def _to_device(head: TeacherHead) -> TeacherHead:
+def _to_device(head: Head) -> Head:
     device = compute_device()
-    return TeacherHead(head.weight_VD.to(device), None if head.bias_V is None else head.bias_V.to(device))
+    return Head(head.weight_VD.to(device), None if head.bias_V is None else head.bias_V.to(device))
 
 
 def _targets_to_device(targets: Targets) -> Targets:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import trainer.device  # noqa: F401  (before transformers imports DeepSpeed)
 from trainer import atomic
 from trainer.batch import NOT_LEARNED, Batch, Sample, collate
 from trainer.errors import UserError
+from trainer.hub import unreadable
 from trainer.job import JobContext
 from trainer.losses import Head
 
@@ -55,10 +55,15 @@ def load_model(source: str, dtype: torch.dtype) -> PreTrainedModel:
         _check_directory(Path(source))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
         )
     except (StrictDataclassError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError("MODEL_INVALID", f"{source} cannot be loaded as a causal language model: {error}") from error
+        raise unreadable(source, "MODEL_INVALID", "cannot be loaded as a causal language model", error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         names = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
         raise UserError("MODEL_INVALID", f"{source}: weights are missing or of another shape: {', '.join(names[:5])}")
@@ -121,7 +126,7 @@ def max_positions(source: str) -> int | None:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (StrictDataclassError, OSError, ValueError, KeyError) as error:
-        raise UserError("MODEL_INVALID", f"{source} has no config that transformers knows: {error}") from error
+        raise unreadable(source, "MODEL_INVALID", "has no config that transformers knows", error) from error
     return positions_of(config)
 
 
@@ -201,7 +206,7 @@ def write_model(
     model.tie_weights()
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     assert not any(parameter.is_meta for parameter in model.parameters()), loaded.missing_keys
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.config.dtype = next(model.parameters()).dtype
     model.save_pretrained(temporary)
@@ -230,7 +235,7 @@ def publish_model(ctx: JobContext, model_dir: Path, target_dir: Path, extra: Map
 
     `extra`: what the caller knows of the lineage besides spec and files (name, teacher versions, data, metrics).
     """
-    temporary = target_dir.with_name(f".{target_dir.name}.{os.getpid()}.tmp")
+    temporary = target_dir.with_name(f".{target_dir.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(model_dir, temporary)
     files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != MANIFEST)

@@ -1,6 +1,6 @@
 """What is minimised: an objective says what it needs and gives named terms; a combiner makes one loss of them.
 
-Terms are sums with their count, never means, so that micro-batches and workers add up exactly (I3).
+Terms are sums over positions, never means, so that micro-batches and workers add up exactly (I3).
 A new method is a class here and an entry in `OBJECTIVES`; the loop does not change.
 
 Shapes: N learned positions, D hidden size.
@@ -16,28 +16,23 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from trainer.batch import Batch
-from trainer.errors import SpecError, Violation
 from trainer.losses import Head, Mix, TeacherSide, distillation_loss
 from trainer.spec import DistillSpec, FineTuneSpec
-from trainer.teacher import Targets, TeacherHead
+from trainer.teacher import Targets
 
 
 class Needs(enum.Flag):
     """What a method asks of the machinery around it."""
 
     NOTHING = 0
-    SINGLE_BACKWARD = enum.auto()
     TEACHER = enum.auto()
-    GLOBAL_BATCH = enum.auto()
-    PER_SAMPLE_GRADIENT = enum.auto()
 
 
 @dataclass(frozen=True)
 class Term:
-    """A sum over `count` positions. Terms of weight 0 are figures for people and carry no gradient."""
+    """A sum over learned positions. Terms of weight 0 are figures for people and carry no gradient."""
 
     sum: Tensor
-    count: int
     weight: float = 1.0
 
 
@@ -49,13 +44,11 @@ class Forward:
     hidden_ND: Tensor
     head: Head
     targets: Targets | None
-    teacher_head: TeacherHead | None
+    teacher_head: Head | None
 
 
 class Objective(Protocol):
     needs: Needs
-    taps: tuple[str, ...]
-    """Which values of the student it reads; `hidden:-1` are its final hidden states."""
 
     def build(self) -> nn.ModuleDict:
         """Modules of its own that are trained along (projectors, discriminators)."""
@@ -66,8 +59,7 @@ class Objective(Protocol):
 class CrossEntropy:
     """Learn the labels."""
 
-    needs = Needs.SINGLE_BACKWARD
-    taps: tuple[str, ...] = ("hidden:-1",)
+    needs = Needs.NOTHING
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
@@ -80,14 +72,13 @@ class CrossEntropy:
         sums = distillation_loss(
             forward.hidden_ND, forward.head, target_ids_N, None, Mix(), num_tokens=self._num_tokens
         )
-        return {"cross_entropy": Term(sums.total, len(target_ids_N))}
+        return {"cross_entropy": Term(sums.total)}
 
 
 class Divergence:
     """Learn the teacher's distribution, mixed with the labels."""
 
-    needs = Needs.SINGLE_BACKWARD | Needs.TEACHER
-    taps: tuple[str, ...] = ("hidden:-1",)
+    needs = Needs.TEACHER
 
     def __init__(self, num_tokens: int, mix: Mix) -> None:
         self._num_tokens = num_tokens
@@ -100,17 +91,15 @@ class Divergence:
         assert forward.targets is not None
         assert forward.targets.hidden_ND is not None
         assert forward.teacher_head is not None
-        head = Head(forward.teacher_head.weight_VD, forward.teacher_head.bias_V)
-        teacher = TeacherSide(forward.targets.hidden_ND, head)
+        teacher = TeacherSide(forward.targets.hidden_ND, forward.teacher_head)
         target_ids_N = forward.batch.target_ids_N
         sums = distillation_loss(
             forward.hidden_ND, forward.head, target_ids_N, teacher, self._mix, num_tokens=self._num_tokens
         )
-        count = len(target_ids_N)
         return {
-            "distillation": Term(sums.total, count),
-            "forward_kl": Term(sums.divergence, count, weight=0.0),
-            "cross_entropy": Term(sums.cross_entropy, count, weight=0.0),
+            "distillation": Term(sums.total),
+            "forward_kl": Term(sums.divergence, weight=0.0),
+            "cross_entropy": Term(sums.cross_entropy, weight=0.0),
         }
 
 
@@ -138,11 +127,11 @@ OBJECTIVES: dict[str, Callable[[int, Mix], Objective]] = {
 
 
 def plan(spec: FineTuneSpec | DistillSpec, role: str = "student") -> Plan:
-    """The baseline, and a job without teacher, learn labels; SpecError for pairs that cannot be."""
+    """The baseline, and a job without teacher, learn labels."""
     if role == "baseline" or not isinstance(spec, DistillSpec) or spec.objective.kd_ratio == 0.0:
         return Plan("cross_entropy", CrossEntropy.needs)
     mix = Mix(spec.objective.kd_ratio, spec.objective.temperature)
-    return _possible(Plan("divergence", Divergence.needs, mix), spec)
+    return Plan("divergence", Divergence.needs, mix)
 
 
 def combine(terms: Mapping[str, Term]) -> Tensor:
@@ -152,11 +141,3 @@ def combine(terms: Mapping[str, Term]) -> Tensor:
     for one in weighted[1:]:
         total = total + one
     return total
-
-
-def _possible(wanted: Plan, spec: DistillSpec) -> Plan:
-    """Refuses what the machinery cannot give, with the reason."""
-    if Needs.PER_SAMPLE_GRADIENT in wanted.needs and spec.training.zero_stage > 0:
-        message = f"{wanted.name} needs the gradient of each sample, which ZeRO cannot give; set zero_stage: 0"
-        raise SpecError([Violation("spec.training.zero_stage", message)])
-    return wanted

@@ -89,6 +89,10 @@ class SampleOrder:
         epoch = bisect_right(self._first_steps, step) - 1
         return GlobalBatch(epoch, self._epoch(epoch)[step - self._first_step(epoch)])
 
+    def num_tokens(self, step: int) -> int:
+        """Of a global step, padding not counted."""
+        return sum(map(self._length, self.global_batch(step).rows))
+
     def micro_batches(self, step: int, rank: int, world: int, micro_batch_tokens: int) -> list[list[Row]]:
         """This rank's share of the step; every rank gets the same number of micro-batches, some of them empty."""
         rows = self.global_batch(step).rows

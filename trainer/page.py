@@ -105,7 +105,8 @@ def _key_figures(document: Document) -> list[dict[str, str]]:
     student = document["metrics"].get("student", {})
     exact_match = (wording.percent(student.get("exact_match")), "exact match", _range(student.get("exact_match_ci95")))
     retention = (wording.percent(document["retention"]), "of the teacher kept", _range(document["retention_ci95"]))
-    gain = (wording.points(document["gain"]), "over the student alone", _range(document["gain_ci95"]))
+    other = labels(document)["baseline"].lower()
+    gain = (wording.points(document["gain"]), f"over the {other}", _range(document["gain_ci95"]))
     first = exact_match if document["retention"] is None else retention
     found = [first, gain, _size_figure(document["parameters"]), _time_figure(document["training"].get("student"))]
     return [

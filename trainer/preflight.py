@@ -32,7 +32,7 @@ def check_inputs(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) ->
 
 
 def _data_violations(spec: FineTuneSpec | DistillSpec) -> Iterator[Violation]:
-    unlabelled = isinstance(spec, DistillSpec) and spec.objective.seq_kd
+    unlabelled = spec.has_written_labels
     yield from _source_violations("spec.data.train", spec.data.train, spec, labelled=not unlabelled)
     if spec.data.eval is not None:
         yield from _source_violations("spec.data.eval", spec.data.eval, spec, labelled=True)
@@ -60,7 +60,7 @@ def _source_violations(
 
 
 def _remedy(role: str, spec: FineTuneSpec | DistillSpec) -> str:
-    can_write = role == "completion" and isinstance(spec, DistillSpec) and not spec.objective.seq_kd
+    can_write = role == "completion" and isinstance(spec, DistillSpec) and not spec.has_written_labels
     return ", or let the teacher write completions: objective.seq_kd: true" if can_write else ""
 
 

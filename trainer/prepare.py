@@ -127,10 +127,6 @@ class Prepared:
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
-    @property
-    def eos_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
-
 
 def prepare(ctx: JobContext) -> Prepared:
     """Makes `prepared/`, or finds it made for the same settings."""

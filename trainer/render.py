@@ -105,9 +105,9 @@ class Renderer:
         """Prompt, completion and end token, for a tokenizer without a chat template."""
         prompt, *rest = conversation(row, self._data)
         ids = self._ids(prompt["content"], special=True)
-        return (
-            self.answered(ids, self._ids(rest[0]["content"]), ended=True) if rest else Rendered(ids, [-100] * len(ids))
-        )
+        if not rest:
+            return Rendered(ids, [NOT_LEARNED] * len(ids))
+        return self.answered(ids, self._ids(rest[0]["content"]), ended=True)
 
     def _rendered(self, messages: list[Message], *, prompt: bool = False) -> str:
         try:

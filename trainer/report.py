@@ -19,7 +19,7 @@ from trainer import wording
 from trainer.atomic import write_json, write_text
 from trainer.job import JobContext
 from trainer.spec import DistillSpec
-from trainer.transfer import ROLES, Answers, outcome, read_answers, read_jsonl, shared_ids, summarise
+from trainer.transfer import ROLES, Answers, outcome, read_answers, read_jsonl, shared_ids, summary
 
 LEARNERS = ("student", "baseline")
 _NUM_EXAMPLES = 6
@@ -48,28 +48,25 @@ def build_report(ctx: JobContext) -> Report:
 
 def report_document(ctx: JobContext) -> dict[str, Any]:
     """All figures of the report, as report.json holds them."""
-    answers = read_answers(ctx.job_dir)
-    draws, seed = ctx.spec.evaluate.bootstrap_samples, ctx.spec.training.seed
     learners = [role for role in LEARNERS if ctx.model_dir(role).is_dir() or ctx.metrics_path(role).is_file()]
     document = {
         "job": ctx.uid,
         "kind": ctx.kind,
-        **summarise(answers, draws=draws, seed=seed),
-        "bootstrap": {"draws": draws, "seed": seed},
+        **summary(ctx),
+        "bootstrap": {"draws": ctx.spec.evaluate.bootstrap_samples, "seed": ctx.spec.training.seed},
         "parameters": _parameters(ctx, learners),
         "training": {role: _training(ctx, role) for role in learners},
         "data": _data_counts(ctx),
         "lineage": _lineage(ctx),
-        "examples": examples(answers),
+        "examples": examples(read_answers(ctx.job_dir)),
         "spec": ctx.spec.model_dump(mode="json"),
     }
     return {"headline": wording.headline(document), **document}
 
 
 def learning_curve(ctx: JobContext, role: str) -> list[dict[str, Any]]:
-    """The logged steps in order; of a step that was done twice, after a restart, the later record."""
-    by_step = {int(line["step"]): line for line in read_jsonl(ctx.metrics_path(role))}
-    return [by_step[step] for step in sorted(by_step)]
+    """The logged steps in order."""
+    return read_jsonl(ctx.metrics_path(role))
 
 
 def _training(ctx: JobContext, role: str) -> dict[str, Any] | None:

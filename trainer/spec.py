@@ -27,21 +27,6 @@ class TokenizerSpec(Strict):
     """Entries, special tokens included."""
 
 
-class FreshModel(Strict):
-    """A model that begins from random weights."""
-
-    config: dict[str, Any]
-    """A transformers config: `model_type` and its fields. `vocab_size` and token ids are set from the tokenizer."""
-    tokenizer: TokenizerSpec = TokenizerSpec()
-    """Used when no teacher brings a tokenizer."""
-
-    @model_validator(mode="after")
-    def _has_model_type(self) -> FreshModel:
-        if not isinstance(self.config.get("model_type"), str):
-            raise ValueError("config.model_type is missing; name the architecture, for example model_type: llama")
-        return self
-
-
 class StudentSpec(Strict):
     """The model that learns: `model` names one that exists, `config` describes a fresh one."""
 
@@ -230,6 +215,11 @@ class FineTuneSpec(Strict):
     publish: PublishSpec | None = None
     schedule: ScheduleSpec = ScheduleSpec()
 
+    @property
+    def has_written_labels(self) -> bool:
+        """Whether a teacher writes the completions that the student learns (seq_kd)."""
+        return False
+
 
 class DistillSpec(FineTuneSpec):
     """Learn from a teacher."""
@@ -237,6 +227,10 @@ class DistillSpec(FineTuneSpec):
     teachers: Annotated[tuple[TeacherSpec, ...], Field(min_length=1, max_length=1)]
     """One teacher, as of now."""
     objective: ObjectiveSpec = ObjectiveSpec()
+
+    @property
+    def has_written_labels(self) -> bool:
+        return self.objective.seq_kd
 
     @model_validator(mode="after")
     def _tokenizer_is_the_teachers(self) -> DistillSpec:

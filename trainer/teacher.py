@@ -33,18 +33,11 @@ class Targets:
     """Final hidden states (after the final norm) at `batch.rows_N`, in the teacher's dtype."""
 
 
-@dataclass(frozen=True)
-class TeacherHead:
-    """The matrix that makes logits of hidden states: sent once, not with every batch."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None
-
-
 class Teacher(Protocol):
     """What the loop asks of a teacher, wherever it lives."""
 
-    def head(self) -> TeacherHead: ...
+    def head(self) -> Head:
+        """What makes logits of its hidden states: fetched once, not with every batch."""
 
     def request(self, batch: Batch) -> Callable[[], Targets]:
         """Starts the work; the returned function waits for the answer."""
@@ -100,7 +93,6 @@ class TeacherModel:
         self, source: str, *, dtype: str, rank: int = 0, world: int = 1, tokens: TokenIds | None = None
     ) -> None:
         model = load_model(source, DTYPES[dtype])
-        self.num_parameters = model.num_parameters()
         self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
         check_rows(model, self._tokens.num_tokens, source)
         self._refused = None if keeps_samples_apart(model) else packing_refused(model, source)
@@ -108,16 +100,16 @@ class TeacherModel:
         self._device = compute_device()
         self._root = _Root(model).requires_grad_(False)
         self._forward: nn.Module = self._root.to(self._device) if world == 1 else _sharded(self._root, dtype)
-        self._head: TeacherHead | None = None
+        self._head: Head | None = None
 
     @torch.no_grad()
-    def head(self) -> TeacherHead:
+    def head(self) -> Head:
         """The whole output head, on every shard; kept after the first call."""
         if self._head is None:
             head = split(self._root.model).head
             if self._peers.world > 1:
                 head = _gathered(head)
-            self._head = TeacherHead(head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach())
+            self._head = Head(head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach())
         return self._head
 
     @torch.no_grad()
@@ -138,8 +130,7 @@ class TeacherModel:
         batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
         hidden_ND = self.targets(batch).hidden_ND
         assert hidden_ND is not None
-        head = Head(self.head().weight_VD, self.head().bias_V)
-        losses_N = token_losses(hidden_ND, head, batch.target_ids_N, num_tokens=self._tokens.num_tokens)
+        losses_N = token_losses(hidden_ND, self.head(), batch.target_ids_N, num_tokens=self._tokens.num_tokens)
         owners_N = batch.owners_N()
         zeros = torch.zeros(len(batch.sample_ids), dtype=torch.float64, device=self._device)
         sums = zeros.index_add(0, owners_N, losses_N.double()).tolist()
@@ -153,7 +144,7 @@ class LocalTeacher:
     def __init__(self, model: TeacherModel) -> None:
         self._model = model
 
-    def head(self) -> TeacherHead:
+    def head(self) -> Head:
         return self._model.head()
 
     def request(self, batch: Batch) -> Callable[[], Targets]:

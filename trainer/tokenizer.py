@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainer.errors import UserError
+from trainer.hub import unreadable
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
@@ -61,7 +62,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError("TOKENIZER_INVALID", f"no tokenizer can be loaded from {source}: {error}") from error
+        raise unreadable(str(source), "TOKENIZER_INVALID", "gives no tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             "TOKENIZER_INVALID", f"the tokenizer of {source} has no end token (eos_token); set one and save"

@@ -20,7 +20,7 @@ _AS_BITS = {torch.bfloat16: torch.int16}
 
 
 def pack(content: Any) -> Arrays:
-    """A dataclass of tensors (`Batch`, `Targets`, `TeacherHead`); other fields go as they are."""
+    """A dataclass of tensors (`Batch`, `Targets`, `Head`); other fields go as they are."""
     return {field.name: _pack_value(getattr(content, field.name)) for field in fields(content)}
 
 

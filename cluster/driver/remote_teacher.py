@@ -21,7 +21,8 @@ from cluster.errors import ClusterError
 from trainer.batch import Batch
 from trainer.errors import TrainerError
 from trainer.generate import group_size
-from trainer.teacher import Targets, TeacherHead
+from trainer.losses import Head
+from trainer.teacher import Targets
 
 _MOST_ATTEMPTS = 5
 _TIMEOUT_S = 3600.0
@@ -36,17 +37,17 @@ class RemoteTeacher:
         self._num_students = num_students
         self._timeout_s = timeout_s
         self._num_shards = int(ray.get(gateway.num_shards.remote(), timeout=timeout_s))
-        self._head: TeacherHead | None = None
+        self._head: Head | None = None
 
     @classmethod
     def connect(cls, num_students: int) -> RemoteTeacher:
         """The teacher of this job, which so many students share."""
         return cls(ray.get_actor(GATEWAY), num_students=num_students)
 
-    def head(self) -> TeacherHead:
+    def head(self) -> Head:
         """Fetched once for each process."""
         if self._head is None:
-            self._head = unpack(TeacherHead, self._send(Operation("head"), None)())
+            self._head = unpack(Head, self._send(Operation("head"), None)())
         return self._head
 
     def request(self, batch: Batch) -> Callable[[], Targets]:

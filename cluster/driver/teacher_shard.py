@@ -18,7 +18,8 @@ from cluster.driver.teacher_dispatch import Operation
 if TYPE_CHECKING:
     from cluster.driver.process_group import Meeting
     from trainer.batch import Batch
-    from trainer.teacher import Targets, TeacherHead
+    from trainer.losses import Head
+    from trainer.teacher import Targets
 
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class Compute(Protocol):
     """One process' share of a teacher; with several processes every method is collective."""
 
-    def head(self) -> TeacherHead: ...
+    def head(self) -> Head: ...
 
     def targets(self, batch: Batch | None) -> Targets: ...
 

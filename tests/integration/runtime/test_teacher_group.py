@@ -22,7 +22,8 @@ from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teache
 from cluster.ray_head import RayHead
 from trainer.batch import Batch, Sample, collate, empty_batch
 from trainer.errors import UserError
-from trainer.teacher import LocalTeacher, Targets, TeacherHead, TeacherModel
+from trainer.losses import Head
+from trainer.teacher import LocalTeacher, Targets, TeacherModel
 
 pytestmark = pytest.mark.ray
 
@@ -43,9 +44,9 @@ class Echo:
         self._world = world
         self._size = size
 
-    def head(self) -> TeacherHead:
+    def head(self) -> Head:
         self._meet()
-        return TeacherHead(torch.eye(3), None)
+        return Head(torch.eye(3), None)
 
     def targets(self, batch: Batch | None) -> Targets:
         self._meet()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from workers import fit_all, fit_until_killed, fit_with_a_stop, run_workers
+from workers import fit_all, fit_until_killed, fit_with_a_stop, keep_frequencies, run_workers
 
 from tests.tiny_jobs import TINY_LLAMA, fine_tune_job
 from trainer.job import JobContext
@@ -91,6 +91,11 @@ def test_deepspeed_equals_plain_torch_on_one_worker(alone, by_torch, stage):
     # Adam divides by the root of squared gradients: rounding of clipping shows in the weights as about 1e-5.
     assert_close(alone[f"fp32-{stage}"], by_torch["fp32-0"], weight=5e-5, loss=1e-5)
     assert_close(alone[f"bf16-{stage}"], by_torch["bf16-0"], weight=0.05, loss=0.02)
+
+
+def test_bfloat16_leaves_rotary_frequencies_as_the_served_model_has_them(tmp_path):
+    jobs = [ctx for name, ctx in make_jobs(tmp_path).items() if name.startswith("bf16")]
+    assert run_workers(keep_frequencies, 1, tmp_path, jobs) == [0]
 
 
 @pytest.mark.parametrize("stage", range(4))

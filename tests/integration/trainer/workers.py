@@ -110,9 +110,9 @@ class PoisonedTeacher:
         self.sample_id = sample_id
 
     def head(self) -> Any:
-        from trainer.teacher import TeacherHead
+        from trainer.losses import Head
 
-        return TeacherHead(torch.zeros(self.num_tokens, 4), None)
+        return Head(torch.zeros(self.num_tokens, 4), None)
 
     def request(self, batch: Any) -> Callable[[], Any]:
         from trainer.teacher import Targets
@@ -145,3 +145,20 @@ def agree(peers: Peers, directory: Path) -> None:
     }
     peers.barrier()
     (directory / f"agreed-{peers.rank}.json").write_text(json.dumps(found))
+
+
+def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
+    """What positions are turned by is, under the engine, what it was before."""
+    from trainer.engine import ENGINES
+    from trainer.fit import first_model
+    from trainer.learner import Learner
+    from trainer.objective import plan
+    from trainer.prepare import Prepared
+
+    for ctx in jobs:
+        model = first_model(ctx, Prepared.open(ctx))
+        before = model.model.rotary_emb.inv_freq.clone()
+        engine = ENGINES["deepspeed"](Learner(model, plan(ctx.spec).objective(8)), ctx.spec.training, peers)
+        assert model.lm_head.weight.dtype == torch.bfloat16
+        assert torch.equal(model.model.rotary_emb.inv_freq, before)
+        engine.close()

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from trainer.batch import NOT_LEARNED, ROW_MULTIPLE, Batch, Sample, collate, empty_batch
 
@@ -68,40 +67,6 @@ def test_every_sample_lies_whole_at_its_place_with_positions_from_0(rows) -> Non
             assert batch.input_ids_BT[b, here].tolist() == samples[index]["input_ids"]
             assert batch.position_ids_BT[b, here].tolist() == list(range(int(here.sum())))
     assert (batch.input_ids_BT[batch.segment_ids_BT == 0] == PAD).all()
-
-
-@settings(deadline=None)
-@given(rows_of_tokens)
-def test_a_position_sees_its_own_sample_up_to_itself(rows) -> None:
-    batch = collate(*packed(rows), PAD)
-    seen = batch.attention_mask_4d()[:, 0] == 0
-    length = seen.shape[-1]
-    for b in range(len(seen)):
-        for t in range(length):
-            segments = batch.segment_ids_BT[b]
-            expected = [s for s in range(t + 1) if segments[s] == segments[t]]
-            assert seen[b, t].nonzero()[:, 0].tolist() == expected
-
-
-def test_attention_over_a_packed_row_is_that_of_the_samples_alone() -> None:
-    torch.manual_seed(3)
-    samples = [sample(at, list(range(1, n + 1)), [True] * n) for at, n in enumerate((5, 9, 3))]
-    batch = collate([[0, 1, 2]], samples, PAD)
-    query, key, value = torch.randn(3, 1, 2, batch.input_ids_BT.shape[1], 4)
-    whole = functional.scaled_dot_product_attention(query, key, value, attn_mask=batch.attention_mask(torch.float32))
-    assert whole.isfinite().all()
-    for segment in (1, 2, 3):
-        here = batch.segment_ids_BT[0] == segment
-        alone = functional.scaled_dot_product_attention(
-            query[:, :, here], key[:, :, here], value[:, :, here], is_causal=True
-        )
-        torch.testing.assert_close(whole[:, :, here], alone)
-
-
-def test_rows_of_one_sample_get_the_plain_mask() -> None:
-    batch = collate([[0], [1]], [sample(0, [1, 2, 3], [True] * 3), sample(1, [4], [True])], PAD)
-    assert not batch.is_packed()
-    assert batch.attention_mask().tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("batch", [empty_batch(5), collate([], [], 5)])

@@ -51,6 +51,18 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000008"]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_does_not_outlive_what_is_saved_instead(keep, tmp_path):
+    _, newest = save(tmp_path, 2, 8, keep=2)
+    flip(newest / "model.safetensors")
+    save(tmp_path, 4, keep=keep)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-00000002", "step-00000004"][-keep:]
+    found = latest_good(tmp_path, Heard())
+    assert found is not None
+    assert found.progress.step == 4
+
+
 def tear(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -13,8 +13,10 @@ from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, distill_job, fine_tune_job
 from trainer.engine import ENGINES
 from trainer.errors import CheckpointError, UserError
 from trainer.fit import first_model, fit
+from trainer.learner import Learner
 from trainer.listener import Silent, Stopped
 from trainer.models import load_model
+from trainer.objective import plan
 from trainer.peers import Peers
 from trainer.prepare import Prepared, prepare
 from trainer.teacher import LocalTeacher, Targets, TeacherModel
@@ -195,6 +197,16 @@ def test_bfloat16_learns_too(tmp_path):
     learn(ctx)
     assert metrics(ctx)[-1]["loss"] < metrics(ctx)[0]["loss"] - 0.5
     assert weights(ctx)["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_bfloat16_leaves_rotary_frequencies_as_the_served_model_has_them(tmp_path):
+    ctx = fine_tune_job(tmp_path, training={"precision": "bf16"})
+    prepare(ctx)
+    model = first_model(ctx, Prepared.open(ctx))
+    before = model.model.rotary_emb.inv_freq.clone()
+    ENGINES["torch"](Learner(model, plan(ctx.spec).objective(8)), ctx.spec.training, Peers.alone())
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(model.model.rotary_emb.inv_freq, before)
 
 
 def test_epochs_are_turned_into_steps(tmp_path):

@@ -37,7 +37,9 @@ PROMPTS = [[10, 11, 12], [20], [30, 31, 32, 33, 34, 35, 36], [40, 41], [50, 51, 
 
 @pytest.mark.parametrize("config", [TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("most_at_once", [1, 2, None])
-def test_equals_the_greedy_search_of_transformers(config, most_at_once, tokenizer):
+def test_equals_the_greedy_search_of_transformers(config, most_at_once, tokenizer, monkeypatch):
+    if most_at_once:
+        monkeypatch.setattr("trainer.generate.group_size", lambda *_: most_at_once)
     model = sharp_model(config, tokenizer)
     alone = [
         model.generate(
@@ -48,7 +50,7 @@ def test_equals_the_greedy_search_of_transformers(config, most_at_once, tokenize
     expected = [one[0, len(prompt) :].tolist() for one, prompt in zip(alone, PROMPTS, strict=True)]
     assert any(len(set(one)) > 3 for one in expected)
     tokens = TokenIds.of(tokenizer)
-    found = generate(next_logits_of(model), PROMPTS, 20, tokens, device=CPU, most_at_once=most_at_once)
+    found = generate(next_logits_of(model), PROMPTS, 20, tokens, device=CPU)
     assert found == [one[: one.index(tokens.eos_ids[0])] if tokens.eos_ids[0] in one else one for one in expected]
 
 

@@ -1,16 +1,19 @@
 """Models in and out: what is refused and why, and that what is written is what plain transformers reads."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, fine_tune_job
 from trainer.atomic import sha256_file
 from trainer.batch import collate
-from trainer.errors import UserError
+from trainer.errors import TrainerError, UserError
+from trainer.hub import unreadable
 from trainer.models import (
     check_head,
     choose_attention,
@@ -23,6 +26,16 @@ from trainer.models import (
     write_model,
 )
 from trainer.tokenizer import load_tokenizer, train_tokenizer
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def hub_answers(status):
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError("the hub's words", response=response)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +115,33 @@ def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(tokenizer, tmp_p
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"model\.norm\.weight"):
         load_model(str(directory), torch.float32)
+
+
+def test_weights_of_another_shape_are_refused_by_name(tokenizer, tmp_path):
+    directory = saved(fresh_model(TINY_LLAMA, tokenizer, 0), tokenizer, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"another shape: .*model\.norm\.weight") as error:
+        load_model(str(directory), torch.float32)
+    assert error.value.reason == "MODEL_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (OSError("no such model"), UserError, "MODEL_INVALID"),
+        (FileNotFoundError(2, "No such file"), UserError, "MODEL_INVALID"),
+        (OSError(5, "Input/output error"), TrainerError, "STORAGE_FAILED"),
+        (caused(OSError("offline"), LocalEntryNotFoundError("no network")), TrainerError, "HUB_UNREACHABLE"),
+        (caused(OSError("busy"), hub_answers(503)), TrainerError, "HUB_UNREACHABLE"),
+        (caused(OSError("not found"), hub_answers(404)), UserError, "MODEL_INVALID"),
+    ],
+)
+def test_a_hub_or_disk_that_fails_is_not_a_wrong_job(error, kind, reason):
+    found = unreadable("org/model", "MODEL_INVALID", "cannot be loaded", error)
+    assert (type(found), found.reason) == (kind, reason)
+    assert "org/model" in str(found)
 
 
 def test_a_config_that_asks_for_code_gets_none(tokenizer, tmp_path):

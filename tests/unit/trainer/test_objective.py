@@ -1,17 +1,15 @@
 """Which objective a learner follows, and how terms become one loss."""
 
-import pytest
 import torch
 
 from tests.tiny_jobs import distill_job, fine_tune_job
-from trainer.errors import SpecError
 from trainer.losses import Mix
-from trainer.objective import OBJECTIVES, Needs, Plan, Term, _possible, combine, plan
+from trainer.objective import Needs, Plan, Term, combine, plan
 
 
 def test_a_student_learns_from_its_teacher_and_the_baseline_from_labels(tmp_path):
     spec = distill_job(tmp_path, tmp_path / "teacher").spec
-    assert plan(spec) == Plan("divergence", Needs.SINGLE_BACKWARD | Needs.TEACHER, Mix(0.7, 2.0))
+    assert plan(spec) == Plan("divergence", Needs.TEACHER, Mix(0.7, 2.0))
     assert plan(spec).needs_teacher
     assert plan(spec, "baseline").name == "cross_entropy"
     assert not plan(spec, "baseline").needs_teacher
@@ -23,23 +21,10 @@ def test_no_teacher_is_asked_where_its_share_is_nothing(tmp_path):
     assert plan(fine_tune_job(tmp_path).spec).name == "cross_entropy"
 
 
-def test_every_objective_can_be_made_and_says_what_it_reads():
-    for name in OBJECTIVES:
-        objective = Plan(name, Needs.SINGLE_BACKWARD).objective(10)
-        assert objective.taps == ("hidden:-1",)
-        assert not objective.build()
-
-
-def test_gradients_of_single_samples_are_refused_under_zero(tmp_path):
-    spec = distill_job(tmp_path, tmp_path / "teacher").spec
-    with pytest.raises(SpecError, match="zero_stage: 0"):
-        _possible(Plan("private", Needs.PER_SAMPLE_GRADIENT), spec)
-
-
 def test_combined_loss_is_the_weighted_sum_without_figures():
     terms = {
-        "a": Term(torch.tensor(2.0), 3),
-        "b": Term(torch.tensor(5.0), 3, 0.5),
-        "c": Term(torch.tensor(9.0), 3, 0.0),
+        "a": Term(torch.tensor(2.0)),
+        "b": Term(torch.tensor(5.0), 0.5),
+        "c": Term(torch.tensor(9.0), 0.0),
     }
     assert combine(terms).item() == 4.5

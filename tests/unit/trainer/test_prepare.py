@@ -153,7 +153,7 @@ def test_without_evaluation_data_there_is_none(job: Job) -> None:
 def test_a_distilled_student_takes_the_teachers_tokenizer(job: Job, teacher: str) -> None:
     prepared = prepare(job(teachers=[{"model": teacher}]))
     assert len(prepared.tokenizer) <= 320
-    assert (prepared.pad_id, prepared.eos_id) == (0, 4)
+    assert (prepared.pad_id, prepared.tokenizer.eos_token_id) == (0, 4)
 
 
 def test_a_student_that_speaks_otherwise_is_refused(job: Job, teacher: str, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_written_labels_become_the_training_set(unlabelled: JobContext) -> None:
     assert [sample["sample_id"] for sample in finished.train] == list(range(12))
     decoded = finished.tokenizer.decode(finished.train[3]["input_ids"])
     assert decoded == "<|user|>question 3<|end|><|assistant|>top_up<|end|>"
-    assert finished.train[3]["labels"][-len(answer) - 1 :] == [*answer, finished.eos_id]
+    assert finished.train[3]["labels"][-len(answer) - 1 :] == [*answer, finished.tokenizer.eos_token_id]
     for part in unlabelled.labels_dir.glob("part-*"):
         part.unlink()
     assert list(finish_labels(unlabelled).train) == list(finished.train)

@@ -93,6 +93,8 @@ WRONG = [
         "spec.training.learning_rate",
         "'fast' is not a number; write for example 3.0e-4",
     ),
+    ("spec.training.max_steps", True, "spec.training.max_steps", "true is not a number"),
+    ("spec.evaluate.max_samples", False, "spec.evaluate.max_samples", "false is not a number"),
     ("spec.training.learning_rate", 0, "spec.training.learning_rate", "0 is too small; it must be more than 0"),
     ("spec.training.learning_rate", float("nan"), "spec.training.learning_rate", "nan is not a finite number"),
     ("spec.training.zero_stage", 7, "spec.training.zero_stage", "7 is too large; it must be at most 3"),

@@ -8,7 +8,8 @@ import torch
 
 from cluster.driver.parcel import pack, pack_tokens, unpack, unpack_tokens
 from trainer.batch import Batch, Sample, collate, empty_batch
-from trainer.teacher import Targets, TeacherHead
+from trainer.losses import Head
+from trainer.teacher import Targets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -23,7 +24,7 @@ def test_targets_keep_every_bit(dtype: torch.dtype) -> None:
 
 def test_nothing_stays_nothing() -> None:
     assert unpack(Targets, pack(Targets(None))) == Targets(None)
-    head = unpack(TeacherHead, pack(TeacherHead(torch.ones(2, 3, dtype=torch.bfloat16), None)))
+    head = unpack(Head, pack(Head(torch.ones(2, 3, dtype=torch.bfloat16), None)))
     assert head.bias_V is None
     assert head.weight_VD.shape == (2, 3)
 
