@@ -121,13 +121,14 @@ class TransformersEngine:
     @property
     def load(self) -> Load:
         with self._lock:
-            return Load(self._running, len(self._waiting))
+            return Load(self._running, sum(not each.stream.cancelled for each in self._waiting))
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         sequence = _Sequence(request, self._decode, self._end_ids)
         with self._lock:
             if self._closed:
                 raise EngineFailed("the engine is closed")
+            self._waiting = deque(each for each in self._waiting if not each.stream.cancelled)
             if len(self._waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} requests are waiting already; try again in a moment")
             self._waiting.append(sequence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -36,7 +37,7 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 RETRY_AFTER_S = 1
 DEFAULT_MAX_TOKENS = 512
 """Of a chat answer whose request names no limit, as far as the context has room for it."""
-_UNION_TAGS = ("str", "list[", "constrained-")
+_UNION_TAGS = re.compile(r"str|list\[.*|constrained-.*|body")
 logger = logging.getLogger(__name__)
 
 
@@ -233,4 +234,4 @@ def _explain(errors: Sequence[Mapping[str, object]]) -> InvalidRequest:
 def _field(location: object) -> str:
     """`messages.0.content` from pydantic's path, without the names of the types it tried."""
     parts = [str(part) for part in location] if isinstance(location, tuple) else []
-    return ".".join(part for part in parts if part != "body" and not part.startswith(_UNION_TAGS))
+    return ".".join(part for part in parts if not _UNION_TAGS.fullmatch(part))

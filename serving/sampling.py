@@ -49,11 +49,11 @@ def choose(logits_BV: Tensor, rows: Sequence[tuple[Sampling, torch.Generator]]) 
 def _draw(logits_BV: Tensor, rows: Sequence[tuple[Sampling, torch.Generator]]) -> list[int]:
     """Nucleus sampling (arXiv 1904.09751), by inverse CDF: the fewest tokens whose probability reaches top_p."""
     device = logits_BV.device
-    temperature_B = torch.tensor([sampling.temperature for sampling, _ in rows], device=device)
+    temperature_B = torch.tensor([sampling.temperature for sampling, _ in rows], device=device, dtype=torch.float64)
     top_p_B = torch.tensor([sampling.top_p for sampling, _ in rows], device=device, dtype=torch.float64)
     uniform_B = torch.stack([torch.rand((), generator=source, dtype=torch.float64) for _, source in rows]).to(device)
     scaled_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature_B[:, None]
-    probability_BV, token_BV = scaled_BV.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    probability_BV, token_BV = scaled_BV.softmax(-1).sort(dim=-1, descending=True, stable=True)
     before_BV = probability_BV.cumsum(-1) - probability_BV
     kept_BV = probability_BV.masked_fill(before_BV >= top_p_B[:, None], 0)
     kept_BV[:, 0] = probability_BV[:, 0]

@@ -50,8 +50,6 @@ class StreamOptions(_Request):
 class GenerationOptions(_Request):
     """What both kinds of completion share."""
 
-    max_tokens_field: ClassVar[str] = "max_tokens"
-
     model: Annotated[str, Field(min_length=1, max_length=256)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -164,6 +164,12 @@ async def test_text_parts_and_the_developer_role(client, engine, loaded):
     [
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "valid number"),
+        ({"stream": "maybe"}, "stream", "valid boolean"),
+        (
+            {"stream": True, "stream_options": {"include_usage": "often"}},
+            "stream_options.include_usage",
+            "valid boolean",
+        ),
         ({"top_p": 0}, "top_p", "greater than 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"messages": []}, "messages", "at least 1"),

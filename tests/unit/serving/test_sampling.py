@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from serving.sampling import Sampling, choose
@@ -40,5 +41,7 @@ def test_greedy_and_drawn_rows_share_a_batch():
     assert choose(logits, rows) == [0, 3]
 
 
-def test_a_tiny_temperature_does_not_overflow():
-    assert choose(LOGITS[None] * 1e4, [(Sampling(1e-6), torch.Generator())]) == [0]
+@pytest.mark.parametrize("temperature", [1e-6, 1e-46, 5e-324])
+def test_a_tiny_temperature_does_not_overflow(temperature):
+    rows = [(Sampling(temperature), torch.Generator()), (Sampling(1.0), torch.Generator())]
+    assert choose(LOGITS.repeat(2, 1) * 1e4, rows) == [0, 0]
