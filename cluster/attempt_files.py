@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from cluster.ids import hash_token
 from cluster.settings import Settings
 from cluster.store.records import StoredAttempt, StoredJob, StoredModel, Terminal
 from cluster.wire import terminal_from_proto
+from trainer.atomic import write_json
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,6 @@ def attempt_document(
         "name": job.name,
         "spec": job.spec,
         "models": {text: {"reference": model.reference, "path": model.path} for text, model in models.items()},
-        "storage": str(settings.storage),
         "publish_dir": _publish_dir(settings, job),
     }
 
@@ -66,21 +65,15 @@ def write_attempt(settings: Settings, attempt: StoredAttempt, document: Mapping[
     if not jobs.is_dir():  # it was made at start-up
         raise FileNotFoundError(errno.ENOENT, "no such directory; is the storage mounted?", str(jobs))
     path = attempt_dir(settings, attempt) / "attempt.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
-        json.dump(document, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_json(path, document, mode=0o600)
     return path
 
 
 def stored_token(settings: Settings, attempt: StoredAttempt) -> str | None:
     """The token of an attempt.json that was written before, if it is the one the store knows."""
     try:
-        token = str(json.loads((attempt_dir(settings, attempt) / "attempt.json").read_text())["lease_token"])
+        written = (attempt_dir(settings, attempt) / "attempt.json").read_text(encoding="utf-8")
+        token = str(json.loads(written)["lease_token"])
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return token if hash_token(token) == attempt.lease_token_sha256 else None

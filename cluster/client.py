@@ -10,12 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from athanor.v1 import (
-    cluster_service_pb2,
-    cluster_service_pb2_grpc,
     deployment_service_pb2,
     deployment_service_pb2_grpc,
     job_pb2,
@@ -32,6 +30,10 @@ from cluster.rpc import RPC_TIMEOUT_S, STREAM_TIMEOUT_S, Cuts, NotFinished, Requ
 # We repeat calls ourselves; and a proxy for the web knows no way to a cluster, least of all to 127.0.0.1.
 _CHANNEL_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0))
 
+_MAX_PAGE_SIZE = 1000
+Page = TypeVar("Page")
+Item = TypeVar("Item")
+
 TERMINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
 
@@ -46,7 +48,6 @@ class AthanorClient:
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._deployments = deployment_service_pb2_grpc.DeploymentServiceStub(self._channel)
-        self._cluster = cluster_service_pb2_grpc.ClusterServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -100,17 +101,12 @@ class AthanorClient:
         self, *, states: Sequence[job_pb2.JobState.ValueType] = (), name: str = "", limit: int = 100
     ) -> Iterator[job_pb2.Job]:
         """Newest first, over all pages, at most `limit`."""
-        token = ""
-        while limit > 0:
-            request = job_service_pb2.ListJobsRequest(
-                page_size=min(limit, 1000), page_token=token, states=states, name=name
-            )
-            page = self._repeat(lambda request=request: self._jobs.ListJobs(request, timeout=RPC_TIMEOUT_S))  # type: ignore[misc]
-            yield from page.jobs
-            limit -= len(page.jobs)
-            token = page.next_page_token
-            if not token:
-                return
+
+        def page(size: int, token: str) -> job_service_pb2.ListJobsResponse:
+            request = job_service_pb2.ListJobsRequest(page_size=size, page_token=token, states=states, name=name)
+            return self._repeat(lambda: self._jobs.ListJobs(request, timeout=RPC_TIMEOUT_S))
+
+        return _pages(page, lambda found: found.jobs, limit)
 
     def cancel_job(self, uid: str, message: str = "") -> job_pb2.Job:
         request = job_service_pb2.CancelJobRequest(uid=uid, message=message)
@@ -168,9 +164,14 @@ class AthanorClient:
         request = model_service_pb2.GetModelVersionRequest(reference=reference)
         return self._repeat(lambda: self._models.GetModelVersion(request, timeout=RPC_TIMEOUT_S)).model_version
 
-    def list_models(self, name: str = "", *, limit: int = 100) -> Sequence[model_service_pb2.ModelVersion]:
-        request = model_service_pb2.ListModelVersionsRequest(name=name, page_size=limit)
-        return self._repeat(lambda: self._models.ListModelVersions(request, timeout=RPC_TIMEOUT_S)).model_versions
+    def list_models(self, name: str = "", *, limit: int = 100) -> Iterator[model_service_pb2.ModelVersion]:
+        """Over all pages, at most `limit`."""
+
+        def page(size: int, token: str) -> model_service_pb2.ListModelVersionsResponse:
+            request = model_service_pb2.ListModelVersionsRequest(name=name, page_size=size, page_token=token)
+            return self._repeat(lambda: self._models.ListModelVersions(request, timeout=RPC_TIMEOUT_S))
+
+        return _pages(page, lambda found: found.model_versions, limit)
 
     def set_alias(
         self, name: str, alias: str, version: int, *, expected_version: int | None = None
@@ -213,10 +214,6 @@ class AthanorClient:
 
     # The server itself
 
-    def server_info(self) -> cluster_service_pb2.GetServerInfoResponse:
-        request = cluster_service_pb2.GetServerInfoRequest()
-        return self._repeat(lambda: self._cluster.GetServerInfo(request, timeout=RPC_TIMEOUT_S))
-
     def is_serving(self, *, timeout_s: float = 2.0) -> bool:
         """Whether the server answers and calls itself healthy. Asked once."""
         try:
@@ -235,3 +232,15 @@ class AthanorClient:
 def _stream_timeout_s(until: float | None) -> float:
     left_s = STREAM_TIMEOUT_S if until is None else max(until - time.monotonic(), 0.001)
     return min(left_s, STREAM_TIMEOUT_S)
+
+
+def _pages(ask: Callable[[int, str], Page], items: Callable[[Page], Sequence[Item]], limit: int) -> Iterator[Item]:
+    """What all pages hold, at most `limit`, asked for as it is read."""
+    token = ""
+    while limit > 0:
+        page: Any = ask(min(limit, _MAX_PAGE_SIZE), token)
+        yield from items(page)
+        limit -= len(items(page))
+        token = page.next_page_token
+        if not token:
+            return

@@ -52,28 +52,28 @@ class Deployer:
     def __init__(
         self,
         dashboard_url: str,
-        token: str | Path | None,
+        token_path: Path | None,
         host: str,
         port: int,
         *,
-        storage: Path | None = None,
+        storage: Path,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`token` may be the file that holds it; it is read at each call, for it is renewed now and then.
+        """The token's file is read at each call, for it is renewed now and then.
 
-        With `storage`, applications of ours that serve a model from elsewhere belong to another installation.
+        Applications of ours that serve a model from outside `storage` belong to another installation.
         """
         self._http_options = {"host": host, "port": port}
         self._dashboard_host = httpx.URL(dashboard_url).host
-        self._token = token
-        self._models = storage / "models" if storage else Path("/")
+        self._token_path = token_path
+        self._models = storage / "models"
         self._client = httpx.AsyncClient(base_url=dashboard_url, transport=transport, trust_env=False)
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
     async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str] | None = None
+        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
     ) -> dict[str, DeploymentStatus]:
         """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
 
@@ -83,7 +83,7 @@ class Deployer:
         seen = await self._read()
         live = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
         wanted = [deployment for deployment in live if not self._why_taken(deployment, seen)]
-        configuration = self._configuration(wanted, seen, manifests or {})
+        configuration = self._configuration(wanted, seen, manifests)
         if configuration != _current(seen):
             await self._write(configuration, seen)
             seen = await self._read()
@@ -110,7 +110,7 @@ class Deployer:
 
     async def _ask(self, method: str, *, timeout_s: float, document: Json | None = None) -> httpx.Response:
         try:
-            headers = authorization(self._token)
+            headers = authorization(self._token_path)
             reply = await self._client.request(method, _PATH, json=document, timeout=timeout_s, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve did not answer: {error!r}") from error

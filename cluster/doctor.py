@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import psutil
 
 from cluster.errors import StartUpError
 from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home
-from cluster.local import SERVE_PORT, control_plane_answers, is_free, ray_answers
+from cluster.local import SERVE_PORT, control_plane_answers, has_gpu, is_free, ray_answers
 from cluster.ray_head import HOST
 
 GIB = 1024**3
@@ -43,8 +42,6 @@ def examine(home: Home) -> list[Finding]:
     """Every check, in the order in which people would mend."""
     checks: tuple[Callable[[], Finding], ...] = (
         _python,
-        _compiler,
-        _ninja,
         _packages,
         _memory,
         lambda: _disk(home),
@@ -64,22 +61,6 @@ def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 11) <= sys.version_info[:2] < (3, 14)
     return _finding("python", fits, f"{version} at {sys.executable}", "install Python 3.11, 3.12 or 3.13")
-
-
-def _compiler() -> Finding:
-    found = [name for name in ("gcc", "g++") if shutil.which(name)]
-    missing = sorted({"gcc", "g++"} - set(found))
-    message = "gcc and g++ are there" if not missing else f"{' and '.join(missing)} not found"
-    mend = (
-        "DeepSpeed builds one small extension with g++ the first time a job trains; "
-        "install both, for example: apt-get install build-essential"
-    )
-    return _finding("compiler", not missing, message, mend)
-
-
-def _ninja() -> Finding:
-    path = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    return _finding("ninja", path is not None, path or "not found", "install it beside Python: pip install ninja")
 
 
 def _packages() -> Finding:
@@ -122,8 +103,7 @@ def _shared_memory() -> Finding:
 
 
 def _accelerator() -> Finding:
-    found = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    return Finding("accelerator", Status.OK, "an NVIDIA GPU" if found else "no GPU: everything runs on CPUs")
+    return Finding("accelerator", Status.OK, "an NVIDIA GPU" if has_gpu() else "no GPU: everything runs on CPUs")
 
 
 def _home_writable(home: Home) -> Finding:
@@ -147,10 +127,14 @@ def _cluster(home: Home) -> list[Finding]:
 
 
 def _ports(record: ClusterRecord | None) -> Finding:
+    ours = {record.control_plane, record.serve_url.removeprefix("http://")} if record else set()
     addresses = {"control plane": DEFAULT_ADDRESS, "serving": f"{HOST}:{SERVE_PORT}"}
-    taken = [f"{address} ({what})" for what, address in addresses.items() if not is_free(address)]
-    if not taken or record is not None:
-        return Finding("ports", Status.OK, "the usual ones are free" if not taken else "in use by the local cluster")
+    foreign = {what: address for what, address in addresses.items() if address not in ours}
+    taken = [f"{address} ({what})" for what, address in foreign.items() if not is_free(address)]
+    if not taken:
+        return Finding("ports", Status.OK, "in use by the local cluster" if record else "the usual ones are free")
+    if record is not None:
+        return Finding("ports", Status.OK, f"in use by others: {', '.join(taken)}; the local cluster has its own")
     return Finding("ports", Status.WARN, f"in use: {', '.join(taken)}", "`athanor up` takes free ones instead")
 
 

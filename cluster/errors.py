@@ -17,7 +17,7 @@ ClusterError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -31,6 +31,11 @@ class Violation:
 
     path: str
     message: str
+
+
+def in_words(violations: Iterable[Violation]) -> str:
+    """All of them in one line."""
+    return "; ".join(f"{violation.path}: {violation.message}" for violation in violations)
 
 
 class ClusterError(Exception):

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.process import ProcessRef
@@ -48,9 +48,6 @@ class ClusterRecord:
             raise TypeError("pids is no mapping")
         refs = {name: ProcessRef(**ref) for name, ref in pids.items()}
         return cls(**fields, ray_process=refs.get("ray"), control_plane_process=refs.get("control_plane"))  # type: ignore[arg-type]
-
-    def without_control_plane(self) -> ClusterRecord:
-        return replace(self, control_plane="", control_plane_process=None)
 
 
 @dataclass(frozen=True)

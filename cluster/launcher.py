@@ -109,12 +109,12 @@ class RayLauncher:
         return answer
 
 
-def authorization(token: Path | str | None) -> dict[str, str]:
-    """The header that Ray wants, from a token or from the file that holds it now."""
-    if not token:
+def authorization(token_path: Path | None) -> dict[str, str]:
+    """The header that Ray wants, with the token that the file holds now."""
+    if token_path is None:
         return {}
     try:
-        return {"Authorization": f"Bearer {token if isinstance(token, str) else token.read_text().strip()}"}
+        return {"Authorization": f"Bearer {token_path.read_text().strip()}"}
     except (OSError, UnicodeDecodeError) as error:
         words = f"Ray's token cannot be read: {error}; see RAY_AUTH_TOKEN_PATH"
         raise RayUnreachable("RAY_TOKEN_MISSING", words) from error

@@ -29,8 +29,8 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 LIVE = frozenset(State) - TERMINAL
 # States that hold cluster resources: the scheduler counts them.
 ACTIVE = LIVE - {State.QUEUED, State.PAUSED}
-# States in which an attempt may have a driver on Ray.
-ATTENDED = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
+# The reason of an attempt whose driver was told from outside to end: it says nothing about the job.
+DRIVER_TERMINATED = "DRIVER_TERMINATED"
 
 EDGES = MappingProxyType(
     {

@@ -89,13 +89,14 @@ def ray_answers(record: ClusterRecord) -> bool:
     return dashboard_answers(record.dashboard_url, Path(record.ray_token_path) if record.ray_token_path else None)
 
 
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, as far as can be seen without loading torch."""
+    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+
+
 def machine_env(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` with what DeepSpeed needs: told where there is no GPU, and ninja, which lies beside our Python."""
-    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    beside_python = str(Path(sys.executable).parent)
-    path = environ.get("PATH", os.defpath)
-    env = {**environ, "PATH": path if beside_python in path.split(os.pathsep) else f"{beside_python}{os.pathsep}{path}"}
-    return env if has_gpu else {"DS_ACCELERATOR": "cpu", **env}
+    """`environ`, in which DeepSpeed is told where there is no GPU."""
+    return dict(environ) if has_gpu() else {"DS_ACCELERATOR": "cpu", **environ}
 
 
 def is_free(address: str) -> bool:
@@ -129,6 +130,8 @@ def _refuse_another(found: ClusterRecord | None, options: UpOptions) -> None:
 def _ensure_ray(home: Home, options: UpOptions, found: ClusterRecord | None, say: Say) -> tuple[ClusterRecord, bool]:
     """The record of a Ray that answers, and whether it had to be started or attached."""
     if found is not None and _ray_is_there(found, options):
+        if options.num_cpus is not None:
+            say("--num-cpus changes nothing: Ray runs already; run `athanor down` first, then up again")
         return found, False
     attached = _attach(options) if options.ray_dashboard_url else None  # before anything is ended: it may not answer
     if found is not None:
@@ -233,6 +236,8 @@ def _ensure_control_plane(
 ) -> tuple[ClusterRecord, bool]:
     running = record.control_plane_process
     if running is not None and not ray_is_new and _control_plane_is_there(record, running, options):
+        if options.listen not in (None, record.control_plane):
+            say(f"--listen changes nothing: the control plane runs on {record.control_plane}; run `athanor down` first")
         return record, False
     if running is not None:
         say("the control plane is gone or points at another Ray; starting it again")

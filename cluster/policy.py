@@ -7,12 +7,12 @@ only when its lease is over and Ray, seen, says that its process ended or that i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from cluster.ids import ray_job_id
-from cluster.lifecycle import State
+from cluster.lifecycle import DRIVER_TERMINATED, State
 from cluster.registry import publication
 from cluster.settings import Settings
 from cluster.store.records import Change, Outcome, StoredAttempt, StoredJob, Terminal
@@ -20,7 +20,6 @@ from trainer.spec import ScheduleSpec
 
 UNREACHABLE = "Unreachable"
 BLOCKED = "Blocked"
-DRIVER_TERMINATED = "DRIVER_TERMINATED"
 _US = 1_000_000
 
 
@@ -93,6 +92,8 @@ def decide(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
 
 def _begin(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
     attempt = job.last_attempt
+    if _is_overdue(job, sight.now_us) and not (attempt and attempt.is_open) and sight.view is not View.UNREACHABLE:
+        return Step(replace(_overdue(job, sight.now_us), attempt={}))
     if attempt is None or attempt.released:
         return Step(open_attempt(job))
     if not attempt.is_open:

@@ -1,7 +1,7 @@
 """A Ray head of our own: free ports, own temp dir, own token, ended without touching any other Ray on the machine.
 
-Everything it starts carries a mark, so `stop` finds exactly those processes. It never calls `ray stop`, which would end
-every Ray of the user. It does not attach to a Ray that somebody else started: `local.py` does.
+Everything it starts carries a mark, so `process.end` finds exactly those processes. It never calls `ray stop`, which
+would end every Ray of the user. It does not attach to a Ray that somebody else started: `local.py` does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -32,25 +32,16 @@ _ATTEMPTS = 3
 class RayHead:
     """A head that runs, and how to reach it and end it again."""
 
-    pid: int
-    create_time: float
-    mark: str
+    process: ProcessRef
     address: str
     dashboard_url: str
     temp_dir: str
     token_path: str
     log_path: str
 
-    @property
-    def process(self) -> ProcessRef:
-        return ProcessRef(self.pid, self.create_time, self.mark)
-
     def client_env(self) -> dict[str, str]:
         """What a process needs in its environment to talk to this Ray."""
         return {"RAY_ADDRESS": self.address, **loopback_env(), **auth_env(Path(self.token_path))}
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -89,11 +80,6 @@ def start_head(
         if attempt == _ATTEMPTS or time.monotonic() > deadline:
             break
     raise StartUpError("RAY_NOT_STARTED", f"Ray did not start; the end of {log_path}:\n{tail(log_path)}")
-
-
-def stop(head: RayHead, *, grace_s: float = 5.0) -> int:
-    """End this head with everything it started; returns how many processes that were, 0 when all were gone."""
-    return end(head.process, grace_s=grace_s)
 
 
 def auth_env(token_path: Path) -> dict[str, str]:
@@ -160,18 +146,16 @@ def _spawn(
     env: Mapping[str, str],
     object_store_mib: int,
 ) -> RayHead:
-    ports, mark = Ports(*free_ports(5)), secrets.token_hex(8)
+    ports = Ports(*free_ports(5))
     process = spawn(
         _command(temp_dir, ports, num_cpus, object_store_mib),
         env={**env, **loopback_env(), **auth_env(token_path), **_head_env(ports)},
-        mark=mark,
+        mark=secrets.token_hex(8),
         log_path=log_path,
         cwd=temp_dir,
     )
     return RayHead(
-        pid=process.pid,
-        create_time=process.create_time,
-        mark=mark,
+        process=process,
         address=f"{HOST}:{ports.gcs}",
         dashboard_url=f"http://{HOST}:{ports.dashboard}",
         temp_dir=str(temp_dir),

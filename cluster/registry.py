@@ -16,8 +16,14 @@ from cluster.store.store import Store
 from trainer.job import model_form
 from trainer.spec import NAME_PATTERN, DistillSpec, FineTuneSpec
 
+NAME_RULE = "1 to 40 of a-z, 0-9 and '-', beginning with a letter"
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def is_name(text: str) -> bool:
+    """Of a job, a model, an alias or a deployment."""
+    return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,12 @@ class ModelReference:
 def parse_reference(text: str) -> ModelReference:
     """Read a reference; InvalidInput / INVALID_REFERENCE."""
     name, at, target = text.partition("@")
-    if _NAME.fullmatch(name):
+    if is_name(name):
         if not at:
             return ModelReference(name)
         if _VERSION.fullmatch(target):
             return ModelReference(name, version=int(target))
-        if _NAME.fullmatch(target):
+        if is_name(target):
             return ModelReference(name, alias=target)
     raise InvalidInput("INVALID_REFERENCE", f"{text!r} names no model; write name@alias, name@version or name")
 
@@ -84,7 +90,7 @@ def publication(job: StoredJob, terminal: Terminal) -> Publication | None:
         manifest_sha256=terminal.model_manifest_sha256,
         teachers=tuple(job.resolved_models[model] for model in teachers if model in job.resolved_models),
         num_parameters=terminal.num_parameters,
-        metrics=_block(_block(terminal.summary, "metrics") or terminal.summary, "student"),
+        metrics=_block(terminal.summary, "student"),
     )
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.errors import StartUpError, Violation
+from cluster.errors import StartUpError, Violation, in_words
 
 # Variables handed on from the control plane's environment to drivers; nothing else is, so no secret can leak there.
 DRIVER_VARIABLES = ("DS_ACCELERATOR",)
@@ -137,5 +137,4 @@ class Settings(BaseModel):
 
 def _explain(error: ValidationError) -> StartUpError:
     violations = [Violation(_VARIABLES.get(str(e["loc"][0]), str(e["loc"][0])), e["msg"]) for e in error.errors()]
-    words = "; ".join(f"{violation.path}: {violation.message}" for violation in violations)
-    return StartUpError("INVALID_SETTINGS", f"wrong settings: {words}", violations)
+    return StartUpError("INVALID_SETTINGS", f"wrong settings: {in_words(violations)}", violations)

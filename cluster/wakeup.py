@@ -39,8 +39,9 @@ class WakeUp:
 
     async def wait(self, ticket: asyncio.Event, timeout_s: float) -> None:
         """Return when the bell rang after the ticket was taken, or when the time is over."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ticket.wait(), timeout_s)
+        if not self._is_closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ticket.wait(), timeout_s)
         if self._is_closed:
             raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")
 

@@ -15,6 +15,7 @@ from cluster.cli.output import (
     FormatOption,
     age,
     as_document,
+    as_fields,
     emit,
     emit_json,
     print_fields,
@@ -252,8 +253,7 @@ def _row(job: job_pb2.Job) -> tuple[str, ...]:
 
 
 def _print_job(job: job_pb2.Job) -> None:
-    columns = dict(zip(_COLUMNS, _row(job), strict=True))
-    fields = {name.capitalize(): value for name, value in columns.items()}
+    fields = as_fields(_COLUMNS, _row(job))
     fields |= {"Reason": job.reason, "Report": job.report_path}
     fields |= {f"Uses {asked}": resolved for asked, resolved in job.resolved_models.items()}
     for condition in job.conditions:

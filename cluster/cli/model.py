@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli.connect import AddressOption, connect
-from cluster.cli.output import Format, FormatOption, age, as_document, emit, print_fields, print_table, say
+from cluster.cli.output import Format, FormatOption, age, as_document, as_fields, emit, print_fields, print_table, say
 
 if TYPE_CHECKING:
     from athanor.v1 import model_service_pb2
@@ -84,5 +84,5 @@ def _row(version: model_service_pb2.ModelVersion) -> tuple[str, ...]:
 
 
 def _print(version: model_service_pb2.ModelVersion) -> None:
-    fields = {name.capitalize(): value for name, value in zip(_COLUMNS, _row(version), strict=True)}
+    fields = as_fields(_COLUMNS, _row(version))
     print_fields(fields | {"Path": version.path, "Manifest": f"sha256:{version.manifest_sha256}"})

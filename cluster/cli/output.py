@@ -51,6 +51,11 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def as_fields(columns: Sequence[str], row: Sequence[str]) -> dict[str, str]:
+    """One line of a table, to be shown on its own."""
+    return {column.capitalize(): value for column, value in zip(columns, row, strict=True)}
+
+
 def as_document(message: Message) -> dict[str, Any]:
     """Proto JSON with the names of the contract; fields without a value are shown as what they stand for."""
     from google.protobuf import json_format

@@ -8,7 +8,18 @@ import typer
 
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
-from cluster.cli.output import Format, FormatOption, age, as_document, emit, print_fields, print_table, say, short_state
+from cluster.cli.output import (
+    Format,
+    FormatOption,
+    age,
+    as_document,
+    as_fields,
+    emit,
+    print_fields,
+    print_table,
+    say,
+    short_state,
+)
 
 if TYPE_CHECKING:
     from athanor.v1 import deployment_service_pb2
@@ -24,7 +35,7 @@ def deploy(
     name: NameArgument,
     model: Annotated[str, typer.Option("-m", "--model", help="name@alias, name@version, or name for the newest.")],
     replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each replica.")] = 1.0,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each replica; 0 means 1.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = 0.0,
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Until it answers.")] = True,
     timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS")] = 180.0,
@@ -75,7 +86,7 @@ def delete(name: NameArgument, address: AddressOption = "") -> None:
 
 
 def _emit(form: Format, deployment: deployment_service_pb2.Deployment) -> None:
-    fields = {column.capitalize(): value for column, value in zip(_COLUMNS, _row(deployment), strict=True)}
+    fields = as_fields(_COLUMNS, _row(deployment))
     emit(form, as_document(deployment), table=lambda: print_fields(fields), names=[deployment.name])
 
 

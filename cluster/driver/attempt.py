@@ -44,7 +44,7 @@ class Attempt:
 
     @classmethod
     def load(cls, path: Path) -> Attempt:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             path=path.absolute(),
             job_uid=document["job_uid"],

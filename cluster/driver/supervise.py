@@ -37,6 +37,7 @@ from cluster.driver.reporting import Order, Reporter
 from cluster.driver.student_group import train_students
 from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
 from cluster.driver.teacher_shard import Compute
+from cluster.lifecycle import DRIVER_TERMINATED
 from trainer.errors import UserError
 from trainer.job import JobContext
 from trainer.spec import DistillSpec
@@ -111,7 +112,7 @@ class Supervisor:
             return self._record_of(end)
 
     def _outcome(self) -> TerminalRecord | None:
-        """The first that a worker wrote down; None while there is none."""
+        """What a worker wrote down, of several the lowest rank's; None while there is none."""
         return next(filter(None, map(read_record, self._attempt.outcome_paths)), None)
 
     def _record_of(self, end: Order | str | Exception | None) -> TerminalRecord | None:
@@ -120,7 +121,7 @@ class Supervisor:
         if end == Order.CANCEL:
             return ended(CANCELLED, "CANCELLED", "ended by request")
         if end == _TERMINATE:
-            return ended(INFRASTRUCTURE_ERROR, "DRIVER_TERMINATED", "the driver was told to terminate")
+            return ended(INFRASTRUCTURE_ERROR, DRIVER_TERMINATED, "the driver was told to terminate")
         if isinstance(end, Exception) and not isinstance(end, TrainingFailedError | RayError):
             raise end
         lost = first_line(end) if isinstance(end, Exception) else "the workers ended without an outcome"

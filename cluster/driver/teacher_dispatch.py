@@ -108,6 +108,10 @@ class Dispatcher:
                 await self._serve()
         except (TrainerError, TeacherLost) as error:
             self._end = error
+        except Exception as error:
+            self._end = TeacherLost("TEACHER_LOST", f"the teacher's dispatcher failed: {error!r}")
+            log.exception("the dispatcher failed")
+            raise
         finally:
             self._end = self._end or TeacherLost("TEACHER_LOST", "the teacher's dispatcher has ended")
             self._fail([*self._asked, *self._waiting], self._end)

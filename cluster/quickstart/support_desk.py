@@ -10,7 +10,7 @@ import json
 import random
 import string
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
@@ -107,25 +107,12 @@ def make_desk(sizes: Sizes, seed: int = SEED) -> Desk:
     )
 
 
-@dataclass(frozen=True)
-class DeskFiles:
-    """Where the parts lie, as chat rows in JSON lines."""
-
-    labelled: Path
-    unlabelled: Path
-    few: Path
-    evaluation: Path
-
-
-def write_desk(desk: Desk, directory: Path) -> DeskFiles:
-    """Write the parts; an unlabelled row has the user's turn only."""
-    files = DeskFiles(*(directory / f"{part}.jsonl" for part in ("labelled", "unlabelled", "few", "evaluation")))
+def write_desk(desk: Desk, directory: Path) -> None:
+    """Write each part to `<part>.jsonl` as chat rows; an unlabelled row has the user's turn only."""
     directory.mkdir(parents=True, exist_ok=True)
-    _write(files.labelled, map(_with_answer, desk.labelled))
-    _write(files.unlabelled, map(_without_answer, desk.unlabelled))
-    _write(files.few, map(_with_answer, desk.few))
-    _write(files.evaluation, map(_with_answer, desk.evaluation))
-    return files
+    for part in fields(Desk):
+        row = _without_answer if part.name == "unlabelled" else _with_answer
+        _write(directory / f"{part.name}.jsonl", map(row, getattr(desk, part.name)))
 
 
 def _by_intent(members: Iterable[Phrasing]) -> dict[str, list[Phrasing]]:

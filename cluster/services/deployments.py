@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Iterator
 
 import grpc
 from athanor.v1 import deployment_service_pb2 as messages
 from athanor.v1 import deployment_service_pb2_grpc
 
-from cluster.errors import InvalidInput, NotFound, Violation
-from cluster.registry import resolve
+from cluster.errors import InvalidInput, NotFound, Violation, in_words
+from cluster.registry import NAME_RULE, is_name, resolve
 from cluster.settings import Settings
 from cluster.store.records import DeploymentState, StoredDeployment
 from cluster.store.store import Store
 from cluster.wire import deployment_to_proto
-from trainer.spec import NAME_PATTERN
 
-_NAME = re.compile(NAME_PATTERN)
 _MAX_REPLICAS = 64
 _MAX_PER_REPLICA = 1024
 
@@ -42,8 +39,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         """The reference is pinned now: an alias that moves later moves no deployment."""
         violations = list(_violations(wish))
         if violations:
-            words = "; ".join(f"{violation.path}: {violation.message}" for violation in violations)
-            raise InvalidInput("INVALID_DEPLOYMENT", words, violations)
+            raise InvalidInput("INVALID_DEPLOYMENT", in_words(violations), violations)
         try:
             model = resolve(self._store, wish.model)
         except (NotFound, InvalidInput) as error:
@@ -87,9 +83,8 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
 
 
 def _violations(wish: messages.Deployment) -> Iterator[Violation]:
-    if not _NAME.fullmatch(wish.name):
-        rule = "1 to 40 of a-z, 0-9 and '-', beginning with a letter"
-        yield Violation("deployment.name", f"{wish.name!r} is no name; {rule}")
+    if not is_name(wish.name):
+        yield Violation("deployment.name", f"{wish.name!r} is no name; {NAME_RULE}")
     if not 0 <= wish.num_replicas <= _MAX_REPLICAS:
         yield Violation("deployment.num_replicas", f"{wish.num_replicas} is not between 1 and {_MAX_REPLICAS}")
     for field in ("cpus_per_replica", "gpus_per_replica"):

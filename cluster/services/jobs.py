@@ -95,17 +95,22 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             await asyncio.to_thread(self._store.get_job, request.uid)
         await asyncio.to_thread(self._store.check_cursor, cursor)
         if cursor == 0:
-            async for job in self._snapshot(request.uid):
-                cursor = job.resource_version
+            cursor = await asyncio.to_thread(self._store.head_version)
+            async for job in self._snapshot(request.uid, cursor):
                 yield messages.WatchJobsResponse(job=job_to_proto(job))
         async for job, event in self._changes(cursor, request.uid):
             yield messages.WatchJobsResponse(job=job_to_proto(job), event=event_to_proto(event) if event else None)
 
-    async def _snapshot(self, uid: str) -> AsyncIterator[StoredJob]:
-        """Every job once, in the order of resource versions: whoever is cut off goes on behind what was seen last."""
+    async def _snapshot(self, uid: str, head: int) -> AsyncIterator[StoredJob]:
+        """Jobs in the order of resource versions, so that whoever is cut off goes on behind what was seen last.
+
+        One that changes meanwhile is past `head` and comes with its changes, which begin there.
+        """
         cursor = 0
         while page := await asyncio.to_thread(self._store.snapshot_page, cursor, uid, _WATCH_PAGE):
             for job in page:
+                if job.resource_version > head:
+                    return
                 yield job
             cursor = page[-1].resource_version
 

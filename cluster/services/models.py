@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
 
 import grpc
 from athanor.v1 import model_service_pb2 as messages
 from athanor.v1 import model_service_pb2_grpc
 
 from cluster.errors import InvalidInput, Violation
-from cluster.registry import resolve
+from cluster.registry import NAME_RULE, is_name, resolve
 from cluster.services.pages import make_token, page_size, read_token
 from cluster.store.store import Store
 from cluster.wire import model_to_proto
-from trainer.spec import NAME_PATTERN
-
-_NAME = re.compile(NAME_PATTERN)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -49,8 +45,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: messages.SetAliasRequest, context: grpc.ServicerContext
     ) -> messages.SetAliasResponse:
         del context
-        if not _NAME.fullmatch(request.alias):
-            message = f"{request.alias!r} is no alias; 1 to 40 of a-z, 0-9 and '-', beginning with a letter"
+        if not is_name(request.alias):
+            message = f"{request.alias!r} is no alias; {NAME_RULE}"
             raise InvalidInput("INVALID_ALIAS", message, [Violation("alias", message)])
         expected = request.expected_version if request.HasField("expected_version") else None
         model = await asyncio.to_thread(self._store.set_alias, request.name, request.alias, request.version, expected)

@@ -12,18 +12,17 @@ from dataclasses import dataclass
 
 from athanor.v1 import job_pb2, job_service_pb2
 
-from cluster.errors import InvalidInput, Violation
+from cluster.errors import InvalidInput, Violation, in_words
 from cluster.ids import new_job_uid
-from cluster.registry import pin
+from cluster.registry import NAME_RULE, is_name, pin
 from cluster.store.records import NewJob
 from cluster.store.store import Store
 from cluster.wire import from_struct, job_to_preview
 from trainer.errors import SpecError
 from trainer.preflight import check_inputs
-from trainer.spec import NAME_PATTERN, DistillSpec, FineTuneSpec, parse_spec
+from trainer.spec import DistillSpec, FineTuneSpec, parse_spec
 
 _READ_FIELDS = frozenset({"name", "kind", "labels", "spec"})
-_NAME = re.compile(NAME_PATTERN)
 _LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?$")
 _REQUEST_ID = re.compile(r"^[!-~]{1,64}$")
 _MAX_LABELS = 64
@@ -71,8 +70,7 @@ def check_job(store: Store, job: job_pb2.Job) -> CheckedJob:
 
 def _refuse(violations: list[Violation]) -> None:
     if violations:
-        words = "; ".join(f"{violation.path}: {violation.message}" for violation in violations)
-        raise InvalidInput("INVALID_SPEC", words, violations)
+        raise InvalidInput("INVALID_SPEC", in_words(violations), violations)
 
 
 def _check_envelope(job: job_pb2.Job) -> None:
@@ -81,10 +79,8 @@ def _check_envelope(job: job_pb2.Job) -> None:
         for field, _ in job.ListFields()
         if field.name not in _READ_FIELDS
     ]
-    if not _NAME.fullmatch(job.name):
-        found.append(
-            Violation("metadata.name", f"{job.name!r} is no name; 1 to 40 of a-z, 0-9 and '-', beginning with a letter")
-        )
+    if not is_name(job.name):
+        found.append(Violation("metadata.name", f"{job.name!r} is no name; {NAME_RULE}"))
     _refuse([*found, *_label_violations(job)])
 
 

@@ -17,7 +17,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cluster.errors import StartUpError, StoreUnavailable
 from cluster.store.tables import log_position
@@ -92,14 +93,12 @@ class Database:
 
 @contextlib.contextmanager
 def _database_errors() -> Iterator[None]:
-    """A database that does not answer is worth asking again; a broken constraint is our mistake and stays one."""
+    """A database that does not answer is worth asking again; any other error is our mistake and stays one."""
     try:
         yield
-    except IntegrityError:
-        raise
-    except DBAPIError as error:
+    except (OperationalError, InterfaceError, InternalError) as error:
         raise StoreUnavailable("STORE_UNAVAILABLE", f"the store did not answer: {error.orig}") from error
-    except SQLAlchemyError as error:
+    except PoolTimeout as error:
         raise StoreUnavailable("STORE_UNAVAILABLE", f"the store could not be asked: {error}") from error
 
 

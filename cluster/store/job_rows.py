@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from cluster.errors import Conflict, NotFound
 from cluster.lifecycle import TERMINAL, State, check
@@ -202,9 +202,3 @@ def _log(write: Write, uid: str, version: int, reason: str, message: str) -> Sto
     line = {"resource_version": version, "job_uid": uid, "state": job.state.value, "reason": reason, "message": message}
     write.connection.execute(insert(events).values(**line, create_time_us=write.now_us, snapshot=job.snapshot()))
     return job
-
-
-def count_by_state(connection: Connection) -> dict[State, int]:
-    """How many jobs are in each state."""
-    rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
-    return {State(state): count for state, count in rows}

@@ -86,10 +86,6 @@ class Store:
         with self.database.read() as connection:
             return job_rows.unreleased(connection)
 
-    def count_by_state(self) -> dict[State, int]:
-        with self.database.read() as connection:
-            return job_rows.count_by_state(connection)
-
     def transition(self, job: StoredJob, change: Change, lease: Lease | None = None) -> StoredJob:
         """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""
         with self.database.write() as write:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_head import RayHead, loopback_env, start_head, stop
+from cluster.process import end
+from cluster.ray_head import RayHead, loopback_env, start_head
 
 # Ray reads these once, when it is loaded, which the import of some test module may do.
 os.environ.update({**loopback_env(), "RAY_AUTH_MODE": "token"})
@@ -35,5 +36,5 @@ def ray_cluster() -> Iterator[RayHead]:
         try:
             yield head
         finally:
-            stop(head)
+            end(head.process)
             shutil.rmtree(root)

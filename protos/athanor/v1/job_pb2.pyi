@@ -139,7 +139,7 @@ class Progress(_message.Message):
     stage: _builtins.str
     """The stage in words of one token: prepare, label, train, baseline, evaluate, publish."""
     step: _builtins.int
-    """Steps done of this stage (optimizer steps when training, samples when labelling or evaluating)."""
+    """Steps done of this stage (optimizer steps when training, samples when labelling, rounds of work when evaluating)."""
     total_steps: _builtins.int
     """Steps that the stage will take; 0 when unknown."""
     tokens: _builtins.int
@@ -300,7 +300,7 @@ class Job(_message.Message):
     state: Global___JobState.ValueType
     """Output only."""
     reason: _builtins.str
-    """Output only. UPPER_SNAKE word for the state, e.g. TERMINAL_RECORD, USER_ERROR, NON_FINITE_LOSS."""
+    """Output only. UPPER_SNAKE word for the state, e.g. SUCCEEDED, USER_ERROR, NON_FINITE_LOSS."""
     message: _builtins.str
     """Output only. One sentence for people; says what to do where something can be done."""
     published_model: _builtins.str

@@ -28,7 +28,7 @@ class CreateJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Idempotency key of 1-64 characters. Same id and same job: the first answer again. Same id, other job: REQUEST_ID_REUSED."""
+    """Idempotency key of 1-64 characters. Same id and same job: the job of the first answer, as it is now. Same id, other job: REQUEST_ID_REUSED."""
     validate_only: _builtins.bool
     """Check everything, store nothing."""
     @_builtins.property
@@ -183,7 +183,7 @@ class CancelJobRequest(_message.Message):
     uid: _builtins.str
     """Job.uid."""
     message: _builtins.str
-    """Free words, kept with the job."""
+    """Free words, kept in the job's history."""
     def __init__(
         self,
         *,

@@ -60,7 +60,9 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_USER_ERROR: _Outcome.ValueType  # 2
     """The job itself is wrong (bad data, non-finite loss): not retried unless retries.user allows it."""
     OUTCOME_INFRASTRUCTURE_ERROR: _Outcome.ValueType  # 3
-    """The machinery failed (worker lost, teacher lost, storage): retried within retries.infrastructure."""
+    """The machinery failed (worker lost, teacher lost, storage): retried within retries.infrastructure;
+    with the reason DRIVER_TERMINATED (Ray was told from outside to end the driver) it is tried again uncounted.
+    """
     OUTCOME_CANCELLED: _Outcome.ValueType  # 4
     """Ended because the control plane said so."""
 
@@ -74,7 +76,9 @@ OUTCOME_SUCCEEDED: Outcome.ValueType  # 1
 OUTCOME_USER_ERROR: Outcome.ValueType  # 2
 """The job itself is wrong (bad data, non-finite loss): not retried unless retries.user allows it."""
 OUTCOME_INFRASTRUCTURE_ERROR: Outcome.ValueType  # 3
-"""The machinery failed (worker lost, teacher lost, storage): retried within retries.infrastructure."""
+"""The machinery failed (worker lost, teacher lost, storage): retried within retries.infrastructure;
+with the reason DRIVER_TERMINATED (Ray was told from outside to end the driver) it is tried again uncounted.
+"""
 OUTCOME_CANCELLED: Outcome.ValueType  # 4
 """Ended because the control plane said so."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
@@ -174,7 +178,7 @@ class ReportProgressRequest(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerEvent]:
-        """Lines for the job's event log since the last report, e.g. {reason: "CHECKPOINT_WRITTEN", message: "step 200"}."""
+        """Lines for the job's event log since the last report, e.g. {reason: "CHECKPOINT_SAVED", message: "step 200"}."""
 
     def __init__(
         self,

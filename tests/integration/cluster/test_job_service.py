@@ -223,7 +223,9 @@ async def test_watch_goes_on_without_gap_or_double_wherever_it_was_cut(plane: Co
 async def test_watch_of_all_jobs_shows_each_once_and_then_what_changes(plane: ControlPlane) -> None:
     uids = {await plane.create() for _ in range(3)}
     stream = plane.jobs.WatchJobs(job_service_pb2.WatchJobsRequest())
-    seen = {each.job.uid for each in await _collect(stream, 3)}
+    first = await _collect(stream, 3)
+    assert sorted(each.job.uid for each in first if not each.HasField("event")) == sorted(uids)
+    seen = {each.job.uid for each in first}
     late = await plane.create("late")
     async with asyncio.timeout(30):
         while late not in seen:

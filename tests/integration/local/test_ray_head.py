@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster.process import end, family, marked, spawn
-from cluster.ray_head import RayHead, auth_headers, start_head, stop
+from cluster.ray_head import RayHead, auth_headers, start_head
 
 pytestmark = pytest.mark.ray
 
@@ -43,14 +43,14 @@ def test_stop_ends_its_own_processes_and_no_other(ray_cluster: RayHead, tmp_path
     second = start_head(tmp_path / "ray", num_cpus=1, log_path=tmp_path / "ray.log", token_path=tmp_path / "token")
     sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
     bystander = spawn(sleeper, env=os.environ, mark="another", log_path=tmp_path / "bystander.log", cwd=tmp_path)
-    everyone = psutil.Process(second.pid).children(recursive=True)
+    everyone = psutil.Process(second.process.pid).children(recursive=True)
     try:
-        assert stop(second) > len(everyone)
+        assert end(second.process) > len(everyone)
         assert [each.name() for each in everyone if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
-        assert marked(second.mark) == []
+        assert marked(second.process.mark) == []
         assert not second.process.is_alive
         assert bystander.is_alive
         assert ray_cluster.process.is_alive
-        assert stop(second) == 0
+        assert end(second.process) == 0
     finally:
         end(bystander)

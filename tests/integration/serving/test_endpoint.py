@@ -42,12 +42,12 @@ def bot(chat_model_dir: Path) -> StoredDeployment:
 
 @pytest.fixture(scope="module")
 def apply(ray_cluster: RayHead) -> Apply:
-    token, [port] = Path(ray_cluster.token_path).read_text(), free_ports(1)
+    token, [port] = Path(ray_cluster.token_path), free_ports(1)
 
     async def once(deployments):
-        deployer = Deployer(ray_cluster.dashboard_url, token, HOST, port)
+        deployer = Deployer(ray_cluster.dashboard_url, token, HOST, port, storage=Path("/"))
         try:
-            return await deployer.apply(deployments)
+            return await deployer.apply(deployments, {})
         finally:
             await deployer.aclose()
 

@@ -67,7 +67,7 @@ def test_every_call_has_a_deadline(client: AthanorClient, plane: FakeControlPlan
     client.get_job("bot-abcdefgh")
     client.wait_job("bot-abcdefgh")
     list(client.stream_logs("bot-abcdefgh"))
-    client.list_models()
+    list(client.list_models())
     client.list_deployments()
     assert len(plane.deadlines) == 5
     assert all(deadline is not None and deadline < 1000 for deadline in plane.deadlines)

@@ -13,6 +13,7 @@ from cluster.deployer import Deployer, DeploymentStatus
 from cluster.errors import RayRefused, RayUnreachable
 from cluster.store.records import DeploymentState, StoredDeployment
 
+STORAGE = Path("/storage")
 BOT = StoredDeployment(
     name="support-bot",
     model="support-student@champion",
@@ -102,16 +103,16 @@ async def deployer(ray_serve):
 
 
 def make_deployer(handler, host="127.0.0.1"):
-    return Deployer("http://10.0.0.5:8265", "the-token", host, 8000, transport=httpx.MockTransport(handler))
+    return Deployer("http://10.0.0.5:8265", None, host, 8000, storage=STORAGE, transport=httpx.MockTransport(handler))
 
 
 async def test_nothing_to_serve_starts_nothing(deployer, ray_serve):
-    assert await deployer.apply([]) == {}
+    assert await deployer.apply([], {}) == {}
     assert ray_serve.configurations == []
 
 
 async def test_the_configuration_says_all_of_it(deployer, ray_serve):
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
     assert ray_serve.configurations == [
         {
             "proxy_location": "EveryNode",
@@ -134,7 +135,6 @@ async def test_the_configuration_says_all_of_it(deployer, ray_serve):
             ],
         }
     ]
-    assert {request.headers["authorization"] for request in ray_serve.requests} == {"Bearer the-token"}
 
 
 async def test_a_known_manifest_is_required_of_the_replicas(deployer, ray_serve):
@@ -143,18 +143,18 @@ async def test_a_known_manifest_is_required_of_the_replicas(deployer, ray_serve)
 
 
 async def test_it_is_sent_again_only_when_something_differs(deployer, ray_serve):
-    await deployer.apply([BOT])
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
+    await deployer.apply([BOT], {})
     assert len(ray_serve.configurations) == 1
-    await deployer.apply([replace(BOT, resolved_model="support-student@4", path="/storage/4")])
+    await deployer.apply([replace(BOT, resolved_model="support-student@4", path="/storage/models/4")], {})
     assert len(ray_serve.configurations) == 2
     assert ray_serve.configurations[-1]["applications"][0]["args"]["version"] == 4
 
 
 async def test_a_ray_that_forgot_is_told_again(deployer, ray_serve):
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
     ray_serve.started, ray_serve.applications = False, {}
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
     assert len(ray_serve.configurations) == 2
 
 
@@ -162,7 +162,7 @@ async def test_the_way_of_a_deployment(deployer, ray_serve):
     endpoint = "http://127.0.0.1:8000/support-bot/v1"
 
     async def status(state=DeploymentState.PENDING):
-        return (await deployer.apply([replace(BOT, state=state)])).get("support-bot")
+        return (await deployer.apply([replace(BOT, state=state)], {})).get("support-bot")
 
     assert await status() == DeploymentStatus(DeploymentState.DEPLOYING, "replicas are starting", endpoint)
     ray_serve.show("support-bot", "RUNNING")
@@ -178,9 +178,9 @@ async def test_the_way_of_a_deployment(deployer, ray_serve):
 
 @pytest.mark.parametrize("shown", ["DEPLOY_FAILED", "UNHEALTHY"])
 async def test_a_failure_is_told_in_one_line(deployer, ray_serve, shown):
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
     ray_serve.show("support-bot", shown, "Failed to update the deployments ['support-student'].", TRACEBACK)
-    status = (await deployer.apply([BOT]))["support-bot"]
+    status = (await deployer.apply([BOT], {}))["support-bot"]
     assert status.state is DeploymentState.FAILED
     assert status.message == (
         "Ray gave up on it: serving.errors.ModelDirectoryError: there is no model directory /storage/gone"
@@ -189,11 +189,11 @@ async def test_a_failure_is_told_in_one_line(deployer, ray_serve, shown):
 
 
 async def test_what_a_start_waits_for_is_told(deployer, ray_serve):
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
     ray_serve.show(
         "support-bot", "DEPLOYING", deployment_message="2 replicas that have taken more than 30s to be scheduled"
     )
-    status = (await deployer.apply([BOT]))["support-bot"]
+    status = (await deployer.apply([BOT], {}))["support-bot"]
     assert status.state is DeploymentState.DEPLOYING
     assert status.message == "starting: 2 replicas that have taken more than 30s to be scheduled"
 
@@ -201,9 +201,9 @@ async def test_what_a_start_waits_for_is_told(deployer, ray_serve):
 async def test_a_proxy_that_does_not_start_is_not_ready(deployer, ray_serve):
     ray_serve.proxy = "STARTING"
     for shown in ("DEPLOYING", "RUNNING"):
-        await deployer.apply([BOT])
+        await deployer.apply([BOT], {})
         ray_serve.show("support-bot", shown)
-        status = (await deployer.apply([BOT]))["support-bot"]
+        status = (await deployer.apply([BOT], {}))["support-bot"]
         assert status.state is DeploymentState.DEPLOYING
         assert "is port 8000 taken" in status.message
 
@@ -211,9 +211,9 @@ async def test_a_proxy_that_does_not_start_is_not_ready(deployer, ray_serve):
 async def test_applications_of_others_stay_as_they_are(deployer, ray_serve):
     ray_serve._configure({"http_options": {"host": "0.0.0.0", "port": 9000}, "applications": [FOREIGN]})
     ray_serve.applications["notebook"] = {"deployed_app_config": None, "status": "RUNNING"}
-    assert await deployer.apply([]) == {}
+    assert await deployer.apply([], {}) == {}
     assert ray_serve.configurations == []
-    status = (await deployer.apply([BOT]))["support-bot"]
+    status = (await deployer.apply([BOT], {}))["support-bot"]
     assert [each["name"] for each in ray_serve.configurations[-1]["applications"]] == ["support-bot", "translator"]
     assert ray_serve.configurations[-1]["applications"][1] == FOREIGN
     assert ray_serve.configurations[-1]["http_options"] == {"host": "0.0.0.0", "port": 9000}
@@ -224,11 +224,11 @@ async def test_applications_of_others_stay_as_they_are(deployer, ray_serve):
 async def test_a_name_that_another_application_has_is_refused(deployer, ray_serve, name):
     ray_serve._configure({"http_options": {"host": "127.0.0.1", "port": 9000}, "applications": [FOREIGN]})
     ray_serve.applications["notebook"] = {"deployed_app_config": None, "status": "RUNNING"}
-    status = (await deployer.apply([replace(BOT, name=name)]))[name]
+    status = (await deployer.apply([replace(BOT, name=name)], {}))[name]
     assert status.state is DeploymentState.FAILED
     assert "not ours" in status.message
     assert ray_serve.configurations == []
-    assert await deployer.apply([replace(BOT, name=name, state=DeploymentState.DELETING)]) == {}
+    assert await deployer.apply([replace(BOT, name=name, state=DeploymentState.DELETING)], {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -253,18 +253,19 @@ async def test_what_ray_says_no_to_is_not_what_cannot_be_seen(reply, error, word
 
     deployer = make_deployer(answer)
     with pytest.raises(error, match=words):
-        await deployer.apply([BOT])
+        await deployer.apply([BOT], {})
     await deployer.aclose()
 
 
 async def test_the_token_is_read_at_each_call(ray_serve, tmp_path):
     token = tmp_path / "token"
-    deployer = Deployer("http://10.0.0.5:8265", token, "127.0.0.1", 8000, transport=httpx.MockTransport(ray_serve))
+    transport = httpx.MockTransport(ray_serve)
+    deployer = Deployer("http://10.0.0.5:8265", token, "127.0.0.1", 8000, storage=STORAGE, transport=transport)
     with pytest.raises(RayUnreachable, match="RAY_AUTH_TOKEN_PATH"):
-        await deployer.apply([])
+        await deployer.apply([], {})
     for secret in ("first", "second"):
         token.write_text(f"{secret}\n")
-        await deployer.apply([])
+        await deployer.apply([], {})
         assert ray_serve.requests[-1].headers["authorization"] == f"Bearer {secret}"
     await deployer.aclose()
 
@@ -276,14 +277,14 @@ async def test_two_installations_on_one_ray_leave_each_other_alone(ray_serve):
 
     first, second = installed("/storage"), installed("/other")
     theirs = replace(BOT, name="other-bot", path="/other/models/support-student/support-bot-9z")
-    await first.apply([BOT])
-    await second.apply([theirs])
-    await first.apply([BOT])
+    await first.apply([BOT], {})
+    await second.apply([theirs], {})
+    await first.apply([BOT], {})
     assert ray_serve.applications.keys() == {"support-bot", "other-bot"}
     assert {each["status"] for each in ray_serve.applications.values()} == {"DEPLOYING"}
-    taken = await second.apply([theirs, replace(theirs, name="support-bot")])
+    taken = await second.apply([theirs, replace(theirs, name="support-bot")], {})
     assert taken["support-bot"].state is DeploymentState.FAILED
-    assert await second.apply([replace(theirs, state=DeploymentState.DELETING)]) != {}
+    assert await second.apply([replace(theirs, state=DeploymentState.DELETING)], {}) != {}
     assert ray_serve.applications["support-bot"]["status"] == "DEPLOYING"
     for deployer in (first, second):
         await deployer.aclose()
@@ -295,7 +296,7 @@ async def test_a_path_that_another_application_has_fails_that_deployment_alone(d
     if shown == "details":
         ray_serve.applications["notebook"] = {"status": "RUNNING", "route_prefix": "/desk"}
     name = {"config": "translate", "details": "desk"}[shown]
-    statuses = await deployer.apply([BOT, replace(BOT, name=name)])
+    statuses = await deployer.apply([BOT, replace(BOT, name=name)], {})
     assert statuses[name].state is DeploymentState.FAILED
     assert "take another name" in statuses[name].message
     assert statuses["support-bot"].state is DeploymentState.DEPLOYING
@@ -303,6 +304,6 @@ async def test_a_path_that_another_application_has_fails_that_deployment_alone(d
 
 
 async def test_what_somebody_else_takes_down_is_not_stored_as_going(deployer, ray_serve):
-    await deployer.apply([BOT])
+    await deployer.apply([BOT], {})
     ray_serve.show("support-bot", "DELETING")
-    assert (await deployer.apply([BOT]))["support-bot"].state is DeploymentState.DEPLOYING
+    assert (await deployer.apply([BOT], {}))["support-bot"].state is DeploymentState.DEPLOYING

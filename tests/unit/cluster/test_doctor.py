@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,24 @@ def finding(home: Home, name: str) -> Finding:
 
 
 def test_everything_that_is_not_ok_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "_PACKAGES", ("torch", "no-such-package"))
     findings = examine(Home(tmp_path))
     assert all(each.mend for each in findings if each.status is not Status.OK)
     assert not is_fit(findings)
-    assert finding(Home(tmp_path), "compiler").message == "g++ and gcc not found"
+    assert finding(Home(tmp_path), "packages").message == "not installed: no-such-package"
+
+
+def test_only_ports_of_the_cluster_itself_are_called_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "is_free", lambda address: False)
+    home = Home(tmp_path)
+    assert finding(home, "ports").status is Status.WARN
+    record = ClusterRecord(
+        "127.0.0.1:50051", "127.0.0.1:1", "http://127.0.0.1:1", "http://127.0.0.1:8000", owns_ray=True
+    )
+    home.write_record(record)
+    assert finding(home, "ports").message == "in use by the local cluster"
+    home.write_record(replace(record, control_plane="127.0.0.1:1"))
+    assert finding(home, "ports").message.startswith("in use by others: 127.0.0.1:50051 (control plane)")
 
 
 @pytest.mark.parametrize(("free_gib", "status"), [(1, Status.FAIL), (4, Status.WARN), (12, Status.OK)])
@@ -61,8 +75,3 @@ def test_a_record_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.record_path.write_text("{")
     assert finding(home, "record").status is Status.FAIL
-
-
-def test_the_compiler_says_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "DeepSpeed builds one small extension with g++" in finding(Home(tmp_path), "compiler").mend

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from cluster.cli.job_file import read_job_file
 from cluster.quickstart.run import DEPLOYMENT, JOB_FILES, QuickstartFailed, ask, figures
-from cluster.quickstart.support_desk import DeskFiles, Phrasing, Question
+from cluster.quickstart.support_desk import Desk, Phrasing, Question
 from trainer.spec import BaselineSpec, DistillSpec, parse_manifest
 
 QUESTION = Question("where is my parcel", Phrasing("parcel", "status", "where is {x}", "parcel", framed=False))
@@ -39,7 +40,7 @@ def test_the_job_files_name_the_files_of_the_data() -> None:
     assert isinstance(student.evaluate.baseline, BaselineSpec)
     named = (teacher.data.train, student.data.train, student.evaluate.baseline.train, student.data.eval)
     stems = [str(path).rsplit("/", 1)[-1].removesuffix(".jsonl") for path in named]
-    assert stems == list(DeskFiles.__dataclass_fields__)
+    assert stems == [part.name for part in fields(Desk)]
 
 
 def test_the_figures_come_out_of_the_report() -> None:

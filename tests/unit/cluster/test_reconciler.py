@@ -353,6 +353,19 @@ async def test_max_run_duration(world: World) -> None:
         await driver.heartbeat()
 
 
+async def test_max_run_duration_of_an_attempt_that_ended_before_it_was_stored(world: World) -> None:
+    """Ray was told to stop it, and the control plane died: the driver says that it was terminated."""
+    uid = world.create(schedule={"max_run_duration": "60s"})
+    driver = await world.running(uid)
+    world.clock.advance(61)
+    await driver.report(driver.record("INFRASTRUCTURE_ERROR", reason="DRIVER_TERMINATED", message="told to end"))
+    driver.exit()
+    await world.rounds(2)
+    job = world.job(uid)
+    assert (job.state, job.reason) == (State.FAILED, "MAX_RUN_DURATION")
+    assert [attempt.reason for attempt in job.attempts] == ["DRIVER_TERMINATED"]
+
+
 async def test_driver_that_dies_before_its_first_word(world: World) -> None:
     uid = world.create(schedule={"retries": {"infrastructure": 0}})
     await world.rounds(2)

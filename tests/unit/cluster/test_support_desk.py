@@ -77,9 +77,9 @@ def test_the_same_seed_says_the_same_and_another_does_not(desk: Desk) -> None:
 
 
 def test_the_files_are_chat_rows_and_the_unlabelled_have_no_answer(desk: Desk, tmp_path: Path) -> None:
-    files = write_desk(desk, tmp_path)
-    labelled = [json.loads(line)["messages"] for line in files.labelled.read_text().splitlines()]
-    unlabelled = [json.loads(line)["messages"] for line in files.unlabelled.read_text().splitlines()]
+    write_desk(desk, tmp_path)
+    labelled = [json.loads(line)["messages"] for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
+    unlabelled = [json.loads(line)["messages"] for line in (tmp_path / "unlabelled.jsonl").read_text().splitlines()]
     assert [[message["role"] for message in row] for row in labelled] == [["user", "assistant"]] * SIZES.labelled
     assert [[message["role"] for message in row] for row in unlabelled] == [["user"]] * SIZES.unlabelled
     assert labelled[0][1]["content"] == desk.labelled[0].phrasing.answer
