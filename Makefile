@@ -1,11 +1,11 @@
-# Every target sets up what is not there yet, so each works first on a fresh clone. Needs Python 3.11 and a C++ compiler.
+# Every target sets up what is not there yet, so each works first on a fresh clone. Needs Python 3.11 to 3.13.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Ninja, ray and the protoc plugins are looked up on PATH, so the environment's own programs come first.
+# Ray and the protoc plugins are looked up on PATH, so the environment's own programs come first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -24,11 +24,11 @@ setup: $(STAMP) ## the environment in .venv, installed anew only when pyproject.
 
 # Talk goes to stderr: `make quickstart ARGS=--json` keeps stdout for the document.
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "athanor needs Python 3.11 or newer, and there is no python3 on PATH" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("athanor needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another one with make PYTHON=...")'
+	@test -n "$(PYTHON)" || { echo "athanor needs Python 3.11, 3.12 or 3.13, and there is no python3 on PATH" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("athanor needs Python 3.11, 3.12 or 3.13; $(PYTHON) is " + sys.version.split()[0] + ". Name another one with make PYTHON=...")'
 	@echo "installing into .venv (torch, Ray, DeepSpeed: some minutes the first time) ..." >&2
 	@started=$$SECONDS; \
-	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv; \
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv; \
 	.venv/bin/python -m pip install -qq --editable ".[dev]" >&2; \
 	touch $@; \
 	echo "installed in $$((SECONDS - started)) s" >&2
