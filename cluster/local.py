@@ -72,10 +72,15 @@ def down(home: Home, say: Say) -> tuple[str, ...]:
         if record is None:
             return ()
         ended = [name for name, ref, grace_s in _own_processes(record) if _end(name, ref, grace_s, say)]
-        if record.owns_ray and record.temp_dir and not Path(record.temp_dir).is_relative_to(home.root):
-            shutil.rmtree(record.temp_dir, ignore_errors=True)  # sockets and scratch of the Ray that has just ended
+        _remove_scratch(home, record)
         home.remove_record()
     return tuple(ended)
+
+
+def _remove_scratch(home: Home, record: ClusterRecord) -> None:
+    """Sockets and logs of a Ray of ours that has ended, where they lie outside the home."""
+    if record.owns_ray and record.temp_dir and not Path(record.temp_dir).is_relative_to(home.root):
+        shutil.rmtree(record.temp_dir, ignore_errors=True)
 
 
 def control_plane_answers(record: ClusterRecord) -> bool:
@@ -136,6 +141,7 @@ def _ensure_ray(home: Home, options: UpOptions, found: ClusterRecord | None, say
     attached = _attach(options) if options.ray_dashboard_url else None  # before anything is ended: it may not answer
     if found is not None:
         _end_remains(found, options, say)
+        _remove_scratch(home, found)
     control_plane = found.control_plane if found else ""
     record = (
         replace(attached, control_plane=control_plane) if attached else _start_ray(home, options, control_plane, say)

@@ -28,7 +28,7 @@ def test_the_student_learns_from_what_the_teacher_publishes() -> None:
     assert student.teachers[0].shards == student.resources.student.workers == 2
 
 
-def test_what_the_quickstart_replaces_bears_its_own_name() -> None:
+def test_student_and_deployment_bear_the_name_of_the_quickstart() -> None:
     student = parse_manifest(read_job_file(str(JOB_FILES["student"]))).spec
     assert student.publish is not None
     assert student.publish.model.startswith("quickstart-")
