@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +25,20 @@ Apply = Callable[[Sequence[StoredDeployment]], dict[str, DeploymentStatus]]
 
 
 @pytest.fixture(scope="module")
-def bot(chat_model_dir: Path) -> StoredDeployment:
+def storage(tmp_path_factory: pytest.TempPathFactory, chat_model_dir: Path) -> Path:
+    """Of an installation that has published one model."""
+    root = tmp_path_factory.mktemp("storage")
+    shutil.copytree(chat_model_dir, root / "models" / "support-student")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bot(storage: Path) -> StoredDeployment:
     return StoredDeployment(
         name="support-bot",
         model="support-student",
         resolved_model="support-student@3",
-        path=str(chat_model_dir),
+        path=str(storage / "models" / "support-student"),
         num_replicas=1,
         cpus_per_replica=0.5,
         gpus_per_replica=0.0,
@@ -41,11 +50,11 @@ def bot(chat_model_dir: Path) -> StoredDeployment:
 
 
 @pytest.fixture(scope="module")
-def apply(ray_cluster: RayHead) -> Apply:
+def apply(ray_cluster: RayHead, storage: Path) -> Apply:
     token, [port] = Path(ray_cluster.token_path), free_ports(1)
 
     async def once(deployments):
-        deployer = Deployer(ray_cluster.dashboard_url, token, HOST, port, storage=Path("/"))
+        deployer = Deployer(ray_cluster.dashboard_url, token, HOST, port, storage=storage)
         try:
             return await deployer.apply(deployments, {})
         finally:
@@ -146,11 +155,11 @@ def test_another_model_and_another_deployment_are_not_found(client, endpoint):
     assert httpx.get(endpoint.replace("support-bot", "other"), trust_env=False).status_code == 404
 
 
-def test_a_model_that_cannot_be_served_says_why_and_leaves_the_others_alone(apply, bot, client, expected, tmp_path):
-    broken = replace(bot, name="broken-bot", path=str(tmp_path / "gone"))
+def test_a_model_that_cannot_be_served_says_why_and_leaves_the_others_alone(apply, bot, client, expected, storage):
+    broken = replace(bot, name="broken-bot", path=str(storage / "models" / "gone"))
     seen: list[DeploymentStatus] = []
     wait(lambda: seen.append(apply([bot, broken])["broken-bot"]) or seen[-1].state is DeploymentState.FAILED)
-    assert seen[-1].message.endswith(f"ModelDirectoryError: there is no model directory {tmp_path}/gone")
+    assert seen[-1].message.endswith(f"ModelDirectoryError: there is no model directory {storage}/models/gone")
     assert apply([bot, broken])["support-bot"].state is DeploymentState.READY
     assert ask(client) == expected
     wait(lambda: apply([bot, replace(broken, state=DeploymentState.DELETING)]).keys() == {"support-bot"})
