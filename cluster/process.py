@@ -86,7 +86,6 @@ def end(ref: ProcessRef, *, grace_s: float = 5.0) -> int:
         known |= family(ref)
         _signal(filter(_is_alive, known), number)
         _wait_for_end(ref, known, wait_s)
-    _reap(ref)
     return len(known)
 
 
@@ -122,14 +121,20 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
 def _wait_for_end(ref: ProcessRef, known: set[psutil.Process], wait_s: float) -> None:
     """What appears meanwhile joins the family."""
     deadline = time.monotonic() + wait_s
-    while any(map(_is_alive, known)) and time.monotonic() < deadline:
-        _reap(ref)
+    while (not _is_reaped(ref) or any(map(_is_alive, known))) and time.monotonic() < deadline:
         time.sleep(0.1)
         known |= family(ref)
 
 
-def _reap(ref: ProcessRef) -> None:
-    """Collect the exit status if the process is our own child; otherwise init does it."""
+def _is_reaped(ref: ProcessRef) -> bool:
+    """Collects the exit status of a child of our own; others are init's.
+
+    There is none yet while a thread of the child still runs, though its first one, which psutil looks at, has ended.
+    """
     child = _started.get(ref.pid)
-    if child is not None and child.poll() is not None:
-        del _started[ref.pid]
+    if child is None:
+        return True
+    if child.poll() is None:
+        return False
+    del _started[ref.pid]
+    return True

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster import process
 from cluster.process import end, family, marked, spawn
 from cluster.ray_head import RayHead, auth_headers, start_head
 
@@ -49,6 +50,7 @@ def test_stop_ends_its_own_processes_and_no_other(ray_cluster: RayHead, tmp_path
         assert [each.name() for each in everyone if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
         assert marked(second.process.mark) == []
         assert not second.process.is_alive
+        assert second.process.pid not in process._started, "its last thread has ended, too"
         assert bystander.is_alive
         assert ray_cluster.process.is_alive
         assert end(second.process) == 0
