@@ -6,9 +6,10 @@ It does not choose samples (`order.py`) and does not know models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Sample(TypedDict):
     sample_id: int
     input_ids: list[int]
     labels: list[int]
+    teacher: NotRequired[int]
+    """Place in `teachers` of the one that teaches this sample, where each has its own; else 0."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Batch:
     """That next token; it is always of the same sample."""
     sample_ids: tuple[int, ...]
     """Row by row, in the order of the segments."""
+    teachers: tuple[int, ...] = ()
+    """Of each sample, as in `Sample`."""
 
     @property
     def num_targets(self) -> int:
@@ -52,9 +57,27 @@ class Batch:
 
     def owners_N(self) -> Tensor:
         """For each learned position, the index into `sample_ids` of the sample it belongs to."""
-        per_row_B = self.segment_ids_BT.amax(dim=1)
-        first_B = per_row_B.cumsum(0) - per_row_B
-        return (first_B[:, None] + self.segment_ids_BT - 1).flatten()[self.rows_N]
+        return self._owners_BT().flatten()[self.rows_N]
+
+    def taught_by(self, teachers: Collection[int]) -> tuple[Batch, Tensor]:
+        """Their samples alone, in rows as short as they allow, and which of the N positions are theirs (ascending)."""
+        mine = [teacher in teachers for teacher in self.teachers]
+        per_row_B = self.segment_ids_BT.amax(dim=1).tolist()
+        firsts = [0, *itertools.accumulate(per_row_B)]
+        lines = [[at for at in range(first, end) if mine[at]] for first, end in itertools.pairwise(firsts)]
+        rows_M = torch.tensor(mine, dtype=torch.bool)[self.owners_N()].nonzero()[:, 0]
+        return collate([line for line in lines if line], self._samples(), pad_id=0), rows_M
+
+    def _samples(self) -> list[Sample]:
+        """What `collate` was given."""
+        labels_BT = torch.full_like(self.input_ids_BT, NOT_LEARNED)
+        labels_BT.view(-1)[self.rows_N + 1] = self.target_ids_N
+        owners_BT = torch.where(self.segment_ids_BT > 0, self._owners_BT(), -1)
+        found: list[Sample] = []
+        for at, (sample_id, teacher) in enumerate(zip(self.sample_ids, self.teachers, strict=True)):
+            ids, labels = self.input_ids_BT[owners_BT == at].tolist(), labels_BT[owners_BT == at].tolist()
+            found.append(Sample(sample_id=sample_id, input_ids=ids, labels=labels, teacher=teacher))
+        return found
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
@@ -64,7 +87,14 @@ class Batch:
             self.rows_N.to(device),
             self.target_ids_N.to(device),
             self.sample_ids,
+            self.teachers,
         )
+
+    def _owners_BT(self) -> Tensor:
+        """For each position the index of its sample; of padding that of the sample before its row's first."""
+        per_row_B = self.segment_ids_BT.amax(dim=1)
+        first_B = per_row_B.cumsum(0) - per_row_B
+        return first_B[:, None] + self.segment_ids_BT - 1
 
 
 def padded_length(length: int) -> int:
@@ -93,7 +123,8 @@ def collate(rows: Sequence[Sequence[int]], samples: Sequence[Sample], pad_id: in
     flat = targets.flatten()
     rows_N = (flat != NOT_LEARNED).nonzero()[:, 0]
     ids = tuple(sample["sample_id"] for line in lines for sample in line)
-    return Batch(input_ids, positions, segments, rows_N, flat[rows_N], ids)
+    teachers = tuple(sample.get("teacher", 0) for line in lines for sample in line)
+    return Batch(input_ids, positions, segments, rows_N, flat[rows_N], ids, teachers)
 
 
 def empty_batch(pad_id: int) -> Batch:

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Progress:
     """Spent learning, over all attempts."""
     loss: float = 0.0
     """Of the last step."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """What the objective remembers from step to step."""
 
 
 @dataclass(frozen=True)

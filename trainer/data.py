@@ -24,7 +24,13 @@ _HUB_SPLITS = {"train": ("train",), "eval": ("test", "validation")}
 _FILE = "data.arrow"
 _IDS = datasets.List(datasets.Value("int32"))
 _SAMPLE = datasets.Features(
-    {"sample_id": datasets.Value("int64"), "input_ids": _IDS, "labels": _IDS, "length": datasets.Value("int32")}
+    {
+        "sample_id": datasets.Value("int64"),
+        "input_ids": _IDS,
+        "labels": _IDS,
+        "teacher": datasets.Value("int32"),
+        "length": datasets.Value("int32"),
+    }
 )
 _PROMPT = datasets.Features(
     {
@@ -111,7 +117,9 @@ class Samples(Sequence[Sample]):
 
     def __init__(self, directory: Path) -> None:
         table = datasets.Dataset.from_file(str(directory / _FILE)).data
-        self._sample_ids, self._input_ids, self._labels, lengths = (table.column(name) for name in _SAMPLE)
+        self._sample_ids, self._input_ids, self._labels, self._teachers, lengths = (
+            table.column(name) for name in _SAMPLE
+        )
         self.lengths: tuple[int, ...] = tuple(lengths.to_pylist())
 
     def __len__(self) -> int:
@@ -128,6 +136,7 @@ class Samples(Sequence[Sample]):
             sample_id=self._sample_ids[index].as_py(),
             input_ids=self._input_ids[index].values.to_numpy().tolist(),
             labels=self._labels[index].values.to_numpy().tolist(),
+            teacher=self._teachers[index].as_py(),
         )
 
 
@@ -152,7 +161,8 @@ class Prompts(Sequence[Prompt]):
 
 
 def write_samples(directory: Path, samples: Iterable[Sample]) -> None:
-    _write(directory, _SAMPLE, ({**sample, "length": len(sample["input_ids"])} for sample in samples))
+    rows = ({"teacher": 0, **sample, "length": len(sample["input_ids"])} for sample in samples)
+    _write(directory, _SAMPLE, rows)
 
 
 def write_prompts(directory: Path, prompts: Iterable[Prompt]) -> None:

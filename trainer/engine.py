@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from trainer.batch import Batch
 from trainer.device import compute_device, import_deepspeed, open_lone_group
+from trainer.faculty import Answered
 from trainer.learner import Learner
-from trainer.losses import Head
 from trainer.models import DTYPES
+from trainer.objective import Step
 from trainer.peers import Peers
 from trainer.spec import TrainingSpec
-from trainer.teacher import Targets
 from trainer.zero_layout import layout_of
 
 STATE_KEYS = ("master", "exp_avg", "exp_avg_sq", "step")
@@ -29,7 +29,7 @@ STATE_KEYS = ("master", "exp_avg", "exp_avg_sq", "step")
 class Engine(Protocol):
     """Micro-batches call `forward` and `backward`; the last `backward` of a step makes gradients final."""
 
-    def forward(self, batch: Batch, targets: Targets | None, teacher_head: Head | None) -> dict[str, Tensor]: ...
+    def forward(self, batch: Batch, answers: Sequence[Answered], step: Step) -> dict[str, Tensor]: ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Adds the gradient of `loss`; gradients of all workers are averaged, so a sum is scaled by the world."""
@@ -68,8 +68,8 @@ class TorchEngine:
         groups = _decay_groups(self._weights, self._masters, training.weight_decay)
         self._adamw = _adamw(groups, training)
 
-    def forward(self, batch: Batch, targets: Targets | None, teacher_head: Head | None) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = self._learner(batch, targets, teacher_head)
+    def forward(self, batch: Batch, answers: Sequence[Answered], step: Step) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self._learner(batch, answers, step)
         return sums
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -126,8 +126,8 @@ class DeepSpeedEngine:
         self._adamw.state.clear()  # stage 0 in bf16 takes a step over zeros at its start, which must not be counted
         self._layout = layout_of(self._engine, self._adamw, training)
 
-    def forward(self, batch: Batch, targets: Targets | None, teacher_head: Head | None) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = self._engine(batch, targets, teacher_head)
+    def forward(self, batch: Batch, answers: Sequence[Answered], step: Step) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self._engine(batch, answers, step)
         return sums
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

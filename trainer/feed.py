@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 from trainer.batch import NOT_LEARNED, Batch, Sample, collate
 from trainer.data import Samples
+from trainer.faculty import Answered
 from trainer.order import SampleOrder
 from trainer.peers import Peers
-from trainer.teacher import Targets, Teacher
+
+_PROBE_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Feed:
                 batch = collate(micro_rows, self.samples, self.pad_id)
                 yield MicroBatch(step, place, place == len(rows) - 1, batch)
 
+    def probe(self) -> Batch:
+        """A few real samples, the same on every worker."""
+        rows = self.order.global_batch(0).rows[:_PROBE_ROWS]
+        return collate([list(row) for row in rows], self.samples, self.pad_id)
+
     def num_targets(self, step: int) -> int:
         """Learned positions of the step over all workers: what sums are divided by (I3); at least 1."""
         return max(1, sum(self._num_targets(index) for index in self.order.global_batch(step).sample_ids))
@@ -70,16 +77,18 @@ class Feed:
         return self._targets[index]
 
 
-def with_targets(
-    micro_batches: Iterator[MicroBatch], teacher: Teacher | None, prefetch_depth: int
-) -> Iterator[tuple[MicroBatch, Targets | None]]:
-    """Each micro-batch with its answer (None without a teacher); `prefetch_depth` later ones are already asked for."""
-    if teacher is None:
-        yield from ((micro_batch, None) for micro_batch in micro_batches)
-        return
-    asked: deque[tuple[MicroBatch, Callable[[], Targets]]] = deque()
+def no_answers(_batch: Batch) -> Callable[[], list[Answered]]:
+    """Of a learner without teachers."""
+    return list
+
+
+def with_answers(
+    micro_batches: Iterator[MicroBatch], ask: Callable[[Batch], Callable[[], list[Answered]]], prefetch_depth: int
+) -> Iterator[tuple[MicroBatch, list[Answered]]]:
+    """Each micro-batch with the teachers' answers; `prefetch_depth` later ones are already asked for."""
+    asked: deque[tuple[MicroBatch, Callable[[], list[Answered]]]] = deque()
     for micro_batch in micro_batches:
-        asked.append((micro_batch, teacher.request(micro_batch.batch)))
+        asked.append((micro_batch, ask(micro_batch.batch)))
         if len(asked) > prefetch_depth:
             first, answer = asked.popleft()
             yield first, answer()

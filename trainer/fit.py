@@ -16,6 +16,7 @@ from trainer import atomic
 from trainer.checkpoint import Checkpoint, CheckpointWriter, Progress, Topology, latest_good, read
 from trainer.engine import ENGINES, Engine
 from trainer.errors import TrainerError
+from trainer.faculty import Faculty
 from trainer.feed import Feed
 from trainer.job import JobContext
 from trainer.learner import Learner
@@ -24,6 +25,7 @@ from trainer.loop import Run, run
 from trainer.metrics import MetricsLog
 from trainer.models import (
     DTYPES,
+    check_head,
     check_length,
     check_rows,
     choose_attention,
@@ -35,11 +37,13 @@ from trainer.models import (
     positions_of,
     write_model,
 )
-from trainer.objective import plan
+from trainer.objective import Objective, Together, learn_tokens, learns_from_teacher
 from trainer.order import SampleOrder
 from trainer.peers import Peers
 from trainer.prepare import Prepared
-from trainer.teacher import Teacher
+from trainer.spec import DistillSpec
+from trainer.taps import shape_of
+from trainer.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def fit(
     ctx: JobContext,
     role: str,
     peers: Peers,
-    teacher: Teacher | None,
+    faculty: Faculty | None,
     listener: Listener,
     *,
     engine: str = "deepspeed",
@@ -68,19 +72,12 @@ def fit(
     done = finished(ctx, role, peers)
     if done is not None:
         return done
-    prepared, this = Prepared.open(ctx), plan(ctx.spec, role)
-    if this.needs_teacher and teacher is None:
-        raise TrainerError("TEACHER_MISSING", f"{role} learns from a teacher and none was given")
-    feed = _feed(ctx, role, prepared, peers)
+    prepared = Prepared.open(ctx)
+    feed, model = _feed(ctx, role, prepared, peers), first_model(ctx, prepared)
+    objective, teaching = _lessons(ctx, role, feed, model, faculty, listener)
     topology = Topology(peers.world, ctx.spec.training.zero_stage, ctx.spec.training.precision, engine)
     found = _agreed_checkpoint(ctx, role, topology, peers, listener)
-    model = first_model(ctx, prepared)
-    torch.manual_seed(ctx.spec.training.seed + peers.rank)
-    if found is not None:
-        model.load_state_dict(found.weights(), strict=False)  # tied weights are there once
-    choose_attention(model, ctx.spec.data.max_length, DTYPES[ctx.spec.training.precision])
-    learner = Learner(model.train(), this.objective(len(prepared.tokenizer)))
-    size, driving = num_parameters(model), ENGINES[engine](learner, ctx.spec.training, peers)
+    driving = _engine(ctx, engine, model, objective, found, peers)
     progress = _resume(role, driving, found, peers, listener)
     steps = Run(
         role=role,
@@ -90,7 +87,8 @@ def fit(
         checkpoint=ctx.spec.checkpoint,
         total_steps=_total_steps(ctx, role, feed.order),
         peers=peers,
-        teacher=teacher if this.needs_teacher else None,
+        objective=objective,
+        teaching=teaching,
         listener=listener,
         metrics=MetricsLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
         checkpoints=_writer(ctx, role, topology, peers),
@@ -98,7 +96,7 @@ def fit(
     progress = run(steps, progress)
     weights = driving.model_state()
     driving.close()
-    result = FitResult(progress.step, progress.tokens, progress.seconds, size, progress.loss)
+    result = FitResult(progress.step, progress.tokens, progress.seconds, num_parameters(model), progress.loss)
     if peers.is_first:
         write_model(ctx.model_dir(role), model, weights, prepared.tokenizer)
         atomic.write_json(_done_path(ctx, role), asdict(result))
@@ -124,10 +122,40 @@ def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
     else:
         model = load_model(ctx.resolve_model(student.model), torch.float32)
         check_rows(model, len(prepared.tokenizer), name)
+    check_head(model, name)
     check_length(positions_of(model.config), data.max_length, name)
     if data.packing_strategy != "none" and not keeps_samples_apart(model):
         raise packing_refused(model, name)
     return model
+
+
+def _lessons(
+    ctx: JobContext, role: str, feed: Feed, model: PreTrainedModel, faculty: Faculty | None, listener: Listener
+) -> tuple[Objective, Teaching | None]:
+    """What is minimised, and what the teachers are asked for; the same on every worker."""
+    spec, num_tokens = ctx.spec, len(Prepared.open(ctx).tokenizer)
+    if not learns_from_teacher(spec, role):
+        return learn_tokens(None, num_tokens), None
+    assert isinstance(spec, DistillSpec)
+    if faculty is None:
+        raise TrainerError("TEACHER_MISSING", f"{role} learns from a teacher and none was given")
+    teaching = Teaching.settle(spec, faculty, feed.probe(), shape_of(model), feed.peers)
+    if feed.peers.is_first:
+        listener.event("TEACHER_PAYLOAD", f"{role}: {teaching.why}")
+    tokens = learn_tokens(spec.objective, num_tokens)
+    return (Together([tokens, *teaching.matches]) if teaching.matches else tokens), teaching
+
+
+def _engine(
+    ctx: JobContext, name: str, model: PreTrainedModel, objective: Objective, found: Checkpoint | None, peers: Peers
+) -> Engine:
+    """Around the first weights, or those of the checkpoint."""
+    training = ctx.spec.training
+    torch.manual_seed(training.seed + peers.rank)
+    if found is not None:
+        model.load_state_dict(found.weights(), strict=False)  # tied weights are there once
+    choose_attention(model, ctx.spec.data.max_length, DTYPES[training.precision])
+    return ENGINES[name](Learner(model.train(), objective), training, peers)
 
 
 def _feed(ctx: JobContext, role: str, prepared: Prepared, peers: Peers) -> Feed:

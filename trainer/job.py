@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -78,7 +78,13 @@ class JobContext:
     @property
     def teacher(self) -> str | None:
         """Directory or hub id of the first teacher, None for a job without one."""
-        return self.resolve_model(self.spec.teachers[0].model) if isinstance(self.spec, DistillSpec) else None
+        return self.teachers[0] if self.teachers else None
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Directory or hub id of each teacher."""
+        found = self.spec.teachers if isinstance(self.spec, DistillSpec) else ()
+        return tuple(self.resolve_model(teacher.model) for teacher in found)
 
     @property
     def has_written_labels(self) -> bool:
@@ -96,3 +102,12 @@ class JobContext:
         if reference not in self.models:
             raise UserError("MODEL_UNKNOWN", f"{reference} is not among the job's models: {sorted(self.models)}")
         return self.models[reference]
+
+
+def distinct(spec: DistillSpec, models: Sequence[str]) -> tuple[int, ...]:
+    """For each teacher of the spec the number of its model among the different ones, in their order.
+
+    `models[i]` is where `spec.teachers[i]` lies; the same model in two precisions is two.
+    """
+    keys = [(model, teacher.dtype) for model, teacher in zip(models, spec.teachers, strict=True)]
+    return tuple(list(dict.fromkeys(keys)).index(key) for key in keys)

@@ -8,14 +8,18 @@ Shapes: B rows, T positions of a row, N learned positions, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainer.batch import Batch
-from trainer.losses import Head
-from trainer.models import hidden_at_rows, split
-from trainer.objective import Forward, Objective, combine
-from trainer.teacher import Targets
+from trainer.faculty import Answered
+from trainer.head import Head
+from trainer.models import split
+from trainer.objective import Forward, Objective, Step, combine
+from trainer.taps import reads_attention, tap_attention, tapped
 
 LOSS = "loss"
 
@@ -27,14 +31,21 @@ class LossHead(nn.Module):
         super().__init__()
         self.register_parameter("weight", _parameter(head.weight_VD))
         self.register_parameter("bias", None if head.bias_V is None else _parameter(head.bias_V))
-        self.extra = objective.build()
+        self.extra = nn.ModuleDict(dict(objective.build()))
+        self._head = replace(head, bias_V=None)  # for its transforms: the weight is looked up with each use
         self._objective = objective
 
     def forward(
-        self, batch: Batch, hidden_ND: Tensor, targets: Targets | None, teacher_head: Head | None
+        self,
+        batch: Batch,
+        hidden_ND: Tensor,
+        inner: Mapping[str, Tensor],
+        answers: Sequence[Answered],
+        step: Step,
     ) -> dict[str, Tensor]:
-        head = Head(_parameter(self.weight), None if self.bias is None else _parameter(self.bias))
-        terms = self._objective.terms(Forward(batch, hidden_ND, head, targets, teacher_head))
+        bias_V = None if self.bias is None else _parameter(self.bias)
+        head = replace(self._head, weight_VD=_parameter(self.weight), bias_V=bias_V)
+        terms = self._objective.terms(Forward(batch, hidden_ND, head, inner, answers, step, self.extra))
         return {LOSS: combine(terms), **{name: term.sum.detach() for name, term in terms.items()}}
 
 
@@ -45,13 +56,14 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self.loss_head = LossHead(split(model).head, objective)
+        self._taps = objective.taps
+        if reads_attention(objective.taps):
+            tap_attention(model)
 
-    def forward(
-        self, batch: Batch, targets: Targets | None = None, teacher_head: Head | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, answers: Sequence[Answered], step: Step) -> dict[str, Tensor]:
         """Sums over the learned positions: the loss under `LOSS`, and every term by its name, for people."""
-        hidden_ND = hidden_at_rows(self.model, batch)
-        sums: dict[str, Tensor] = self.loss_head(batch, hidden_ND, targets, teacher_head)
+        hidden_ND, inner = tapped(self.model, batch, self._taps)
+        sums: dict[str, Tensor] = self.loss_head(batch, hidden_ND, inner, answers, step)
         return sums
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,15 +18,15 @@ from trainer.checkpoint import CheckpointWriter, Progress
 from trainer.device import compute_device
 from trainer.engine import Engine
 from trainer.errors import UserError
-from trainer.feed import Feed, MicroBatch, with_targets
+from trainer.feed import Feed, MicroBatch, no_answers, with_answers
 from trainer.learner import LOSS
 from trainer.listener import Listener, Stopped
-from trainer.losses import Head
 from trainer.metrics import MetricsLog
+from trainer.objective import Objective, Step
 from trainer.peers import Peers
 from trainer.schedule import learning_rate
 from trainer.spec import CheckpointSpec, TrainingSpec
-from trainer.teacher import Targets, Teacher
+from trainer.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Run:
     checkpoint: CheckpointSpec
     total_steps: int
     peers: Peers
-    teacher: Teacher | None
+    objective: Objective
+    teaching: Teaching | None
     listener: Listener
     metrics: MetricsLog | None
     """On the first worker."""
@@ -50,13 +51,13 @@ class Run:
 
 def run(this: Run, progress: Progress) -> Progress:
     """From `progress` to the last step. Collective."""
-    teacher_head = _to_device(this.teacher.head()) if this.teacher else None
+    ask = this.teaching.request if this.teaching else no_answers
     micro_batches = this.feed.micro_batches(progress.step, this.total_steps)
     tally, told = _Tally(), _Told(this, progress)
-    for micro_batch, targets in with_targets(micro_batches, this.teacher, this.training.prefetch_depth):
-        device_targets = None if targets is None else _targets_to_device(targets)
-        sums = this.engine.forward(micro_batch.batch.to(compute_device()), device_targets, teacher_head)
-        scale = this.peers.world / this.feed.num_targets(micro_batch.step)  # the engine takes the mean over workers
+    for micro_batch, answers in with_answers(micro_batches, ask, this.training.prefetch_depth):
+        step = Step(this.feed.num_targets(micro_batch.step), progress.memory)
+        sums = this.engine.forward(micro_batch.batch.to(compute_device()), answers, step)
+        scale = this.peers.world / step.num_targets  # the engine takes the mean over workers
         this.engine.backward(sums[LOSS] * scale, last=micro_batch.last)
         tally.add(sums)
         if micro_batch.last:
@@ -116,7 +117,9 @@ class _Told:
         this = self.this
         tokens = progress.tokens + this.feed.num_tokens(progress.step)
         seconds = this.clock() - self.started
-        progress = Progress(progress.step + 1, tokens, seconds, outcome.terms[LOSS])
+        step = progress.step + 1
+        memory = this.objective.remember(progress.memory, outcome.terms, step / this.total_steps)
+        progress = Progress(step, tokens, seconds, outcome.terms[LOSS], memory)
         due = progress.step % this.training.logging_steps == 0 or progress.step == this.total_steps
         if this.metrics is not None and due:
             self._write(this.metrics, progress, outcome, rate)
@@ -170,13 +173,3 @@ def _not_finite(this: Run, step: int, losses: list[float]) -> UserError:
         f"Rows of the training data: {shown}. Lower training.learning_rate, or look at these rows"
     )
     return UserError("NON_FINITE_LOSS", message)
-
-
-def _to_device(head: Head) -> Head:
-    device = compute_device()
-    return Head(head.weight_VD.to(device), None if head.bias_V is None else head.bias_V.to(device))
-
-
-def _targets_to_device(targets: Targets) -> Targets:
-    hidden_ND = targets.hidden_ND
-    return replace(targets, hidden_ND=None if hidden_ND is None else hidden_ND.to(compute_device()))

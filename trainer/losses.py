@@ -1,56 +1,43 @@
-"""Cross-entropy and forward KL straight from hidden states and the output heads, in chunks, as sums over positions.
+"""Cross-entropy and divergences straight from hidden states and the output head, in pieces, as sums over positions.
 
-Gradients of a chunk are made in the forward pass, so no buffer of the size positions x vocabulary ever exists.
-Pure functions of tensors: no model, no batch, no workers. Means and weights over workers are the loop's.
+Gradients of a piece are made in the forward pass, so no buffer of the size positions x vocabulary ever exists: a block
+of rows is one matrix product, and within it tiles of rows stay in the cache while softmax and divergence pass over
+them. Pure functions of tensors: no model, no batch, no workers. Means and weights over workers are the loop's.
 
-Shapes: N positions, D hidden size, V vocabulary (real tokens only), R rows of one chunk.
+Shapes: N positions, D hidden size, V vocabulary (real tokens only), R rows of one piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Rows x vocabulary of one chunk: about the cache of a CPU, 512 MiB of float32 on a GPU."""
+from trainer.answers import Mix, Opened, TeacherSide, divergence_rows, soften
+from trainer.head import Head
+
+_BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Rows x vocabulary of one matrix product: 16 MiB in bfloat16 on a CPU, 256 MiB on a GPU."""
+_TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
+"""Rows x vocabulary between softmax and gradient: what the caches of a CPU hold."""
+_LEAST_ROWS = 64
+"""Of a block, however large the vocabulary: fewer would read the head's weight more often than it is worth."""
 
 
 @dataclass(frozen=True)
-class Head:
-    """Logits are hidden_ND @ weight_VD.T + bias_V; the two sides may differ in D and dtype."""
+class Pieces:
+    """How positions are cut. Changes speed and memory, never the result beyond rounding."""
 
-    weight_VD: Tensor
-    bias_V: Tensor | None = None
+    block_rows: int
+    tile_rows: int
 
-    def first(self, num_tokens: int) -> Head:
-        """Only the rows of real tokens: padded rows get no mass and no gradient."""
-        bias_V = None if self.bias_V is None else self.bias_V[:num_tokens]
-        return Head(self.weight_VD[:num_tokens], bias_V)
-
-    def logits_RV(self, hidden_RD: Tensor) -> Tensor:
-        """The product in the head's dtype, then at least float32."""
-        logits_RV = _at_least_float32(hidden_RD.to(self.weight_VD.dtype) @ self.weight_VD.T)
-        return logits_RV if self.bias_V is None else logits_RV + self.bias_V
-
-
-@dataclass(frozen=True)
-class TeacherSide:
-    """What the teacher says about the same N positions."""
-
-    hidden_ND: Tensor
-    head: Head
-
-
-@dataclass(frozen=True)
-class Mix:
-    """kd_ratio * T^2 * KL(teacher || student at temperature T) + (1 - kd_ratio) * cross-entropy."""
-
-    kd_ratio: float = 0.0
-    temperature: float = 1.0
+    @classmethod
+    def fit(cls, device: torch.device, num_tokens: int) -> Pieces:
+        block = max(_LEAST_ROWS, _BLOCK_ELEMENTS[device.type] // num_tokens)
+        return cls(block, max(1, _TILE_ELEMENTS[device.type] // num_tokens))
 
 
 @dataclass(frozen=True)
@@ -60,89 +47,58 @@ class LossSums:
     total: Tensor
     cross_entropy: Tensor
     divergence: Tensor
-    """KL(teacher || student) at the temperature, without the factor T^2."""
-
-
-def mixed_terms(
-    student_RV: Tensor, teacher_RV: Tensor | None, target_ids_R: Tensor, mix: Mix
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums (cross-entropy, KL) of one chunk, and the gradient [R, V] of their mix for the student's logits.
-
-    KL(teacher || student) = sum_v p_t (log p_t - log p_s), p = softmax(logits / T), Hinton et al., arXiv 1503.02531;
-    its gradient times T^2 is T (p_s - p_t). The cross-entropy is at temperature 1; its gradient is p_s - onehot.
-    """
-    log_probs_RV = student_RV.log_softmax(dim=-1)
-    cross_entropy = -log_probs_RV.gather(1, target_ids_R[:, None]).sum()
-    if teacher_RV is None:
-        gradient_RV = _cross_entropy_gradient(log_probs_RV, target_ids_R)
-        return cross_entropy, cross_entropy.new_zeros(()), gradient_RV
-    temperature = mix.temperature
-    if temperature != 1.0:
-        soft_RV = (student_RV / temperature).log_softmax(dim=-1)
-        teacher_RV = teacher_RV / temperature
-    else:
-        soft_RV = log_probs_RV
-    wanted_RV = teacher_RV.log_softmax(dim=-1)
-    wanted_probs_RV = wanted_RV.exp()
-    divergence = (wanted_RV - soft_RV).mul_(wanted_probs_RV).sum()
-    gradient_RV = (soft_RV.exp() - wanted_probs_RV).mul_(mix.kd_ratio * temperature)
-    if mix.kd_ratio < 1.0:
-        gradient_RV += _cross_entropy_gradient(log_probs_RV, target_ids_R).mul_(1.0 - mix.kd_ratio)
-    return cross_entropy, divergence, gradient_RV
+    """At the temperature, without the factor T^2; over several teachers by their weights."""
 
 
 def distillation_loss(
     hidden_ND: Tensor,
     head: Head,
     target_ids_N: Tensor,
-    teacher: TeacherSide | None,
+    teachers: Sequence[TeacherSide],
     mix: Mix,
     *,
     num_tokens: int,
-    chunk_elements: int | None = None,
+    pieces: Pieces | None = None,
 ) -> LossSums:
-    """Sums over N; without a teacher (or with kd_ratio 0) the cross-entropy alone.
+    """Sums over N; without teachers (or with kd_ratio 0) the cross-entropy alone.
 
-    `num_tokens` real entries of the vocabulary take part on both sides, so padding of either head changes nothing.
+    `num_tokens` real entries of the vocabulary take part on all sides, so padding of any head changes nothing.
     """
-    if teacher is None or mix.kd_ratio == 0.0:
-        teacher, mix = None, Mix()
-    chunk = chunk_elements or CHUNK_ELEMENTS[hidden_ND.device.type]
-    plan = _Plan(target_ids_N, teacher, mix, num_tokens, max(1, chunk // num_tokens))
+    if not teachers or mix.kd_ratio == 0.0:
+        teachers, mix = (), Mix()
+    pieces = pieces or Pieces.fit(hidden_ND.device, num_tokens)
+    plan = _Plan(head, target_ids_N, tuple(teachers), mix, num_tokens, pieces)
     sums: tuple[Tensor, Tensor, Tensor] = _DistillationLoss.apply(hidden_ND, head.weight_VD, head.bias_V, plan)  # type: ignore[no-untyped-call]
     return LossSums(*sums)
 
 
-@torch.no_grad()
-def token_losses(
-    hidden_ND: Tensor, head: Head, target_ids_N: Tensor, *, num_tokens: int, chunk_elements: int | None = None
-) -> Tensor:
-    """[N] negative log-likelihood (nats) of each target under the real entries of the vocabulary."""
-    rows = max(1, (chunk_elements or CHUNK_ELEMENTS[hidden_ND.device.type]) // num_tokens)
-    real = head.first(num_tokens)
-    losses = [
-        -real.logits_RV(hidden_ND[part]).log_softmax(dim=-1).gather(1, target_ids_N[part, None])[:, 0]
-        for part in _parts(len(hidden_ND), rows)
-    ]
-    return torch.cat(losses) if losses else _at_least_float32(hidden_ND.new_zeros(0))
+def blocks(hidden_ND: Tensor, num_tokens: int) -> Iterator[slice]:
+    """Rows whose logits may be there at once, at least one block."""
+    yield from list(_parts(len(hidden_ND), Pieces.fit(hidden_ND.device, num_tokens).block_rows)) or [slice(0, 0)]
+
+
+def label_losses(logits_RV: Tensor, label_ids_R: Tensor) -> Tensor:
+    """[R] negative log-likelihood (nats) of each label."""
+    return -soften(logits_RV, 1.0).gather(1, label_ids_R[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What the autograd function is given besides tensors that need gradients."""
 
+    head: Head
     target_ids_N: Tensor
-    teacher: TeacherSide | None
+    teachers: tuple[TeacherSide, ...]
     mix: Mix
     num_tokens: int
-    rows: int
+    pieces: Pieces
 
 
 class _Sums:
-    """Running sums and gradients over the chunks; the head's gradients are summed in at least float32."""
+    """Running sums and gradients over the blocks; the head's gradients are summed in at least float32."""
 
     def __init__(self, hidden_ND: Tensor, head: Head, needed: tuple[bool, ...]) -> None:
-        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        dtype = _at_least_float32(hidden_ND.dtype)
         self.cross_entropy = hidden_ND.new_zeros((), dtype=torch.float64)
         self.divergence = hidden_ND.new_zeros((), dtype=torch.float64)
         self.hidden_ND = torch.zeros_like(hidden_ND) if needed[0] else None
@@ -150,39 +106,39 @@ class _Sums:
         has_bias = needed[2] and head.bias_V is not None
         self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if has_bias else None  # type: ignore[arg-type]
 
-    def add_gradient(self, part: slice, gradient_RV: Tensor, hidden_RD: Tensor, real: Head) -> None:
+    def add_gradient(self, block: slice, gradient_RV: Tensor, hidden_RD: Tensor, real: Head) -> None:
         if self.bias_V is not None:
-            self.bias_V[: gradient_RV.shape[1]] += gradient_RV.sum(dim=0)
-        gradient_RV = gradient_RV.to(real.weight_VD.dtype)
+            self.bias_V[: gradient_RV.shape[1]] += gradient_RV.sum(dim=0, dtype=self.bias_V.dtype)
         if self.hidden_ND is not None:
-            self.hidden_ND[part] = (gradient_RV @ real.weight_VD).to(self.hidden_ND.dtype)
+            self.hidden_ND[block] = (gradient_RV @ real.weight_VD).to(self.hidden_ND.dtype)
         if self.weight_VD is not None:
             self.weight_VD[: gradient_RV.shape[1]] += gradient_RV.T @ hidden_RD.to(real.weight_VD.dtype)
 
 
 class _DistillationLoss(torch.autograd.Function):
-    """(total, cross-entropy, KL); the last two are figures without gradient."""
+    """(total, cross-entropy, divergence); the last two are figures without gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = Head(weight_VD, bias_V)
-        sums = _Sums(hidden_ND, head, ctx.needs_input_grad)
-        real = head.first(plan.num_tokens)
-        teacher_head = None if plan.teacher is None else plan.teacher.head.first(plan.num_tokens)
-        for part in _parts(len(hidden_ND), plan.rows):
-            teacher_RV = teacher_head.logits_RV(plan.teacher.hidden_ND[part]) if plan.teacher and teacher_head else None
-            student_RV = real.logits_RV(hidden_ND[part])
-            terms = mixed_terms(student_RV, teacher_RV, plan.target_ids_N[part], plan.mix)
-            sums.cross_entropy += terms[0]
-            sums.divergence += terms[1]
+        sums, real = _Sums(hidden_ND, plan.head, ctx.needs_input_grad), plan.head.first(plan.num_tokens)
+        for block in _parts(len(hidden_ND), plan.pieces.block_rows):
+            student_RV = real.logits_RV(hidden_ND[block])
+            teachers = [teacher.open(block, plan.num_tokens) for teacher in plan.teachers]
+            label_ids_R = plan.target_ids_N[block]
+            for tile in _parts(len(student_RV), plan.pieces.tile_rows):
+                opened = [teacher.tile(tile) for teacher in teachers]
+                terms = mixed_terms(student_RV[tile], opened, label_ids_R[tile], plan.mix)
+                sums.cross_entropy += terms[0]
+                sums.divergence += terms[1]
+                student_RV[tile] = real.before_transforms(terms[2], student_RV[tile])  # its gradient takes its place
             if any(ctx.needs_input_grad):
-                sums.add_gradient(part, terms[2], hidden_ND[part], real)
+                sums.add_gradient(block, student_RV, hidden_ND[block], real)
         ctx.sums, ctx.dtypes = sums, (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(sums.cross_entropy, sums.divergence)
-        weight_kl = plan.mix.kd_ratio * plan.mix.temperature**2
-        total = weight_kl * sums.divergence + (1.0 - plan.mix.kd_ratio) * sums.cross_entropy
+        weight = plan.mix.kd_ratio * plan.mix.temperature**2
+        total = weight * sums.divergence + (1.0 - plan.mix.kd_ratio) * sums.cross_entropy
         return total, sums.cross_entropy, sums.divergence
 
     @staticmethod
@@ -197,9 +153,29 @@ class _DistillationLoss(torch.autograd.Function):
         return scaled[0], scaled[1], scaled[2], None
 
 
-def _cross_entropy_gradient(log_probs_RV: Tensor, target_ids_R: Tensor) -> Tensor:
+def mixed_terms(
+    student_RV: Tensor, teachers: Sequence[Opened], label_ids_R: Tensor, mix: Mix
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums (cross-entropy, divergence) over rows of logits, and the gradient [R, V] of their mix for these logits.
+
+    A divergence of softmax(logits / T) has 1 / T of its gradient, which T^2 makes T. The cross-entropy is at
+    temperature 1; its gradient is softmax minus one-hot.
+    """
+    log_probs_RV = soften(student_RV, 1.0)
+    cross_entropy = -log_probs_RV.gather(1, label_ids_R[:, None]).sum()
+    if not teachers:
+        return cross_entropy, cross_entropy.new_zeros(()), _cross_entropy_gradient(log_probs_RV, label_ids_R)
+    log_q_RV = log_probs_RV if mix.temperature == 1.0 else soften(student_RV, mix.temperature)
+    value_R, gradient_RV = divergence_rows(log_q_RV, teachers, label_ids_R, mix)
+    gradient_RV.mul_(mix.kd_ratio * mix.temperature)
+    if mix.kd_ratio < 1.0:
+        gradient_RV.add_(_cross_entropy_gradient(log_probs_RV, label_ids_R), alpha=1.0 - mix.kd_ratio)
+    return cross_entropy, value_R.sum(), gradient_RV
+
+
+def _cross_entropy_gradient(log_probs_RV: Tensor, label_ids_R: Tensor) -> Tensor:
     gradient_RV = log_probs_RV.exp()
-    gradient_RV[torch.arange(len(target_ids_R), device=target_ids_R.device), target_ids_R] -= 1.0
+    gradient_RV[torch.arange(len(label_ids_R), device=label_ids_R.device), label_ids_R] -= 1.0
     return gradient_RV
 
 
@@ -207,5 +183,5 @@ def _parts(count: int, rows: int) -> Iterator[slice]:
     yield from (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

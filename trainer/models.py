@@ -26,9 +26,9 @@ import trainer.device  # noqa: F401  (before transformers imports DeepSpeed)
 from trainer import atomic
 from trainer.batch import NOT_LEARNED, Batch, Sample, collate
 from trainer.errors import UserError
+from trainer.head import Head
 from trainer.hub import unreadable
 from trainer.job import JobContext
-from trainer.losses import Head
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,7 +67,6 @@ def load_model(source: str, dtype: torch.dtype) -> PreTrainedModel:
     if info["missing_keys"] or info["mismatched_keys"]:
         names = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
         raise UserError("MODEL_INVALID", f"{source}: weights are missing or of another shape: {', '.join(names[:5])}")
-    check_head(model, source)
     whole: PreTrainedModel = model.eval()
     return whole
 
@@ -84,7 +83,6 @@ def fresh_model(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, s
             model: PreTrainedModel = AutoModelForCausalLM.from_config(whole, dtype=torch.float32)
         except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
             raise UserError("MODEL_INVALID", f"no model can be made of this config: {error}") from error
-    check_head(model, "the fresh model")
     return model
 
 
@@ -94,21 +92,42 @@ def split(model: PreTrainedModel) -> Parts:
     output = model.get_output_embeddings()
     if not isinstance(body, nn.Module) or body is model or not isinstance(output, nn.Linear):
         raise UserError("MODEL_UNSUPPORTED", f"{type(model).__name__} has no body and linear head to tell apart")
-    return Parts(body, Head(output.weight, output.bias))
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Parts(body, Head(output.weight, output.bias, scale, softcap))
+
+
+def head_tolerance(dtype: torch.dtype) -> float:
+    """What rounding may change in a logit, as a share of the largest one."""
+    return 1e-4 if dtype == torch.float32 else 3e-2
+
+
+def head_error(ours_NV: Tensor, theirs_NV: Tensor) -> float:
+    """How far the head's logits are from the model's own, as a share of the largest one."""
+    if not theirs_NV.numel():
+        return 0.0
+    apart, largest = (ours_NV.float() - theirs_NV.float()).abs().max(), theirs_NV.float().abs().max()
+    return float(apart / largest.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel, source: str) -> None:
-    """Refuses a model whose logits are not `head(hidden states)`: soft-capped, scaled, or otherwise changed."""
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether its logits are `head(hidden states)`, with the transforms that `Head` knows."""
     was_training = model.training
     model.eval()
     parts = split(model)
-    ids_BT = torch.arange(_PROBE_TOKENS, device=parts.head.weight_VD.device)[None] % parts.head.weight_VD.shape[0]
+    weight_VD = parts.head.weight_VD
+    ids_BT = torch.linspace(0, len(weight_VD) - 1, _PROBE_TOKENS, device=weight_VD.device).long()[None]
     hidden_TD = parts.body(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
-    ours_TV, theirs_TV = parts.head.logits_RV(hidden_TD), model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    error = head_error(parts.head.logits_RV(hidden_TD), model(input_ids=ids_BT, use_cache=False).logits[0])
     model.train(was_training)
-    tolerance = 1e-4 if parts.head.weight_VD.dtype == torch.float32 else 3e-2
-    if not torch.allclose(ours_TV, theirs_TV, rtol=tolerance, atol=tolerance * float(theirs_TV.abs().max())):
+    return error <= head_tolerance(weight_VD.dtype)
+
+
+def check_head(model: PreTrainedModel, source: str) -> None:
+    """UserError for a student whose logits are made in a way that its loss would not know."""
+    if not has_plain_head(model):
         raise UserError("MODEL_UNSUPPORTED", f"{source}: its logits are not its output embedding times hidden states")
 
 
@@ -183,6 +202,13 @@ def hidden_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
     body = getattr(model, str(model.base_model_prefix))
     hidden_BTD: Tensor = body(input_ids=batch.input_ids_BT, position_ids=positions_BT, use_cache=False)[0]
     return hidden_BTD.flatten(0, 1)[batch.rows_N]
+
+
+def logits_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[N, V]: the model's own logits at the learned positions, whatever lies between its states and them."""
+    positions_BT = batch.position_ids_BT if batch.is_packed() else None
+    logits_BTV: Tensor = model(input_ids=batch.input_ids_BT, position_ids=positions_BT, use_cache=False).logits
+    return logits_BTV.flatten(0, 1)[batch.rows_N]
 
 
 def choose_attention(model: PreTrainedModel, max_length: int, dtype: torch.dtype) -> None:

@@ -50,7 +50,10 @@ class Peers:
 
     def max(self, value: float) -> int:
         """The largest whole number among the peers'."""
-        return int(self._reduce([value], dist.ReduceOp.MAX)[0] if self.world > 1 else value)
+        return int(self.largest(value))
+
+    def largest(self, value: float) -> float:
+        return self._reduce([value], dist.ReduceOp.MAX)[0] if self.world > 1 else value
 
     def any(self, flag: bool) -> bool:
         """Whether any peer says so."""
@@ -68,6 +71,18 @@ class Peers:
         shared = buffer.to(_device_of_group())
         dist.broadcast(shared, src=0)
         return json.loads(bytes(shared.cpu().tolist()))
+
+    def gather(self, rows_SD: Tensor) -> Tensor:
+        """The rows of all peers, in their order; only this peer's own carry a gradient."""
+        if self.world == 1:
+            return rows_SD
+        counts = [int(count) for count in self.sum([len(rows_SD) * (rank == self.rank) for rank in range(self.world)])]
+        sent = rows_SD.new_zeros((max(counts), rows_SD.shape[1]), device=_device_of_group())
+        sent[: len(rows_SD)] = rows_SD.detach()
+        parts = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(parts, sent)
+        found = [part[:count].to(rows_SD.device) for part, count in zip(parts, counts, strict=True)]
+        return torch.cat([*found[: self.rank], rows_SD, *found[self.rank + 1 :]])
 
     def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
         shared: Tensor = torch.tensor(list(values), dtype=torch.float64, device=_device_of_group())

@@ -55,7 +55,8 @@ def _source_violations(
         return
     if present is None:
         return
-    for role, sentence in missing_columns(present, spec.data.columns, spec.data.format, labelled=labelled).items():
+    names = spec.data.columns if path == "spec.data.train" else spec.data.columns.without_teachers()
+    for role, sentence in missing_columns(present, names, spec.data.format, labelled=labelled).items():
         yield Violation(f"spec.data.columns.{role}", f"{source}: {sentence}{_remedy(role, spec)}")
 
 

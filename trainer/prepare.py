@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,9 @@ from trainer.render import Rendered, Renderer, texts
 from trainer.sources import missing_columns
 from trainer.spec import DistillSpec, FineTuneSpec, TokenizerSpec
 from trainer.tokenizer import load_tokenizer, same_tokenizer, train_tokenizer
+from trainer.violations import did_you_mean
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when what lies in `prepared/` changes its form, so that an older one is made anew."""
 
 
@@ -182,7 +183,8 @@ def _request(ctx: JobContext) -> str:
         "data": spec.data.model_dump(mode="json"),
         "student": ctx.resolve_model(spec.student.model) if spec.student.model else None,
         "tokenizer": spec.student.tokenizer.model_dump() if spec.student.tokenizer else None,
-        "teacher": ctx.teacher,
+        "teachers": ctx.teachers,
+        "teacher_names": spec.teacher_names if isinstance(spec, DistillSpec) else (),
         "written_labels": _label_settings(spec),
         "baseline": spec.evaluate.baseline_settings.model_dump() if spec.evaluate.baseline_settings else None,
         "eval_samples": spec.evaluate.max_samples,
@@ -198,7 +200,9 @@ def _label_settings(spec: FineTuneSpec | DistillSpec) -> dict[str, int | None] |
     return None
 
 
-def _fitted(sample_id: int, rendered: Rendered, max_length: int, counts: Counts) -> Iterator[Sample]:
+def _fitted(
+    sample_id: int, rendered: Rendered, max_length: int, counts: Counts, *, teacher: int = 0
+) -> Iterator[Sample]:
     """The sample cut to `max_length`, or nothing if nothing to learn is left."""
     counts.rows += 1
     whole, rendered = rendered, rendered.cut(max_length)
@@ -207,7 +211,7 @@ def _fitted(sample_id: int, rendered: Rendered, max_length: int, counts: Counts)
         return
     counts.cut += len(whole.input_ids) > max_length
     counts.samples += 1
-    yield Sample(sample_id=sample_id, input_ids=rendered.input_ids, labels=rendered.labels)
+    yield Sample(sample_id=sample_id, input_ids=rendered.input_ids, labels=rendered.labels, teacher=teacher)
 
 
 class _Preparation:
@@ -238,7 +242,7 @@ class _Preparation:
     def _source(self, source: str, split: Split, name: str, *, wanted: int | None) -> Source:
         """The rows to use of one source: of evaluation data the first ones, else drawn by the seed."""
         rows = load_rows(source, split=split, cache_dir=self._directory / "cache")
-        self._check_columns(source, rows, labelled=name != "train" or not self._ctx.has_written_labels)
+        self._check_columns(source, rows, name, labelled=name != "train" or not self._ctx.has_written_labels)
         count = len(rows)
         first = range(min(count, wanted or count))
         drawn = first if split == "eval" else choose(count, wanted, seed=self._ctx.spec.training.seed)
@@ -246,11 +250,12 @@ class _Preparation:
         self._fingerprints[name] = rows_fingerprint(row for _, row in found)
         return found
 
-    def _check_columns(self, source: str, rows: datasets.Dataset, *, labelled: bool) -> None:
+    def _check_columns(self, source: str, rows: datasets.Dataset, name: str, *, labelled: bool) -> None:
         if not len(rows):
             raise UserError("DATA_EMPTY", f"{source} holds no rows")
         present = tuple(rows.column_names)
-        for sentence in missing_columns(present, self._data.columns, self._data.format, labelled=labelled).values():
+        needed = self._data.columns if name == "train" else self._data.columns.without_teachers()
+        for sentence in missing_columns(present, needed, self._data.format, labelled=labelled).values():
             raise UserError("COLUMN_MISSING", f"{source}: {sentence}")
 
     def _tokenizer(self, train: Source) -> PreTrainedTokenizerBase:
@@ -258,14 +263,19 @@ class _Preparation:
         ctx, student = self._ctx, self._ctx.spec.student
         if isinstance(ctx.spec, DistillSpec) and ctx.teacher:
             tokenizer = load_tokenizer(ctx.teacher)
-            if student.model:
-                names = (ctx.spec.teachers[0].model, student.model)
-                same_tokenizer(tokenizer, load_tokenizer(ctx.resolve_model(student.model)), names=names)
+            self._check_tokenizers(tokenizer, ctx.spec)
             return tokenizer
         if student.model:
             return load_tokenizer(ctx.resolve_model(student.model))
         vocab_size = (student.tokenizer or TokenizerSpec()).vocab_size
         return train_tokenizer((text for row in self._readable(train) for text in row), vocab_size)
+
+    def _check_tokenizers(self, tokenizer: PreTrainedTokenizerBase, spec: DistillSpec) -> None:
+        """All teachers and the student read and write the same token ids as the first teacher."""
+        others = [teacher.model for teacher in spec.teachers[1:]] + [name for name in [spec.student.model] if name]
+        for name in dict.fromkeys(others):
+            theirs = load_tokenizer(self._ctx.resolve_model(name))
+            same_tokenizer(tokenizer, theirs, names=(spec.teachers[0].model, name))
 
     def _readable(self, source: Source) -> Iterator[list[str]]:
         for index, row in source:
@@ -281,7 +291,7 @@ class _Preparation:
         asked = self._prompts(train, renderer) if written else iter(())
         write_prompts(self._directory / "prompts", self._with_room(asked, room, self._counts["train"]))
         if not written:
-            self._write_samples("train", train, renderer)
+            self._write_samples("train", train, renderer, is_routed=self._data.columns.teacher_key is not None)
 
     def _with_room(self, prompts: Iterator[Prompt], room: int, counts: Counts) -> Iterator[Prompt]:
         """Prompts that leave room for an answer."""
@@ -311,9 +321,9 @@ class _Preparation:
         questions = self._prompts(source, renderer) if self._data.format != "text" else iter(())
         write_prompts(self._directory / "eval_prompts", questions)
 
-    def _write_samples(self, name: str, source: Source, renderer: Renderer) -> None:
+    def _write_samples(self, name: str, source: Source, renderer: Renderer, *, is_routed: bool = False) -> None:
         counts = self._counts[name] = Counts()
-        write_samples(self._directory / name, self._samples(source, renderer, counts))
+        write_samples(self._directory / name, self._samples(source, renderer, counts, is_routed))
         if not counts.samples:
             raise self._nothing_left(name, counts)
 
@@ -321,13 +331,23 @@ class _Preparation:
         rule = f"within data.max_length ({self._data.max_length} tokens); raise it"
         return UserError("DATA_EMPTY", f"none of the {counts.rows} rows of {name} has anything to learn {rule}")
 
-    def _samples(self, source: Source, renderer: Renderer, counts: Counts) -> Iterator[Sample]:
+    def _samples(self, source: Source, renderer: Renderer, counts: Counts, is_routed: bool) -> Iterator[Sample]:
         for index, row in source:
             try:
                 rendered = renderer.sample(row)
+                teacher = self._teacher_of(row) if is_routed else 0
             except ValueError as error:
                 raise source.row_error(index, error) from error
-            yield from _fitted(index, rendered, self._data.max_length, counts)
+            yield from _fitted(index, rendered, self._data.max_length, counts, teacher=teacher)
+
+    def _teacher_of(self, row: Mapping[str, Any]) -> int:
+        """The place of the teacher that the row names."""
+        assert isinstance(self._ctx.spec, DistillSpec)
+        names, column = self._ctx.spec.teacher_names, str(self._data.columns.teacher_key)
+        if row[column] not in names:
+            hint = did_you_mean(str(row[column]), list(names))
+            raise ValueError(f"column {column} names the teacher {row[column]!r}, not one of {', '.join(names)}{hint}")
+        return names.index(row[column])
 
     def _prompts(self, source: Source, renderer: Renderer) -> Iterator[Prompt]:
         for index, row in source:

@@ -102,6 +102,8 @@ def missing_columns(present: tuple[str, ...], names: ColumnsSpec, format: Format
     """Role of each column that is needed and not there -> sentence; `labelled` data must carry completions."""
     roles = {"chat": ["messages"], "prompt_completion": ["prompt", "completion"], "text": ["text"]}[format]
     wanted = {role: getattr(names, role) for role in roles if labelled or role != "completion"}
+    if names.teacher_key is not None:
+        wanted["teacher_key"] = names.teacher_key
     return {role: _no_column(role, name, present) for role, name in wanted.items() if name not in present}
 
 

@@ -14,6 +14,9 @@ from pydantic import Field, ValidationError, model_validator
 from trainer.errors import SpecError as SpecError
 from trainer.errors import Violation as Violation
 from trainer.fields import Duration, ModelReference, Strict
+from trainer.objective_spec import MatchSpec as MatchSpec
+from trainer.objective_spec import ObjectiveSpec as ObjectiveSpec
+from trainer.objective_spec import TeacherSpec as TeacherSpec
 from trainer.violations import did_you_mean, violations
 
 API_VERSION = "athanor/v1"
@@ -48,16 +51,6 @@ class StudentSpec(Strict):
         return self
 
 
-class TeacherSpec(Strict):
-    """A model that teaches. It is only read."""
-
-    model: ModelReference
-    """Hub id, directory, or registry reference name@alias."""
-    shards: Annotated[int, Field(ge=1, le=64)] = 1
-    """Actors that share its parameters (DeepSpeed ZeRO-3 inference)."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-
-
 class ColumnsSpec(Strict):
     """Which column of the data plays which part."""
 
@@ -65,6 +58,12 @@ class ColumnsSpec(Strict):
     prompt: str = "prompt"
     completion: str = "completion"
     text: str = "text"
+    teacher_key: str | None = None
+    """Column that names the teacher of each training sample; without it every teacher answers every sample."""
+
+    def without_teachers(self) -> ColumnsSpec:
+        """For data that nobody teaches: evaluation, baseline."""
+        return self.model_copy(update={"teacher_key": None})
 
 
 class DataSpec(Strict):
@@ -82,20 +81,6 @@ class DataSpec(Strict):
     """`bfd` packs several samples into one row by best-fit decreasing; attention and positions stay apart."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Take only so many training samples, drawn by `training.seed`."""
-
-
-class ObjectiveSpec(Strict):
-    """L = kd_ratio * temperature^2 * divergence(teacher, student) + (1 - kd_ratio) * cross-entropy."""
-
-    divergence: Literal["forward_kl"] = "forward_kl"
-    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-    kd_ratio: Annotated[float, Field(ge=0, le=1)] = 0.9
-    teacher_payload: Literal["hidden_states"] = "hidden_states"
-    """What travels from teacher to student for each unmasked position."""
-    seq_kd: bool = False
-    """Let the first teacher write the completions of the training prompts (sequence-level KD, arXiv 1606.07947)."""
-    seq_kd_max_new_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Most tokens of a written completion; without it what prompts leave of `data.max_length`, at most 256."""
 
 
 class TrainingSpec(Strict):
@@ -224,8 +209,8 @@ class FineTuneSpec(Strict):
 class DistillSpec(FineTuneSpec):
     """Learn from a teacher."""
 
-    teachers: Annotated[tuple[TeacherSpec, ...], Field(min_length=1, max_length=1)]
-    """One teacher, as of now."""
+    teachers: Annotated[tuple[TeacherSpec, ...], Field(min_length=1, max_length=16)]
+    """All answer every sample (`objective.kd_loss_mode`), or each its own (`data.columns.teacher_key`)."""
     objective: ObjectiveSpec = ObjectiveSpec()
 
     @property
@@ -245,6 +230,44 @@ class DistillSpec(FineTuneSpec):
                 "objective.seq_kd: data.format text has no prompts to complete; use chat or prompt_completion"
             )
         return self
+
+    @model_validator(mode="after")
+    def _teachers_are_told_apart(self) -> DistillSpec:
+        names = self.teacher_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"teachers: names must differ, these do not: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _routing_is_possible(self) -> DistillSpec:
+        """Where each sample has its own teacher, nothing may ask for all of them, or for the first."""
+        if self.data.columns.teacher_key is None:
+            return self
+        rule = "data.columns.teacher_key gives each sample one teacher; leave one of the two out"
+        if self.objective.kd_loss_mode != "sum":
+            raise ValueError(f"objective.kd_loss_mode: {self.objective.kd_loss_mode} joins teachers, but {rule}")
+        if self.objective.intermediate_matches:
+            raise ValueError(f"objective.intermediate_matches: reads the first teacher for every sample, but {rule}")
+        if self.objective.seq_kd:
+            raise ValueError(f"objective.seq_kd: the first teacher writes all completions, but {rule}")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_of_a_step_are_together(self) -> DistillSpec:
+        if not self.objective.compares_samples:
+            return self
+        workers, batch_tokens = self.resources.student.workers, self.training.batch_tokens
+        share = batch_tokens if workers == 1 else -(-batch_tokens // workers) + self.data.max_length + 8
+        if self.training.micro_batch_tokens < share:
+            raise ValueError(
+                "training.micro_batch_tokens: rkd_distance and rkd_angle compare all samples of a step, so each worker "
+                f"must hold its share at once; raise it to {share}, or lower batch_tokens"
+            )
+        return self
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        return tuple(teacher.name or f"teacher-{at}" for at, teacher in enumerate(self.teachers))
 
 
 KINDS: dict[str, type[FineTuneSpec]] = {"FineTune": FineTuneSpec, "Distill": DistillSpec}

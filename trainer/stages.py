@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from trainer.data import Prompt
 from trainer.errors import TrainerError
 from trainer.evaluate import EvaluationSet, evaluate
+from trainer.faculty import Faculty
 from trainer.fit import fit
 from trainer.generate import group_size
 from trainer.job import JobContext
@@ -30,27 +31,27 @@ _LEAST_GROUPS = 16
 
 
 def run_stages(
-    ctx: JobContext, peers: Peers, teacher: Teacher | None, listener: Listener, *, engine: str = "deepspeed"
+    ctx: JobContext, peers: Peers, faculty: Faculty | None, listener: Listener, *, engine: str = "deepspeed"
 ) -> None:
-    """Needs `prepare(ctx)` done before, and a teacher for a Distill job. Collective."""
-    if isinstance(ctx.spec, DistillSpec) and teacher is None:
-        raise TrainerError("TEACHER_MISSING", "a Distill job needs its teacher")
-    if ctx.teacher is not None:
-        check_length(max_positions(ctx.teacher), ctx.spec.data.max_length, ctx.teacher)
+    """Needs `prepare(ctx)` done before, and the teachers of a Distill job. Collective."""
+    if isinstance(ctx.spec, DistillSpec) and faculty is None:
+        raise TrainerError("TEACHER_MISSING", "a Distill job needs its teachers")
+    for teacher in ctx.teachers:
+        check_length(max_positions(teacher), ctx.spec.data.max_length, teacher)
     if peers.is_first and not any(ctx.role_dir("student").glob("*")):
         for name, counts in Prepared.open(ctx).counts.items():
             _say_cut(name, counts, ctx, listener)
     if ctx.has_written_labels:
-        assert teacher is not None
-        write_labels(ctx, peers, teacher, listener)
+        assert faculty is not None
+        write_labels(ctx, peers, faculty.first, listener)
     roles = ["student"] if ctx.spec.evaluate.baseline_settings is None else ["student", "baseline"]
     for role in roles:
-        fit(ctx, role, peers, teacher, listener, engine=engine)
+        fit(ctx, role, peers, faculty, listener, engine=engine)
         gc.collect()
     for role in roles:
         _examine_learner(ctx, role, peers, listener)
-    if teacher is not None:
-        _examine(ctx, "teacher", teacher, peers, listener)
+    if faculty is not None:
+        _examine(ctx, "teacher", faculty.first, peers, listener)
 
 
 def write_labels(ctx: JobContext, peers: Peers, teacher: Teacher, listener: Listener) -> None:
@@ -160,5 +161,5 @@ def _examine(ctx: JobContext, role: str, model: Teacher, peers: Peers, listener:
 
 def _positions_of_all(ctx: JobContext) -> int | None:
     """What student and teacher both know, so that all models are asked the same questions."""
-    sources = [str(ctx.model_dir("student")), *([ctx.teacher] if ctx.teacher else [])]
+    sources = [str(ctx.model_dir("student")), *ctx.teachers]
     return min((found for source in sources if (found := max_positions(source)) is not None), default=None)

@@ -8,38 +8,73 @@ Shapes: N learned positions of a batch, D the teacher's hidden size, V rows of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from trainer.answers import TopkAnswer, topk_answer
 from trainer.batch import Batch, empty_batch
 from trainer.device import compute_device, import_deepspeed
 from trainer.generate import TokenIds, generate
-from trainer.losses import Head, token_losses
-from trainer.models import DTYPES, check_rows, hidden_at_rows, keeps_samples_apart, load_model, packing_refused, split
+from trainer.head import Head
+from trainer.losses import blocks, label_losses
+from trainer.models import (
+    DTYPES,
+    check_rows,
+    has_plain_head,
+    head_error,
+    head_tolerance,
+    keeps_samples_apart,
+    load_model,
+    logits_at_rows,
+    packing_refused,
+    split,
+)
 from trainer.peers import Peers
+from trainer.taps import reads_attention, shape_of, tap_attention, tapped
 from trainer.tokenizer import load_tokenizer
+from trainer.wanted import LAST_HIDDEN, TeacherFacts, Wanted
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says about one batch."""
+    """What one teacher says about one batch, at `batch.rows_N`: one of the payloads, and the inner values wanted."""
 
-    hidden_ND: Tensor | None
-    """Final hidden states (after the final norm) at `batch.rows_N`, in the teacher's dtype."""
+    hidden_ND: Tensor | None = None
+    """Final hidden states (after the final norm), in the teacher's dtype."""
+    logits_NV: Tensor | None = None
+    topk: TopkAnswer | None = None
+    inner: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tap(self, name: str) -> Tensor:
+        """An inner value by its name; the final hidden states travel once, whoever wants them."""
+        if name == LAST_HIDDEN and self.hidden_ND is not None:
+            return self.hidden_ND
+        return self.inner[name]
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(
+            None if self.hidden_ND is None else self.hidden_ND.to(device),
+            None if self.logits_NV is None else self.logits_NV.to(device),
+            None if self.topk is None else self.topk.to(device),
+            {name: value.to(device) for name, value in self.inner.items()},
+        )
 
 
 class Teacher(Protocol):
     """What the loop asks of a teacher, wherever it lives."""
 
+    def facts(self, batch: Batch) -> TeacherFacts:
+        """What it is like; `batch` of real samples shows whether its head is all there is between states and logits."""
+
     def head(self) -> Head:
         """What makes logits of its hidden states: fetched once, not with every batch."""
 
-    def request(self, batch: Batch) -> Callable[[], Targets]:
+    def request(self, batch: Batch, wanted: Wanted) -> Callable[[], Targets]:
         """Starts the work; the returned function waits for the answer."""
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -59,6 +94,21 @@ class _NextToken:
     cache: DynamicCache
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A pass over a batch: final hidden states and inner values."""
+
+    batch: Batch
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _OwnLogits:
+    """A pass over a batch whose logits the model makes itself, whatever it does beyond its head."""
+
+    batch: Batch
+
+
 class _Root(nn.Module):
     """Every use of a teacher is one forward of this module, whose hooks fetch and drop the shards."""
 
@@ -66,10 +116,12 @@ class _Root(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, work: Batch | _NextToken) -> Tensor:
-        """[N, D] hidden states of a batch, or [B, V] logits of the next token."""
-        if isinstance(work, Batch):
-            return hidden_at_rows(self.model, work)
+    def forward(self, work: _Look | _OwnLogits | _NextToken) -> tuple[Tensor, dict[str, Tensor]]:
+        """[N, D] hidden states and inner values, [N, V] own logits, or [B, V] logits of the next token."""
+        if isinstance(work, _Look):
+            return tapped(self.model, work.batch, work.names)
+        if isinstance(work, _OwnLogits):
+            return logits_at_rows(self.model, work.batch), {}
         logits_BTV: Tensor = self.model(
             input_ids=work.ids_BT,
             attention_mask=work.mask_BS,
@@ -78,7 +130,7 @@ class _Root(nn.Module):
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        return logits_BTV[:, -1]
+        return logits_BTV[:, -1], {}
 
 
 class TeacherModel:
@@ -96,11 +148,23 @@ class TeacherModel:
         self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
         check_rows(model, self._tokens.num_tokens, source)
         self._refused = None if keeps_samples_apart(model) else packing_refused(model, source)
+        self._has_plain_head = has_plain_head(model)
+        self._shape = shape_of(model)
         self._peers = Peers(rank, world)
         self._device = compute_device()
         self._root = _Root(model).requires_grad_(False)
         self._forward: nn.Module = self._root.to(self._device) if world == 1 else _sharded(self._root, dtype)
         self._head: Head | None = None
+
+    @torch.no_grad()
+    def facts(self, batch: Batch | None) -> TeacherFacts:
+        batch = self._placed(batch)
+        hidden_ND, _ = self._forward(_Look(batch))
+        own_NV, _ = self._forward(_OwnLogits(batch))
+        head = self.head()
+        dtype = head.weight_VD.dtype
+        error = self._peers.largest(head_error(head.logits_RV(hidden_ND), own_NV))
+        return TeacherFacts(self._shape, self._tokens.num_tokens, dtype.itemsize, error, head_tolerance(dtype))
 
     @torch.no_grad()
     def head(self) -> Head:
@@ -109,33 +173,68 @@ class TeacherModel:
             head = split(self._root.model).head
             if self._peers.world > 1:
                 head = _gathered(head)
-            self._head = Head(head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach())
+            bias_V = None if head.bias_V is None else head.bias_V.detach()
+            self._head = replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
         return self._head
 
     @torch.no_grad()
-    def targets(self, batch: Batch | None) -> Targets:
-        batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
-        if self._refused is not None and batch.is_packed():
-            raise self._refused
-        return Targets(self._forward(batch))
+    def targets(self, batch: Batch | None, wanted: Wanted) -> Targets:
+        batch = self._placed(batch)
+        if reads_attention(wanted.taps):
+            tap_attention(self._root.model)
+        hidden_ND, inner = self._forward(_Look(batch, wanted.taps))
+        if wanted.payload == "hidden_states":
+            inner.pop(LAST_HIDDEN, None)
+            return Targets(hidden_ND=hidden_ND, inner=inner)
+        if wanted.payload is None:
+            return Targets(inner=inner)
+        if wanted.payload == "full_logits":
+            return Targets(logits_NV=torch.cat(list(self._logits(batch, hidden_ND))), inner=inner)
+        tops = [topk_answer(part_RV, wanted.top_k, wanted.temperature) for part_RV in self._logits(batch, hidden_ND)]
+        return Targets(topk=TopkAnswer.cat(tops), inner=inner)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         def next_logits(ids_BT: Tensor, mask_BS: Tensor, positions_BT: Tensor, cache: DynamicCache) -> Tensor:
-            logits_BV: Tensor = self._forward(_NextToken(ids_BT, mask_BS, positions_BT, cache))
+            logits_BV: Tensor = self._forward(_NextToken(ids_BT, mask_BS, positions_BT, cache))[0]
             return logits_BV
 
         return generate(next_logits, prompts, max_new_tokens, self._tokens, device=self._device, peers=self._peers)
 
+    @torch.no_grad()
     def score(self, batch: Batch | None) -> list[tuple[float, int]]:
-        batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
-        hidden_ND = self.targets(batch).hidden_ND
-        assert hidden_ND is not None
-        losses_N = token_losses(hidden_ND, self.head(), batch.target_ids_N, num_tokens=self._tokens.num_tokens)
+        batch = self._placed(batch)
+        hidden_ND, _ = self._forward(_Look(batch))
+        logits_NV, ids_N = self._logits(batch, hidden_ND), batch.target_ids_N
+        parts = [label_losses(part_RV, ids_R) for part_RV, ids_R in _aligned(logits_NV, ids_N)]
         owners_N = batch.owners_N()
         zeros = torch.zeros(len(batch.sample_ids), dtype=torch.float64, device=self._device)
-        sums = zeros.index_add(0, owners_N, losses_N.double()).tolist()
+        sums = zeros.index_add(0, owners_N, torch.cat(parts).double()).tolist()
         counts = torch.bincount(owners_N, minlength=len(batch.sample_ids)).tolist()
         return list(zip(sums, counts, strict=True))
+
+    def _placed(self, batch: Batch | None) -> Batch:
+        """On this process' device; an idle shard keeps step over padding."""
+        batch = (batch or empty_batch(self._tokens.pad_id)).to(self._device)
+        if self._refused is not None and batch.is_packed():
+            raise self._refused
+        return batch
+
+    def _logits(self, batch: Batch, hidden_ND: Tensor) -> Iterator[Tensor]:
+        """[R, V] of the real tokens, block by block; by the head where that is all, else by the model itself."""
+        num_tokens = self._tokens.num_tokens
+        if self._has_plain_head:
+            head = self.head().first(num_tokens)
+            yield from (head.logits_RV(hidden_ND[rows]) for rows in blocks(hidden_ND, num_tokens))
+        else:
+            yield self._forward(_OwnLogits(batch))[0][:, :num_tokens]
+
+
+def _aligned(parts: Iterator[Tensor], rows_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each part of some rows with the same part of others."""
+    start = 0
+    for part in parts:
+        yield part, rows_N[start : start + len(part)]
+        start += len(part)
 
 
 class LocalTeacher:
@@ -144,11 +243,14 @@ class LocalTeacher:
     def __init__(self, model: TeacherModel) -> None:
         self._model = model
 
+    def facts(self, batch: Batch) -> TeacherFacts:
+        return self._model.facts(batch)
+
     def head(self) -> Head:
         return self._model.head()
 
-    def request(self, batch: Batch) -> Callable[[], Targets]:
-        targets = self._model.targets(batch)
+    def request(self, batch: Batch, wanted: Wanted) -> Callable[[], Targets]:
+        targets = self._model.targets(batch, wanted)
         return lambda: targets
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -176,4 +278,5 @@ def _gathered(head: Head) -> Head:
     """Collective; the copies are this process' own."""
     parts = [part for part in (head.weight_VD, head.bias_V) if part is not None]
     with import_deepspeed().zero.GatheredParameters(parts):
-        return Head(head.weight_VD.clone(), None if head.bias_V is None else head.bias_V.clone())
+        bias_V = None if head.bias_V is None else head.bias_V.clone()
+        return replace(head, weight_VD=head.weight_VD.clone(), bias_V=bias_V)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trainer.job import distinct
 from trainer.spec import DistillSpec, FineTuneSpec
 
 
@@ -22,7 +23,10 @@ def _amounts(spec: FineTuneSpec, kind: str) -> list[tuple[int, float]]:
     is_cpu = kind == "CPU"
     amounts = [(student.workers, student.cpus_per_worker if is_cpu else student.gpus_per_worker)]
     if isinstance(spec, DistillSpec):
-        amounts.append((spec.teachers[0].shards, teacher.cpus_per_worker if is_cpu else teacher.gpus_per_worker))
+        places = distinct(spec, [one.model for one in spec.teachers])
+        for first in (spec.teachers[places.index(index)] for index in range(max(places) + 1)):
+            actors = first.shards * first.replicas
+            amounts.append((actors, teacher.cpus_per_worker if is_cpu else teacher.gpus_per_worker))
     return [(count, amount) for count, amount in amounts if amount]
 
 

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.answers import TopkAnswer
+
 Arrays = dict[str, Any]
 Content = TypeVar("Content")
 _AS_BITS = {torch.bfloat16: torch.int16}
 
 
 def pack(content: Any) -> Arrays:
-    """A dataclass of tensors (`Batch`, `Targets`, `Head`); other fields go as they are."""
+    """A dataclass of tensors and of tensors by name (`Batch`, `Targets`, `Head`); other fields go as they are."""
     return {field.name: _pack_value(getattr(content, field.name)) for field in fields(content)}
 
 
@@ -41,6 +43,10 @@ def unpack_tokens(arrays: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _pack_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _pack_value(one) for name, one in value.items()}
+    if isinstance(value, TopkAnswer):
+        return ("topk", pack(value))
     if not isinstance(value, Tensor):
         return value
     plain = value.detach().cpu().contiguous()
@@ -53,5 +59,9 @@ def _unpack_value(value: Any) -> Any:
     match value:
         case (str(name), np.ndarray() as array):
             return torch.from_numpy(array.copy()).view(getattr(torch, name))
+        case ("topk", dict() as arrays):
+            return unpack(TopkAnswer, arrays)
+        case dict():
+            return {name: _unpack_value(one) for name, one in value.items()}
         case _:
             return value

@@ -16,13 +16,14 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from cluster.driver.parcel import pack, pack_tokens, unpack, unpack_tokens
 from cluster.driver.teacher_dispatch import Operation
-from cluster.driver.teacher_group import GATEWAY
+from cluster.driver.teacher_group import gateway_name
 from cluster.errors import ClusterError
 from trainer.batch import Batch
 from trainer.errors import TrainerError
 from trainer.generate import group_size
-from trainer.losses import Head
+from trainer.head import Head
 from trainer.teacher import Targets
+from trainer.wanted import TeacherFacts, Wanted
 
 _MOST_ATTEMPTS = 5
 _TIMEOUT_S = 3600.0
@@ -40,9 +41,13 @@ class RemoteTeacher:
         self._head: Head | None = None
 
     @classmethod
-    def connect(cls, num_students: int) -> RemoteTeacher:
-        """The teacher of this job, which so many students share."""
-        return cls(ray.get_actor(GATEWAY), num_students=num_students)
+    def connect(cls, index: int, num_students: int) -> RemoteTeacher:
+        """The teacher of this job with that number, which so many students share."""
+        return cls(ray.get_actor(gateway_name(index)), num_students=num_students)
+
+    def facts(self, batch: Batch) -> TeacherFacts:
+        found: TeacherFacts = self._send(Operation("facts"), pack(batch))()
+        return found
 
     def head(self) -> Head:
         """Fetched once for each process."""
@@ -50,8 +55,8 @@ class RemoteTeacher:
             self._head = unpack(Head, self._send(Operation("head"), None)())
         return self._head
 
-    def request(self, batch: Batch) -> Callable[[], Targets]:
-        receive = self._send(Operation("targets"), pack(batch))
+    def request(self, batch: Batch, wanted: Wanted) -> Callable[[], Targets]:
+        receive = self._send(Operation("targets", wanted=wanted), pack(batch))
         return lambda: unpack(Targets, receive())
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:

@@ -82,6 +82,7 @@ def _join_peers(attempt: Attempt, rank: int, world: int) -> None:
 
 def _learn(attempt: Attempt, rank: int, world: int) -> None:
     from cluster.driver.remote_teacher import RemoteTeacher
+    from trainer.faculty import Faculty
     from trainer.peers import Peers
     from trainer.prepare import prepare
     from trainer.stages import run_stages
@@ -91,8 +92,10 @@ def _learn(attempt: Attempt, rank: int, world: int) -> None:
         listener.progress("prepare", 0, 1)
         prepare(attempt.ctx)
     ray.train.collective.barrier()
-    teacher = RemoteTeacher.connect(world) if isinstance(attempt.ctx.spec, DistillSpec) else None
-    run_stages(attempt.ctx, Peers(rank, world), teacher, listener)
+    spec, faculty = attempt.ctx.spec, None
+    if isinstance(spec, DistillSpec):
+        faculty = Faculty.of(spec, attempt.ctx.teachers, lambda index: RemoteTeacher.connect(index, world))
+    run_stages(attempt.ctx, Peers(rank, world), faculty, listener)
     if rank == 0:
         listener.progress("publish", 0, 1)
         write_record(attempt.outcome_path(rank), _publish(attempt))

@@ -35,11 +35,12 @@ from cluster.driver.demand import shortage
 from cluster.driver.listener import write_event
 from cluster.driver.reporting import Order, Reporter
 from cluster.driver.student_group import train_students
+from cluster.driver.teacher_dispatch import Policy
 from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
 from cluster.driver.teacher_shard import Compute
 from cluster.lifecycle import DRIVER_TERMINATED
 from trainer.errors import UserError
-from trainer.job import JobContext
+from trainer.job import JobContext, distinct
 from trainer.spec import DistillSpec
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Supervisor:
         self._attempt = attempt
         self._ends: queue.SimpleQueue[Order | str | Exception | None] = queue.SimpleQueue()
         self._reporter = Reporter(attempt, self._ends.put)
-        self._teacher: TeacherGroup | None = None
+        self._teachers: list[TeacherGroup] = []
         self._students = threading.Thread(target=self._train, name="students", daemon=True)
 
     def run(self) -> int:
@@ -88,8 +89,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
         if words := shortage(ctx.spec, ray.cluster_resources()):
             write_event(self._attempt.path.with_name("events-driver.jsonl"), "RESOURCES_SHORT", words)
-        if isinstance(ctx.spec, DistillSpec):
-            self._teacher = start_teacher(teacher_plan(ctx))
+        self._teachers = [start_teacher(plan) for plan in teacher_plans(ctx)]
         self._students.start()
         return self._first_end()
 
@@ -149,8 +149,8 @@ class Supervisor:
 
     def _end_groups(self) -> None:
         try:
-            if self._teacher is not None:
-                self._teacher.stop()
+            for teacher in self._teachers:
+                teacher.stop()
             if not self._students.is_alive():
                 ray.shutdown()
         except Exception:  # at the process boundary: the record is written, and told next
@@ -167,16 +167,24 @@ def _workers_env() -> dict[str, Any]:
     return {"env_vars": variables}
 
 
-def teacher_plan(ctx: JobContext) -> TeacherPlan:
-    """The teacher group that a Distill job asks for."""
-    assert isinstance(ctx.spec, DistillSpec)
-    teacher, resources = ctx.spec.teachers[0], ctx.spec.resources.teacher
-    return TeacherPlan(
-        load=partial(load_teacher, ctx.resolve_model(teacher.model), teacher.dtype),
-        shards=teacher.shards,
-        cpus_per_shard=resources.cpus_per_worker,
-        gpus_per_shard=resources.gpus_per_worker,
-    )
+def teacher_plans(ctx: JobContext) -> list[TeacherPlan]:
+    """A teacher group for each different teacher of the job; none for a job without."""
+    if not isinstance(ctx.spec, DistillSpec):
+        return []
+    resources, places = ctx.spec.resources.teacher, distinct(ctx.spec, ctx.teachers)
+    firsts = [places.index(index) for index in range(max(places) + 1)]
+    return [
+        TeacherPlan(
+            load=partial(load_teacher, ctx.teachers[first], ctx.spec.teachers[first].dtype),
+            shards=ctx.spec.teachers[first].shards,
+            cpus_per_shard=resources.cpus_per_worker,
+            gpus_per_shard=resources.gpus_per_worker,
+            replicas=ctx.spec.teachers[first].replicas,
+            index=index,
+            policy=Policy(round_timeout_s=ctx.spec.teachers[first].answer_timeout.total_seconds()),
+        )
+        for index, first in enumerate(firsts)
+    ]
 
 
 def load_teacher(source: str, dtype: str, rank: int, world: int) -> Compute:

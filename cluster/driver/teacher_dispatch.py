@@ -12,11 +12,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cluster.errors import ClusterError
 from trainer.errors import TrainerError
+from trainer.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,10 @@ class ShardLost(ClusterError):
 class Operation:
     """What is asked. Only equal ones share a round, for only they keep the shards in lockstep."""
 
-    name: Literal["head", "targets", "generate", "score"]
+    name: Literal["facts", "head", "targets", "generate", "score"]
     max_new_tokens: int = 0
+    wanted: Wanted = field(default_factory=Wanted)
+    """For targets."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
 
-GATEWAY = "teacher-gateway"
 _GATEWAY_RESTARTS = 3
 
 
@@ -36,15 +35,28 @@ class TeacherPlan:
     shards: int
     cpus_per_shard: float
     gpus_per_shard: float = 0.0
+    replicas: int = 1
+    """Groups of `shards` actors that answer side by side."""
+    index: int = 0
+    """Among the different teachers of the job."""
     policy: Policy = field(default_factory=Policy)
+
+    @property
+    def num_actors(self) -> int:
+        return self.shards * self.replicas
+
+
+def gateway_name(index: int) -> str:
+    return f"teacher-{index}-gateway"
 
 
 class RayShards:
-    """A `ShardGroup` of actors."""
+    """A `ShardGroup` of actors: one replica of the teacher."""
 
-    def __init__(self, plan: TeacherPlan, place: PlacementGroup) -> None:
+    def __init__(self, plan: TeacherPlan, place: PlacementGroup, replica: int) -> None:
         self._plan = plan
         self._place = place
+        self._replica = replica
         self._actors: list[ActorHandle] = []
         self._generation = 0
 
@@ -72,11 +84,12 @@ class RayShards:
     def _start_shard(self, rank: int) -> ActorHandle:
         suffix = "" if self._generation == 1 else f"-restart-{self._generation - 1}"
         plan = self._plan
+        bundle = self._replica * plan.shards + rank
         options = {
-            "name": f"teacher-{rank}{suffix}",
+            "name": f"teacher-{plan.index}-{bundle}{suffix}",
             "num_cpus": plan.cpus_per_shard,
             "num_gpus": plan.gpus_per_shard,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=rank),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=bundle),
         }
         return ray.remote(TeacherShard).options(**options).remote(rank, plan.shards, plan.cpus_per_shard, plan.load)
 
@@ -99,24 +112,31 @@ def _last_line(error: Exception) -> str:
 
 
 class TeacherGateway:
-    """Async actor: the dispatcher, reachable from every student worker."""
+    """Async actor: a dispatcher for each replica, reachable from every student worker."""
 
     def __init__(self, plan: TeacherPlan, place: PlacementGroup) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        self._num_shards = plan.shards
-        self._dispatcher = Dispatcher(RayShards(plan, place), plan.policy)
-        self._running: asyncio.Task[None] | None = None
+        self._num_shards = plan.num_actors
+        self._dispatchers = [Dispatcher(RayShards(plan, place, at), plan.policy) for at in range(plan.replicas)]
+        self._asked = [0] * plan.replicas
+        self._running: list[asyncio.Task[None]] = []
 
     async def num_shards(self) -> int:
-        """Begins to load the teacher, if that has not begun, without waiting for it."""
-        if self._running is None:
-            self._running = asyncio.get_running_loop().create_task(self._dispatcher.run())
+        """Of all replicas. Begins to load the teacher, if that has not begun, without waiting for it."""
+        if not self._running:
+            loop = asyncio.get_running_loop()
+            self._running = [loop.create_task(dispatcher.run()) for dispatcher in self._dispatchers]
         return self._num_shards
 
     async def ask(self, operation: Operation, parcel: list[ray.ObjectRef]) -> Answer:
-        """`[reference of the question]` -> `[reference of the answer]`."""
+        """`[reference of the question]` -> `[reference of the answer]`, by the replica with the fewest questions."""
         await self.num_shards()
-        return await self._dispatcher.ask(operation, parcel)
+        at = self._asked.index(min(self._asked))
+        self._asked[at] += 1
+        try:
+            return await self._dispatchers[at].ask(operation, parcel)
+        finally:
+            self._asked[at] -= 1
 
 
 @dataclass(frozen=True)
@@ -134,11 +154,11 @@ class TeacherGroup:
 def start_teacher(plan: TeacherPlan) -> TeacherGroup:
     """Returns at once, while the group goes on loading."""
     bundle = {"CPU": plan.cpus_per_shard, "GPU": plan.gpus_per_shard}
-    bundles = [{name: amount for name, amount in bundle.items() if amount} for _ in range(plan.shards)]
-    place = placement_group(bundles, strategy="PACK", name="teacher")
+    bundles = [{name: amount for name, amount in bundle.items() if amount} for _ in range(plan.num_actors)]
+    place = placement_group(bundles, strategy="PACK", name=f"teacher-{plan.index}")
     gateway = (
         ray.remote(TeacherGateway)
-        .options(name=GATEWAY, num_cpus=0, max_restarts=_GATEWAY_RESTARTS, max_task_retries=-1)
+        .options(name=gateway_name(plan.index), num_cpus=0, max_restarts=_GATEWAY_RESTARTS, max_task_retries=-1)
         .remote(plan, place)
     )
     gateway.num_shards.remote()

@@ -18,8 +18,9 @@ from cluster.driver.teacher_dispatch import Operation
 if TYPE_CHECKING:
     from cluster.driver.process_group import Meeting
     from trainer.batch import Batch
-    from trainer.losses import Head
+    from trainer.head import Head
     from trainer.teacher import Targets
+    from trainer.wanted import TeacherFacts, Wanted
 
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,11 @@ log = logging.getLogger(__name__)
 class Compute(Protocol):
     """One process' share of a teacher; with several processes every method is collective."""
 
+    def facts(self, batch: Batch | None) -> TeacherFacts: ...
+
     def head(self) -> Head: ...
 
-    def targets(self, batch: Batch | None) -> Targets: ...
+    def targets(self, batch: Batch | None, wanted: Wanted) -> Targets: ...
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]: ...
 
@@ -92,10 +95,14 @@ def _head(compute: Compute, _operation: Operation, _question: object) -> Any:
     return pack(compute.head())
 
 
-def _targets(compute: Compute, _operation: Operation, question: Any) -> Any:
+def _targets(compute: Compute, operation: Operation, question: Any) -> Any:
     from cluster.driver.parcel import pack
 
-    return pack(compute.targets(_batch(question)))
+    return pack(compute.targets(_batch(question), operation.wanted))
+
+
+def _facts(compute: Compute, _operation: Operation, question: Any) -> Any:
+    return compute.facts(_batch(question))
 
 
 def _generate(compute: Compute, operation: Operation, question: Any) -> Any:
@@ -117,6 +124,7 @@ def _batch(question: Any) -> Batch | None:
 
 
 _ANSWERS: dict[str, Callable[[Compute, Operation, Any], Any]] = {
+    "facts": _facts,
     "head": _head,
     "targets": _targets,
     "generate": _generate,

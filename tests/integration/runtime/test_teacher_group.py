@@ -22,8 +22,9 @@ from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teache
 from cluster.ray_head import RayHead
 from trainer.batch import Batch, Sample, collate, empty_batch
 from trainer.errors import UserError
-from trainer.losses import Head
+from trainer.head import Head
 from trainer.teacher import LocalTeacher, Targets, TeacherModel
+from trainer.wanted import TeacherFacts, Wanted
 
 pytestmark = pytest.mark.ray
 
@@ -48,7 +49,10 @@ class Echo:
         self._meet()
         return Head(torch.eye(3), None)
 
-    def targets(self, batch: Batch | None) -> Targets:
+    def facts(self, batch: Batch | None) -> TeacherFacts:
+        raise NotImplementedError(batch)
+
+    def targets(self, batch: Batch | None, wanted: Wanted) -> Targets:
         self._meet()
         if batch is None:
             return Targets(None)
@@ -112,9 +116,9 @@ def test_a_remote_teacher_answers_as_a_local_one_bit_for_bit(start, shards: int,
     local = LocalTeacher(TeacherModel(str(chat_model_dir), dtype="float32"))
     remote = start(partial(load_teacher, str(chat_model_dir), "float32"), shards)
     questions = [batch([5, 9, 30, 41, 7], [8, 6]), batch([70, 71, 72]), empty_batch(PAD)]
-    answers = [remote.request(question) for question in questions]
+    answers = [remote.request(question, Wanted()) for question in questions]
     for question, answer in zip(questions, answers, strict=True):
-        assert torch.equal(answer().hidden_ND, local.request(question)().hidden_ND)
+        assert torch.equal(answer().hidden_ND, local.request(question, Wanted())().hidden_ND)
         assert remote.score(question) == local.score(question)
     assert torch.equal(remote.head().weight_VD, local.head().weight_VD)
     prompts = [[5, 9, 30], [41], [7, 7], [60, 61, 62, 63]]
@@ -124,7 +128,7 @@ def test_a_remote_teacher_answers_as_a_local_one_bit_for_bit(start, shards: int,
 def test_answers_belong_to_their_questions_however_they_are_dealt_out(start) -> None:
     teacher = start(load_echo, 2)
     questions = [batch([n, n, n]) for n in range(1, 8)]
-    answers = [teacher.request(question) for question in questions]
+    answers = [teacher.request(question, Wanted()) for question in questions]
     for question, answer in reversed(list(zip(questions, answers, strict=True))):
         assert torch.equal(answer().hidden_ND, question.input_ids_BT.float())
     prompts = [[n] * (1 + n % 5) for n in range(300)]
@@ -137,11 +141,11 @@ def test_answers_belong_to_their_questions_however_they_are_dealt_out(start) -> 
 def test_a_killed_shard_costs_no_answer(start) -> None:
     teacher, question = start(load_echo, 2), batch([4, 5, 6])
     expected = question.input_ids_BT.float()
-    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    assert torch.equal(teacher.request(question, Wanted())().hidden_ND, expected)
     before = {process.pid for process in actors_of("TeacherShard")}
     assert len(before) == 2
     kill(actors_of("TeacherShard")[0])
-    answers = [teacher.request(question) for _ in range(5)]
+    answers = [teacher.request(question, Wanted()) for _ in range(5)]
     assert all(torch.equal(answer().hidden_ND, expected) for answer in answers)
     assert before.isdisjoint(process.pid for process in actors_of("TeacherShard"))
 
@@ -156,18 +160,18 @@ def test_an_answer_that_died_with_its_shard_is_asked_for_again(start) -> None:
 
 def test_a_killed_gateway_comes_back_with_new_shards(start) -> None:
     teacher, question = start(load_echo, 1), batch([4, 5, 6])
-    teacher.request(question)()
+    teacher.request(question, Wanted())()
     kill(actors_of("TeacherGateway")[0])
-    assert torch.equal(teacher.request(question)().hidden_ND, question.input_ids_BT.float())
+    assert torch.equal(teacher.request(question, Wanted())().hidden_ND, question.input_ids_BT.float())
 
 
 def test_a_teacher_killed_again_and_again_is_lost(start) -> None:
     teacher, question = start(load_echo, 1, max_restarts=1), batch([4, 5, 6])
     for _ in range(2):
-        teacher.request(question)()
+        teacher.request(question, Wanted())()
         kill(actors_of("TeacherShard")[0])
     with pytest.raises(TeacherLost, match="2 times"):
-        teacher.request(question)()
+        teacher.request(question, Wanted())()
 
 
 def test_errors_of_the_teacher_arrive_as_they_were_raised(start) -> None:

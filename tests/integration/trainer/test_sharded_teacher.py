@@ -15,6 +15,7 @@ from trainer.models import fresh_model, write_model
 from trainer.peers import Peers
 from trainer.teacher import TeacherModel
 from trainer.tokenizer import train_tokenizer
+from trainer.wanted import Wanted
 
 SAMPLES = [
     {"sample_id": i, "input_ids": list(range(5 + i, 14 + 3 * i)), "labels": [-100, *range(6 + i, 14 + 3 * i)]}
@@ -25,11 +26,11 @@ PROMPTS = [[10 + i, 20, 30 + i][: 1 + i % 3] for i in range(5)]
 
 def answers(teacher: TeacherModel, batch: Batch | None, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     """One of each question, and the first once more; token ids are kept as one row, -1 after each completion."""
-    first = teacher.targets(batch).hidden_ND
+    first = teacher.targets(batch, Wanted()).hidden_ND
     head = teacher.head().weight_VD
     written = [one for row in teacher.generate(prompts, 12) for one in (*row, -1)]
     scores = teacher.score(batch)
-    again = teacher.targets(batch).hidden_ND
+    again = teacher.targets(batch, Wanted()).hidden_ND
     assert first is not None
     assert again is not None
     return {

@@ -28,19 +28,21 @@ class Written(Silent):
 
 
 def stages(peers: Peers, ctx: JobContext, heard: Path) -> None:
+    from trainer.faculty import Faculty
     from trainer.stages import run_stages
     from trainer.teacher import LocalTeacher, TeacherModel
 
-    teacher = LocalTeacher(TeacherModel(ctx.teacher, dtype="float32")) if ctx.teacher else None
+    teacher = Faculty.alone(LocalTeacher(TeacherModel(ctx.teacher, dtype="float32"))) if ctx.teacher else None
     run_stages(ctx, peers, teacher, Written(heard))
 
 
 def stages_with_stops(peers: Peers, ctx: JobContext, heard: Path) -> None:
     """Every attempt is stopped two questions later than the one before, until one comes through."""
+    from trainer.faculty import Faculty
     from trainer.stages import run_stages
     from trainer.teacher import LocalTeacher, TeacherModel
 
-    teacher = LocalTeacher(TeacherModel(ctx.teacher, dtype="float32"))
+    teacher = Faculty.alone(LocalTeacher(TeacherModel(ctx.teacher, dtype="float32")))
     for questions in range(1, 20, 2):
         try:
             run_stages(ctx, peers, teacher, StopAt(questions))

@@ -110,11 +110,16 @@ class PoisonedTeacher:
         self.sample_id = sample_id
 
     def head(self) -> Any:
-        from trainer.losses import Head
+        from trainer.head import Head
 
         return Head(torch.zeros(self.num_tokens, 4), None)
 
-    def request(self, batch: Any) -> Callable[[], Any]:
+    def facts(self, _batch: Any) -> Any:
+        from trainer.wanted import Shape, TeacherFacts
+
+        return TeacherFacts(Shape(4, 1), self.num_tokens, 4, 0.0, 0.0)
+
+    def request(self, batch: Any, _wanted: Any) -> Callable[[], Any]:
         from trainer.teacher import Targets
 
         value = float("nan") if self.sample_id in batch.sample_ids else 0.0
@@ -124,11 +129,12 @@ class PoisonedTeacher:
 def fit_on_poison(peers: Peers, jobs: list[JobContext], num_tokens: int, sample_id: int) -> None:
     """Every job's student; what each worker is told goes to `told-<rank>` beside the job."""
     from trainer.errors import UserError
+    from trainer.faculty import Faculty
     from trainer.fit import fit
 
     for ctx in jobs:
         try:
-            fit(ctx, "student", peers, PoisonedTeacher(num_tokens, sample_id), Silent())
+            fit(ctx, "student", peers, Faculty.alone(PoisonedTeacher(num_tokens, sample_id)), Silent())
         except UserError as error:
             (ctx.job_dir / f"told-{peers.rank}").write_text(f"{error.reason} {error}")
 

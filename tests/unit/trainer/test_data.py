@@ -127,7 +127,7 @@ def test_the_fingerprint_is_of_content_and_order() -> None:
 
 def test_samples_come_back_from_disk(tmp_path: Path) -> None:
     samples = [
-        Sample(sample_id=3 * at, input_ids=list(range(at % 7 + 1)), labels=[NOT_LEARNED] * (at % 7 + 1))
+        Sample(sample_id=3 * at, input_ids=list(range(at % 7 + 1)), labels=[NOT_LEARNED] * (at % 7 + 1), teacher=at % 3)
         for at in range(2500)
     ]
     write_samples(tmp_path, iter(samples))

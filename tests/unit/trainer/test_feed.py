@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from trainer.feed import Feed, with_targets
+from trainer.faculty import Answered
+from trainer.feed import Feed, no_answers, with_answers
 from trainer.order import SampleOrder
 from trainer.peers import Peers
 from trainer.teacher import Targets
@@ -32,7 +33,7 @@ class Recorder:
 
         def answer():
             self.notes.append(("answered", number))
-            return Targets(torch.full((batch.num_targets, 1), float(number)))
+            return [Answered(Targets(torch.full((batch.num_targets, 1), float(number))), None)]
 
         return answer
 
@@ -65,10 +66,10 @@ def test_tokens_of_a_step_are_those_of_its_samples():
 @pytest.mark.parametrize("depth", [0, 1, 3, 64])
 def test_answers_come_in_order_and_at_most_depth_ahead(depth):
     notes = []
-    pairs = list(with_targets(feed().micro_batches(0, 4), Recorder(notes), depth))
+    pairs = list(with_answers(feed().micro_batches(0, 4), Recorder(notes).request, depth))
     batches = [int(micro.batch.input_ids_BT.sum()) for micro, _ in pairs]
     assert batches == [int(micro.batch.input_ids_BT.sum()) for micro in feed().micro_batches(0, 4)]
-    assert all((targets.hidden_ND == number).all() for (_, targets), number in zip(pairs, batches, strict=True))
+    assert all((answer.targets.hidden_ND == number).all() for (_, [answer]), number in zip(pairs, batches, strict=True))
     ahead, most = 0, 0
     for note, _ in notes:
         ahead += 1 if note == "asked" else -1
@@ -77,4 +78,4 @@ def test_answers_come_in_order_and_at_most_depth_ahead(depth):
 
 
 def test_without_a_teacher_there_are_no_targets():
-    assert all(targets is None for _, targets in with_targets(feed().micro_batches(0, 2), None, 2))
+    assert all(answers == [] for _, answers in with_answers(feed().micro_batches(0, 2), no_answers, 2))

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, distill_job, fine_tune_job
 from trainer.engine import ENGINES
 from trainer.errors import CheckpointError, UserError
+from trainer.faculty import Faculty
 from trainer.fit import first_model, fit
 from trainer.learner import Learner
 from trainer.listener import Silent, Stopped
 from trainer.models import load_model
-from trainer.objective import plan
+from trainer.objective import CrossEntropy
 from trainer.peers import Peers
 from trainer.prepare import Prepared, prepare
 from trainer.teacher import LocalTeacher, Targets, TeacherModel
@@ -77,7 +78,7 @@ def taught(tmp_path_factory):
 
 @pytest.fixture
 def teacher(taught):
-    return LocalTeacher(TeacherModel(str(taught.model_dir("student")), dtype="float32"))
+    return Faculty.alone(LocalTeacher(TeacherModel(str(taught.model_dir("student")), dtype="float32")))
 
 
 def test_learning_lowers_the_loss_and_leaves_a_model_that_loads(taught):
@@ -204,7 +205,7 @@ def test_bfloat16_leaves_rotary_frequencies_as_the_served_model_has_them(tmp_pat
     prepare(ctx)
     model = first_model(ctx, Prepared.open(ctx))
     before = model.model.rotary_emb.inv_freq.clone()
-    ENGINES["torch"](Learner(model, plan(ctx.spec).objective(8)), ctx.spec.training, Peers.alone())
+    ENGINES["torch"](Learner(model, CrossEntropy(8)), ctx.spec.training, Peers.alone())
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert torch.equal(model.model.rotary_emb.inv_freq, before)
 
@@ -273,8 +274,8 @@ class PoisonedTeacher(LocalTeacher):
         super().__init__(model)
         self.sample_id = sample_id
 
-    def request(self, batch):
-        targets = super().request(batch)()
+    def request(self, batch, wanted):
+        targets = super().request(batch, wanted)()
         if self.sample_id in batch.sample_ids:
             targets = Targets(targets.hidden_ND * float("nan"))
         return lambda: targets
@@ -304,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(ta
     prepare(ctx)
     model = TeacherModel(str(taught.model_dir("student")), dtype="float32")
     with pytest.raises(UserError, match="loss of step 1 is not finite") as error:
-        learn(ctx, PoisonedTeacher(model, 17))
+        learn(ctx, Faculty.alone(PoisonedTeacher(model, 17)))
     assert error.value.reason == "NON_FINITE_LOSS"
     assert "Rows of the training data: 18." in str(error.value)
     assert_equal(copied(watched["engine"]), watched["before"])

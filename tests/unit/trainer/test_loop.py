@@ -22,7 +22,7 @@ class Healthy:
     def __init__(self):
         self.updates = 0
 
-    def forward(self, batch, targets, teacher_head):
+    def forward(self, batch, answers, step):
         return {"loss": torch.tensor(1.5)}
 
     def backward(self, loss, *, last):
@@ -50,7 +50,7 @@ def test_what_one_worker_meets_ends_the_other_before_its_update_with_the_rows_of
     engine, order = Healthy(), SampleOrder([8] * len(SAMPLES), seed=1, batch_tokens=96, max_length=8)
     peers = PoisonedPeer(rank=0, world=2)
     feed = Feed(SAMPLES, order, peers, TRAINING.micro_batch_tokens, 0)
-    this = Run("student", engine, feed, TRAINING, CheckpointSpec(), 3, peers, None, Silent(), None, None)
+    this = Run("student", engine, feed, TRAINING, CheckpointSpec(), 3, peers, None, None, Silent(), None, None)
     poisoned = [sample_id + 1 for sample_id in feed.sample_ids(0, 1, 1)]
     with pytest.raises(UserError, match="loss of step 1 is not finite") as error:
         run(this, Progress())

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.losses import Head, LossSums, Mix, TeacherSide, distillation_loss, mixed_terms, token_losses
+from trainer.answers import HiddenAnswer, Mix, Opened, TeacherSide
+from trainer.head import Head
+from trainer.losses import LossSums, Pieces, distillation_loss, label_losses, mixed_terms
 
 TEACHER = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, -1.0]], dtype=torch.float64)
 STUDENT = torch.tensor([[1.0, 1.0, 1.0], [0.5, 0.0, 2.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 1])
+PIECES = st.builds(Pieces, st.integers(1, 20), st.integers(1, 20))
 
 
 def plain_loss(student: Tensor, teacher: Tensor, labels: Tensor, mix: Mix) -> Tensor:
@@ -39,59 +42,59 @@ class Case:
         self.bias = torch.randn(tokens + 3, generator=g, dtype=dtype).requires_grad_()
         self.targets = torch.randint(0, tokens, (positions,), generator=g)
         teacher_head = Head(torch.randn(tokens + 6, 7, generator=g, dtype=dtype))
-        self.teacher = TeacherSide(torch.randn(positions, 7, generator=g, dtype=dtype), teacher_head)
+        self.teacher = HiddenAnswer(torch.randn(positions, 7, generator=g, dtype=dtype), teacher_head)
 
     def leaves(self) -> tuple[Tensor, ...]:
         return self.hidden, self.weight, self.bias
 
-    def loss(self, mix: Mix, chunk_elements: int | None = None) -> LossSums:
+    def loss(self, mix: Mix, pieces: Pieces | None = None) -> LossSums:
         head = Head(self.weight, self.bias)
         return distillation_loss(
             self.hidden,
             head,
             self.targets,
-            self.teacher,
+            [TeacherSide(self.teacher)],
             mix,
             num_tokens=self.tokens,
-            chunk_elements=chunk_elements,
+            pieces=pieces,
         )
 
     def plain(self, mix: Mix) -> Tensor:
         student = (self.hidden @ self.weight.T + self.bias)[:, : self.tokens]
-        teacher = (self.teacher.hidden_ND @ self.teacher.head.weight_VD.T)[:, : self.tokens]
+        teacher = (self.teacher.hidden_MD @ self.teacher.head.weight_VD.T)[:, : self.tokens]
         return plain_loss(student, teacher, self.targets, mix)
 
 
 @pytest.mark.parametrize(("temperature", "divergence"), [(1.0, 1.1203286915), (2.0, 0.3978266011), (4.0, 0.1081847360)])
 def test_forward_kl_has_the_known_values(temperature: float, divergence: float) -> None:
-    _, kl, _ = mixed_terms(STUDENT, TEACHER, LABELS, Mix(1.0, temperature))
+    _, kl, _ = mixed_terms(STUDENT, [Opened(TEACHER, 1.0)], LABELS, Mix(1.0, temperature))
     assert kl.item() / 2 == pytest.approx(divergence, abs=1e-10)
 
 
 def test_mixed_loss_has_the_known_value() -> None:
     mix = Mix(kd_ratio=0.7, temperature=2.0)
-    head, teacher = Head(torch.eye(3).double()), TeacherSide(TEACHER, Head(torch.eye(3).double()))
-    sums = distillation_loss(STUDENT, head, LABELS, teacher, mix, num_tokens=3)
+    head, teacher = Head(torch.eye(3).double()), TeacherSide(HiddenAnswer(TEACHER, Head(torch.eye(3).double())))
+    sums = distillation_loss(STUDENT, head, LABELS, [teacher], mix, num_tokens=3)
     assert sums.total.item() / 2 == pytest.approx(1.6246596832, abs=1e-10)
     assert sums.cross_entropy.item() / 2 == pytest.approx(1.7024840004, abs=1e-10)
 
 
 def test_high_temperature_approaches_squared_distance_of_logits() -> None:
-    _, kl, _ = mixed_terms(STUDENT, TEACHER, LABELS, Mix(1.0, 1000.0))
+    _, kl, _ = mixed_terms(STUDENT, [Opened(TEACHER, 1.0)], LABELS, Mix(1.0, 1000.0))
     assert kl.item() * 1000**2 / 2 == pytest.approx(1.68113, abs=1e-5)
 
 
 def test_gradient_of_the_divergence_is_t_times_the_difference_of_probabilities() -> None:
-    _, _, gradient = mixed_terms(STUDENT, TEACHER, LABELS, Mix(1.0, 2.0))
+    _, _, gradient = mixed_terms(STUDENT, [Opened(TEACHER, 1.0)], LABELS, Mix(1.0, 2.0))
     expected = 2 * (torch.softmax(STUDENT / 2, -1) - torch.softmax(TEACHER / 2, -1))
     torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("mix", [Mix(0.0, 1.0), Mix(1.0, 1.0), Mix(0.9, 2.0), Mix(0.3, 0.5)])
-@pytest.mark.parametrize("chunk_elements", [1, 40, None])
-def test_value_and_gradients_equal_autograd_in_float64(mix: Mix, chunk_elements: int | None) -> None:
+@pytest.mark.parametrize("pieces", [Pieces(1, 1), Pieces(5, 2), None])
+def test_value_and_gradients_equal_autograd_in_float64(mix: Mix, pieces: Pieces | None) -> None:
     case = Case()
-    sums, plain = case.loss(mix, chunk_elements), case.plain(mix)
+    sums, plain = case.loss(mix, pieces), case.plain(mix)
     torch.testing.assert_close(sums.total, plain, rtol=1e-12, atol=1e-12)
     ours = torch.autograd.grad(sums.total * 0.25, case.leaves())
     theirs = torch.autograd.grad(plain * 0.25, case.leaves())
@@ -100,12 +103,12 @@ def test_value_and_gradients_equal_autograd_in_float64(mix: Mix, chunk_elements:
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), chunk=st.integers(1, 500), kd_ratio=st.floats(0, 1), temperature=st.floats(0.2, 8))
+@given(seed=st.integers(0, 10_000), pieces=PIECES, kd_ratio=st.floats(0, 1), temperature=st.floats(0.2, 8))
 def test_chunk_size_changes_nothing_and_the_divergence_is_not_negative(
-    seed: int, chunk: int, kd_ratio: float, temperature: float
+    seed: int, pieces: Pieces, kd_ratio: float, temperature: float
 ) -> None:
     case, mix = Case(seed), Mix(kd_ratio, temperature)
-    chunked, whole = case.loss(mix, chunk), case.loss(mix, 1 << 20)
+    chunked, whole = case.loss(mix, pieces), case.loss(mix, Pieces(99, 99))
     torch.testing.assert_close(chunked.total, whole.total, rtol=1e-11, atol=1e-11)
     assert whole.divergence.item() >= -1e-12
 
@@ -113,11 +116,8 @@ def test_chunk_size_changes_nothing_and_the_divergence_is_not_negative(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(dtype: torch.dtype) -> None:
     case = Case(dtype=dtype)
-    teacher = TeacherSide(case.hidden.detach(), Head(case.weight.detach(), case.bias.detach()))
-    head = Head(case.weight, case.bias)
-    sums = distillation_loss(
-        case.hidden, head, case.targets, teacher, Mix(1.0, 2.0), num_tokens=case.tokens, chunk_elements=30
-    )
+    case.teacher = HiddenAnswer(case.hidden.detach(), Head(case.weight.detach(), case.bias.detach()))
+    sums = case.loss(Mix(1.0, 2.0), Pieces(6, 3))
     assert sums.total.item() == 0.0
     assert all(not gradient.any() for gradient in torch.autograd.grad(sums.total, case.leaves()))
 
@@ -148,17 +148,18 @@ def test_bfloat16_stays_near_float64() -> None:
     for source, target in zip(exact.leaves(), rough.leaves(), strict=True):
         target.data = source.detach().bfloat16()
         source.data = target.detach().double()
-    teacher = TeacherSide(exact.hidden.detach() * 0.5, Head(exact.weight.detach()))
-    rough.teacher = TeacherSide(teacher.hidden_ND.bfloat16(), Head(teacher.head.weight_VD.bfloat16()))
+    teacher = HiddenAnswer(exact.hidden.detach() * 0.5, Head(exact.weight.detach()))
+    rough.teacher = HiddenAnswer(teacher.hidden_MD.bfloat16(), Head(teacher.head.weight_VD.bfloat16()))
     exact.teacher, rough.targets = teacher, exact.targets
     mix = Mix(0.5, 2.0)
-    total = rough.loss(mix, 100).total
+    total = rough.loss(mix, Pieces(20, 9)).total
     torch.testing.assert_close(total, exact.loss(mix).total, rtol=2e-2, atol=0.0, check_dtype=False)
     assert torch.autograd.grad(total, rough.weight)[0].dtype == torch.bfloat16
 
 
 def test_token_losses_are_the_cross_entropy_of_each_position() -> None:
     case = Case()
-    losses = token_losses(case.hidden, Head(case.weight, case.bias), case.targets, num_tokens=11, chunk_elements=25)
     logits = (case.hidden @ case.weight.T + case.bias)[:, :11]
-    torch.testing.assert_close(losses, F.cross_entropy(logits, case.targets, reduction="none"))
+    torch.testing.assert_close(
+        label_losses(logits, case.targets), F.cross_entropy(logits, case.targets, reduction="none")
+    )

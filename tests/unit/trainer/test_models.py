@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, fine_tune_job
 from trainer.atomic import sha256_file
@@ -18,6 +18,7 @@ from trainer.models import (
     check_head,
     choose_attention,
     fresh_model,
+    has_plain_head,
     hidden_at_rows,
     keeps_samples_apart,
     load_model,
@@ -155,17 +156,32 @@ def test_a_config_that_asks_for_code_gets_none(tokenizer, tmp_path):
     assert error.value.reason == "MODEL_INVALID"
 
 
-def test_a_model_that_scales_its_logits_is_refused():
-    config = CohereConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        logit_scale=0.25,
-    )
+SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CohereConfig(**SMALL, logit_scale=0.25),
+        Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2, final_logit_softcapping=0.5, initializer_range=1.0),
+        GraniteConfig(**SMALL, logits_scaling=4.0),
+    ],
+    ids=["scaled", "capped", "divided"],
+)
+def test_a_model_that_scales_or_caps_its_logits_is_understood(config):
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert has_plain_head(model)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        hidden = split(model).body(input_ids=ids)[0][0]
+        torch.testing.assert_close(split(model).head.logits_RV(hidden), model(ids).logits[0])
+
+
+def test_a_model_that_does_more_than_that_is_refused(tokenizer):
+    model = fresh_model(TINY_LLAMA, tokenizer, 0)
+    model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.abs())
     with pytest.raises(UserError) as error:
-        check_head(CohereForCausalLM(config), "scaled")
+        check_head(model, "folded")
     assert error.value.reason == "MODEL_UNSUPPORTED"
 
 

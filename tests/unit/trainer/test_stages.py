@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny_jobs import distill_job, fine_tune_job, write_chats
 from trainer.errors import UserError
+from trainer.faculty import Faculty
 from trainer.generate import group_size
 from trainer.labels import read_labels
 from trainer.listener import Silent, Stopped
@@ -117,7 +118,7 @@ def test_a_teacher_of_fewer_positions_than_samples_may_have_is_refused_before_an
     (Path(ctx.teacher) / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_positions": 63}))
     scribe = Scribe()
     with pytest.raises(UserError, match=r"max_length is 64, but .* has 63 positions") as error:
-        run_stages(ctx, Peers.alone(), scribe, Heard(), engine="torch")
+        run_stages(ctx, Peers.alone(), Faculty.alone(scribe), Heard(), engine="torch")
     assert error.value.reason == "MAX_LENGTH"
     assert scribe.calls == []
 

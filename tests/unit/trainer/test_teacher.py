@@ -12,6 +12,7 @@ from trainer.errors import UserError
 from trainer.models import fresh_model, write_model
 from trainer.teacher import LocalTeacher, TeacherModel
 from trainer.tokenizer import load_tokenizer, train_tokenizer
+from trainer.wanted import Wanted
 
 SAMPLES = [
     {"sample_id": i, "input_ids": list(range(5 + i, 14 + 3 * i)), "labels": [-100, -100, *range(7 + i, 14 + 3 * i)]}
@@ -33,7 +34,7 @@ def test_logits_from_hidden_states_and_head_are_the_models(plain):
     directory, model = plain
     teacher = LocalTeacher(TeacherModel(str(directory), dtype="float32"))
     batch = collate([(0, 1), (2,)], SAMPLES, 0)
-    hidden = teacher.request(batch)().hidden_ND
+    hidden = teacher.request(batch, Wanted())().hidden_ND
     logits = hidden @ teacher.head().weight_VD.T
     whole = [model(torch.tensor([sample["input_ids"]])).logits[0, 1:-1] for sample in SAMPLES]
     torch.testing.assert_close(logits, torch.cat(whole), rtol=1e-4, atol=1e-4)
@@ -67,14 +68,14 @@ def test_a_teacher_that_would_mix_up_packed_samples_refuses_those_and_no_others(
     model = fresh_model({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, tokenizer, 1)
     write_model(tmp_path / "bloom", model, dict(model.named_parameters()), tokenizer)
     teacher = TeacherModel(str(tmp_path / "bloom"), dtype="float32")
-    assert teacher.targets(collate([(0,), (1,)], SAMPLES, 0)).hidden_ND is not None
+    assert teacher.targets(collate([(0,), (1,)], SAMPLES, 0), Wanted()).hidden_ND is not None
     with pytest.raises(UserError, match=r"bloom.* mixes up samples .*packing_strategy: none"):
-        teacher.targets(collate([(0, 1)], SAMPLES, 0))
+        teacher.targets(collate([(0, 1)], SAMPLES, 0), Wanted())
 
 
 def test_nothing_to_answer(plain):
     teacher = TeacherModel(str(plain[0]), dtype="float32")
-    assert teacher.targets(None).hidden_ND.shape[0] == 0
+    assert teacher.targets(None, Wanted()).hidden_ND.shape[0] == 0
     assert teacher.score(None) == []
     assert teacher.score(empty_batch(0)) == []
     assert teacher.generate([], 5) == []
@@ -82,5 +83,5 @@ def test_nothing_to_answer(plain):
 
 def test_it_answers_in_the_dtype_that_was_asked(plain):
     teacher = TeacherModel(str(plain[0]), dtype="bfloat16")
-    assert teacher.targets(collate([(0,)], SAMPLES, 0)).hidden_ND.dtype == torch.bfloat16
+    assert teacher.targets(collate([(0,)], SAMPLES, 0), Wanted()).hidden_ND.dtype == torch.bfloat16
     assert teacher.head().weight_VD.dtype == torch.bfloat16

@@ -8,7 +8,7 @@ import torch
 
 from cluster.driver.parcel import pack, pack_tokens, unpack, unpack_tokens
 from trainer.batch import Batch, Sample, collate, empty_batch
-from trainer.losses import Head
+from trainer.head import Head
 from trainer.teacher import Targets
 
 
