@@ -68,6 +68,8 @@ def type_words(schema: Schema) -> str:
         return " or ".join(type_words(part) for part in schema["anyOf"] if part.get("type") != "null")
     if "const" in schema or "enum" in schema:
         return " \\| ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if "prefixItems" in schema:
+        return f"[{', '.join(type_words(part) for part in schema['prefixItems'])}]"
     if schema.get("type") == "array":
         return f"list of {type_words(schema['items'])}"
     word = str(schema.get("type", "anything"))
