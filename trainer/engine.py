@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch
-from trainer.device import compute_device, import_deepspeed, open_lone_group
+from trainer.device import compute_device, import_deepspeed, keep_freed_memory, open_lone_group
 from trainer.faculty import Answered
 from trainer.learner import Learner
 from trainer.models import DTYPES
@@ -189,6 +189,7 @@ def _placed(learner: Learner, training: TrainingSpec) -> Learner:
 
     Rotary frequencies rounded to bfloat16 would turn far positions by whole fractions of a radian.
     """
+    keep_freed_memory()
     learner.to(device=compute_device())
     for parameter in learner.parameters():
         parameter.data = parameter.data.to(DTYPES[training.precision])

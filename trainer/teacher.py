@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from trainer.answers import TopkAnswer, topk_answer
 from trainer.batch import Batch, empty_batch
-from trainer.device import compute_device, import_deepspeed
+from trainer.device import compute_device, import_deepspeed, keep_freed_memory
 from trainer.generate import TokenIds, generate
 from trainer.head import Head
 from trainer.losses import blocks, label_losses
@@ -144,6 +144,7 @@ class TeacherModel:
     def __init__(
         self, source: str, *, dtype: str, rank: int = 0, world: int = 1, tokens: TokenIds | None = None
     ) -> None:
+        keep_freed_memory()
         model = load_model(source, DTYPES[dtype])
         self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
         check_rows(model, self._tokens.num_tokens, source)

@@ -152,7 +152,7 @@ def test_a_killed_shard_costs_no_answer(start) -> None:
 
 def test_an_answer_that_died_with_its_shard_is_asked_for_again(start) -> None:
     teacher = start(load_echo, 1)
-    first, second = teacher.request(batch([4, 5, 6])), teacher.request(batch([7, 8, 9]))
+    first, second = teacher.request(batch([4, 5, 6]), Wanted()), teacher.request(batch([7, 8, 9]), Wanted())
     second()  # so the first one lies in the object store, unread
     kill(actors_of("TeacherShard")[0])
     assert torch.equal(first().hidden_ND, batch([4, 5, 6]).input_ids_BT.float())
@@ -177,7 +177,7 @@ def test_a_teacher_killed_again_and_again_is_lost(start) -> None:
 def test_errors_of_the_teacher_arrive_as_they_were_raised(start) -> None:
     teacher = start(load_echo, 2)
     with pytest.raises(UserError, match="longer than this teacher reads") as caught:
-        teacher.request(batch(range(1, 9)))()
+        teacher.request(batch(range(1, 9)), Wanted())()
     assert caught.value.reason == "TOO_LONG"
     assert teacher.score(batch([1])) == [(0.0, 1)]
     with pytest.raises(UserError, match="only pickled weights"):
@@ -187,7 +187,7 @@ def test_errors_of_the_teacher_arrive_as_they_were_raised(start) -> None:
 def ask_for_large_answers(count: int) -> int:
     """A student's part, in a process of its own: the bytes that arrived."""
     teacher = RemoteTeacher.connect(num_students=1)
-    sizes = [teacher.request(batch([4, 5, 6]))().hidden_ND.nbytes for _ in range(count)]
+    sizes = [teacher.request(batch([4, 5, 6]), Wanted())().hidden_ND.nbytes for _ in range(count)]
     return sum(sizes)
 
 
