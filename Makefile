@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP := .venv/.installed
-SOURCES := $(wildcard cluster trainer serving tests scripts benchmarks)
+SOURCES := $(wildcard cluster trainer serving tests scripts benchmarks examples)
 ARGS ?=
 
 .PHONY: setup quickstart check check-style check-types check-imports check-generated test chaos bench protos docs format help

@@ -2,8 +2,8 @@
 
     python examples/banking77/methods.py --train train.csv --test test.csv
 
-Needs a control plane (`athanor up`) and the teacher of teacher.yaml. May be stopped and run again at any time: a job that
-was submitted before is found by its request id, and a finished one is not run twice.
+Needs a control plane (`athanor up`) and the teacher of teacher.yaml. May be stopped and run again at any time: a job
+that was submitted before is found by its request id, and a finished one is not run twice.
 """
 
 from __future__ import annotations
