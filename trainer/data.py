@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from trainer.batch import Sample
+from trainer.batch import Sample, num_targets
 from trainer.errors import TrainerError, UserError
 from trainer.sources import columns, local_path, source_form
 
@@ -24,7 +24,13 @@ _HUB_SPLITS = {"train": ("train",), "eval": ("test", "validation")}
 _FILE = "data.arrow"
 _IDS = datasets.List(datasets.Value("int32"))
 _SAMPLE = datasets.Features(
-    {"sample_id": datasets.Value("int64"), "input_ids": _IDS, "labels": _IDS, "length": datasets.Value("int32")}
+    {
+        "sample_id": datasets.Value("int64"),
+        "input_ids": _IDS,
+        "labels": _IDS,
+        "length": datasets.Value("int32"),
+        "num_targets": datasets.Value("int32"),
+    }
 )
 _PROMPT = datasets.Features(
     {
@@ -111,8 +117,9 @@ class Samples(Sequence[Sample]):
 
     def __init__(self, directory: Path) -> None:
         table = datasets.Dataset.from_file(str(directory / _FILE)).data
-        self._sample_ids, self._input_ids, self._labels, lengths = (table.column(name) for name in _SAMPLE)
+        self._sample_ids, self._input_ids, self._labels, lengths, targets = map(table.column, _SAMPLE)
         self.lengths: tuple[int, ...] = tuple(lengths.to_pylist())
+        self.num_targets: tuple[int, ...] = tuple(targets.to_pylist())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -152,7 +159,8 @@ class Prompts(Sequence[Prompt]):
 
 
 def write_samples(directory: Path, samples: Iterable[Sample]) -> None:
-    _write(directory, _SAMPLE, ({**sample, "length": len(sample["input_ids"])} for sample in samples))
+    counted = ({**sample, "length": len(sample["input_ids"]), "num_targets": num_targets(sample)} for sample in samples)
+    _write(directory, _SAMPLE, counted)
 
 
 def write_prompts(directory: Path, prompts: Iterable[Prompt]) -> None:

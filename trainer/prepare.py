@@ -30,7 +30,7 @@ from trainer.sources import missing_columns
 from trainer.spec import DistillSpec, FineTuneSpec, TokenizerSpec
 from trainer.tokenizer import load_tokenizer, same_tokenizer, train_tokenizer
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when what lies in `prepared/` changes its form, so that an older one is made anew."""
 
 
