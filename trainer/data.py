@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from trainer.batch import Sample, num_targets
+from trainer.batch import NOT_LEARNED, Piece, Sample, num_targets
 from trainer.errors import TrainerError, UserError
 from trainer.sources import columns, local_path, source_form
 
@@ -120,6 +120,12 @@ class Samples(Sequence[Sample]):
         self._sample_ids, self._input_ids, self._labels, lengths, targets = map(table.column, _SAMPLE)
         self.lengths: tuple[int, ...] = tuple(lengths.to_pylist())
         self.num_targets: tuple[int, ...] = tuple(targets.to_pylist())
+        """Learned tokens of each whole sample."""
+
+    def num_targets_of(self, piece: Piece) -> int:
+        """Learned tokens of a piece, which has lost its first one as a target."""
+        labels = self._labels[piece.sample_index].values.to_numpy()
+        return int((labels[piece.start + 1 : piece.end] != NOT_LEARNED).sum())
 
     def __len__(self) -> int:
         return len(self.lengths)

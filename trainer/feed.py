@@ -70,10 +70,12 @@ class Feed:
         return self.order.micro_batches(step, rank, self.peers.world, self.micro_batch_tokens)
 
     def _num_targets(self, piece: Piece) -> int:
-        """Kept on disk for whole samples; a piece is read, and there are two of those to a row at most."""
-        if isinstance(self.samples, Samples) and self.order.is_whole(piece):
+        """Kept on disk for whole samples; what is cut is counted, and there are two such pieces to a row at most."""
+        if not isinstance(self.samples, Samples):
+            return num_targets(piece_of(self.samples[piece.sample_index], piece))
+        if self.order.is_whole(piece):
             return self.samples.num_targets[piece.sample_index]
-        return num_targets(piece_of(self.samples[piece.sample_index], piece))
+        return self.samples.num_targets_of(piece)
 
 
 def with_targets(
