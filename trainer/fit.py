@@ -26,6 +26,7 @@ from trainer.models import (
     DTYPES,
     check_length,
     check_rows,
+    checkpoint_activations,
     choose_attention,
     fresh_model,
     keeps_samples_apart,
@@ -79,6 +80,8 @@ def fit(
     if found is not None:
         model.load_state_dict(found.weights(), strict=False)  # tied weights are there once
     choose_attention(model, ctx.spec.data.max_length, DTYPES[ctx.spec.training.precision])
+    if ctx.spec.training.gradient_checkpointing:
+        checkpoint_activations(model, role)
     learner = Learner(model.train(), this.objective(len(prepared.tokenizer)))
     size, driving = num_parameters(model), ENGINES[engine](learner, ctx.spec.training, peers)
     progress = _resume(role, driving, found, peers, listener)
