@@ -28,6 +28,7 @@ from trainer.models import (
     check_head,
     check_length,
     check_rows,
+    checkpoint_activations,
     choose_attention,
     fresh_model,
     keeps_samples_apart,
@@ -126,6 +127,8 @@ def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
     check_length(positions_of(model.config), data.max_length, name)
     if data.packing_strategy != "none" and not keeps_samples_apart(model):
         raise packing_refused(model, name)
+    if ctx.spec.training.gradient_checkpointing:
+        checkpoint_activations(model, name)
     return model
 
 

@@ -217,6 +217,15 @@ def choose_attention(model: PreTrainedModel, max_length: int, dtype: torch.dtype
         model.set_attn_implementation("eager")
 
 
+def checkpoint_activations(model: PreTrainedModel, source: str) -> None:
+    """Inside layers nothing is kept for the backward; they are computed again, with the same random numbers."""
+    if not model.supports_gradient_checkpointing:
+        words = f"{source} ({model.config.model_type}) cannot compute its activations again"
+        raise UserError("MODEL_UNSUPPORTED", f"{words}; set training.gradient_checkpointing: false")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
