@@ -8,6 +8,7 @@ Shapes: N learned positions of a batch, D the teacher's hidden size, V rows of i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,13 +17,26 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from trainer.batch import Batch, empty_batch
+from trainer.batch import NOT_LEARNED, Batch, Sample, collate, empty_batch
 from trainer.device import compute_device, import_deepspeed
 from trainer.generate import TokenIds, generate
 from trainer.losses import Head, token_losses
-from trainer.models import DTYPES, check_rows, hidden_at_rows, keeps_samples_apart, load_model, packing_refused, split
+from trainer.models import (
+    DTYPES,
+    check_logits,
+    check_rows,
+    hidden_at_rows,
+    keeps_samples_apart,
+    load_model,
+    packing_refused,
+    split,
+)
 from trainer.peers import Peers
+from trainer.sharded_loading import load_sharded, stage3
 from trainer.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -86,31 +100,49 @@ class TeacherModel:
 
     With `world` > 1 the default process group is there already, and every method is collective: all shards call the
     same methods in the same order, idle ones with None or [].
-    Every process reads the whole model before it is sharded, so for that moment a machine holds one copy per shard.
+    A process reads its own share alone, unless the files do not match the model one to one: see `sharded_loading`.
     """
 
     def __init__(
         self, source: str, *, dtype: str, rank: int = 0, world: int = 1, tokens: TokenIds | None = None
     ) -> None:
-        model = load_model(source, DTYPES[dtype])
-        self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
-        check_rows(model, self._tokens.num_tokens, source)
-        self._refused = None if keeps_samples_apart(model) else packing_refused(model, source)
         self._peers = Peers(rank, world)
         self._device = compute_device()
+        model = self._load(source, DTYPES[dtype])
+        self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
+        check_rows(model, self._tokens.num_tokens, source)
+        self._refused = None if keeps_samples_apart(model, self._forward) else packing_refused(model, source)
+
+    def _load(self, source: str, dtype: torch.dtype) -> PreTrainedModel:
+        """A sharded model is checked as it runs, by all shards: none of them has it whole."""
+        if self._peers.world == 1:
+            model = load_model(source, dtype)
+        else:
+            model, reason = load_sharded(source, dtype, self._peers)
+            if reason is not None:
+                log.warning("every shard of %s loads the whole model: %s", source, reason)
         self._root = _Root(model).requires_grad_(False)
-        self._forward: nn.Module = self._root.to(self._device) if world == 1 else _sharded(self._root, dtype)
-        self._head: Head | None = None
+        if self._peers.world == 1:
+            self._forward: nn.Module = self._root.to(self._device)
+        else:
+            self._forward = _sharded(self._root, stage3(model, dtype))
+            self._check_head(source)
+        return model
+
+    @torch.no_grad()
+    def _check_head(self, source: str) -> None:
+        """As `check_head` does, after single tokens."""
+        samples = [Sample(sample_id=i, input_ids=[i, i], labels=[NOT_LEARNED, i]) for i in range(_PROBE_TOKENS)]
+        batch = collate([(i,) for i in range(_PROBE_TOKENS)], samples, 0).to(self._device)
+        ids_BT = torch.arange(_PROBE_TOKENS, device=self._device)[:, None]
+        first = _NextToken(ids_BT, torch.ones_like(ids_BT), torch.zeros_like(ids_BT), DynamicCache())
+        check_logits(self.head(), self._forward(batch), self._forward(first), source)
 
     @torch.no_grad()
     def head(self) -> Head:
-        """The whole output head, on every shard; kept after the first call."""
-        if self._head is None:
-            head = split(self._root.model).head
-            if self._peers.world > 1:
-                head = _gathered(head)
-            self._head = Head(head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach())
-        return self._head
+        """The whole output head, on every shard; not kept, for a head may weigh more than a shard (I7)."""
+        head = split(self._root.model).head
+        return _gathered(head) if self._peers.world > 1 else _detached(head)
 
     @torch.no_grad()
     def targets(self, batch: Batch | None) -> Targets:
@@ -158,14 +190,8 @@ class LocalTeacher:
         return self._model.score(batch)
 
 
-def _sharded(root: nn.Module, dtype: str) -> nn.Module:
+def _sharded(root: nn.Module, config: dict[str, Any]) -> nn.Module:
     """The module whose parameters are parted over the process group."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3},
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "steps_per_print": None,
-    }
     engine, *_ = import_deepspeed().initialize(model=root, config=config, dist_init_required=False)
     engine.eval()
     sharded: nn.Module = engine
@@ -173,7 +199,11 @@ def _sharded(root: nn.Module, dtype: str) -> nn.Module:
 
 
 def _gathered(head: Head) -> Head:
-    """Collective; the copies are this process' own."""
+    """Collective; the whole lives as long as what is given back, however the parameters are parted again."""
     parts = [part for part in (head.weight_VD, head.bias_V) if part is not None]
     with import_deepspeed().zero.GatheredParameters(parts):
-        return Head(head.weight_VD.clone(), None if head.bias_V is None else head.bias_V.clone())
+        return _detached(head)
+
+
+def _detached(head: Head) -> Head:
+    return Head(head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach())

@@ -1,0 +1,226 @@
+"""A teacher's share of its weights, read as slices of the safetensors files: no process holds the whole model (I7).
+
+transformers builds the model and decides which tensor of the files becomes which parameter, but is given carriers: one
+stored element each, expanded to the shape in the file. Parameters that are still carriers afterwards are parted by
+DeepSpeed and filled from the files. Where anything else was made of a carrier (fused, split, cast), the model is loaded
+whole, and the reason is given back. Answering questions is the affair of `teacher`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from trainer.device import compute_device, import_deepspeed
+from trainer.models import load_model, load_with
+from trainer.peers import Peers
+
+BLOCK_ELEMENTS = 1 << 22
+"""Elements that are read at once: the buffer beside the shard, 16 MiB of float32."""
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_OTHERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+_OTHERS["BOOL"] = torch.bool
+
+Box = tuple[int | slice, ...]
+"""An index of a tensor whose elements are neighbours when the tensor is flattened."""
+
+
+class _NotSliceable(Exception):
+    """The files and the model do not match one to one; says in words why."""
+
+
+def load_sharded(source: str, dtype: torch.dtype, peers: Peers) -> tuple[PreTrainedModel, str | None]:
+    """The model in eval mode, parted over the default process group; collective.
+
+    With a reason, every process has the whole model, for `deepspeed.initialize` to part; errors as `load_model`.
+    """
+    with ExitStack() as opened:
+        files = _Files(opened, dtype)
+        model, reason = _carriers(source, files, peers)
+        if not peers.any(model is None) and model is not None:
+            return _parted(model.eval(), files), None
+    del model
+    return load_model(source, dtype), reason or "another shard cannot be read by slices"
+
+
+def stage3(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
+    """DeepSpeed's settings for a model that is only read: about two layers are whole at a time.
+
+    While one layer computes, the next is on its way; what was used is dropped at once, though it comes again (a tied
+    embedding). Vectors stay whole: fetching them costs more than they weigh.
+    """
+    layer = layer_elements(model)
+    vectors = [parameter for parameter in model.parameters() if _is_vector(parameter)]
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_prefetch_bucket_size": layer,
+            "stage3_max_live_parameters": 2 * layer,
+            "stage3_max_reuse_distance": 0,
+            "stage3_param_persistence_threshold": max((_numel(one) for one in vectors), default=0),
+            "stage3_allgather_sequential": True,  # else they are gathered into one buffer, and copied out of it
+            "memory_efficient_linear": False,  # it replaces torch's own for good, and rounds biases in another way
+        },
+    }
+
+
+def layer_elements(model: nn.Module) -> int:
+    """Parameters of the largest layer, a layer being one of a list of modules."""
+    layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+    return max((sum(_numel(one) for one in layer.parameters()) for layer in layers), default=0)
+
+
+def boxes(shape: Sequence[int], start: int, end: int, most: int = BLOCK_ELEMENTS) -> Iterator[Box]:
+    """Boxes of at most `most` elements that are, one after the other, the elements start..end of the flat tensor."""
+    if start < end and not shape:
+        yield ()
+    row = math.prod(shape[1:])
+    while shape and start < end:
+        index, within = divmod(start, row)
+        whole_rows = 0 if within else min(end - start, most) // row
+        if whole_rows:
+            yield (slice(index, index + whole_rows),)
+            start += whole_rows * row
+        else:
+            stop = min(row, within + end - start)
+            yield from ((index, *box) for box in boxes(shape[1:], within, stop, most))
+            start += stop - within
+
+
+def share(numel: int, rank: int, world: int) -> tuple[int, int]:
+    """The flat range [start, end) of one process, as DeepSpeed parts: equal shares, the last ones short or empty."""
+    size = math.ceil(numel / world)
+    return min(rank * size, numel), min((rank + 1) * size, numel)
+
+
+@dataclass
+class _Files:
+    """The open files of one model: which tensor stands behind which carrier."""
+
+    opened: ExitStack
+    dtype: torch.dtype
+    slices: dict[int, Any] = field(default_factory=dict)
+    """By the address of the carrier's one element."""
+    elements: list[Tensor] = field(default_factory=list)
+    """Kept, so that no other tensor comes to lie at their addresses."""
+
+    def carriers(self, source: str) -> dict[str, Tensor]:
+        """One for every tensor of the files, in the dtype that it will have."""
+        found: dict[str, Tensor] = {}
+        for path in _paths(source):
+            file = self.opened.enter_context(safe_open(path, framework="pt", backend="pread"))
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = file.get_slice(name)
+                element = torch.zeros((), dtype=self._dtype_of(name, tensor.get_dtype()))
+                found[name] = element.expand(tensor.get_shape())
+                self.slices[element.data_ptr()] = tensor
+                self.elements.append(element)
+        return found
+
+    def behind(self, tensor: Tensor) -> Any | None:
+        """The slice of the file that a carrier stands for; None if this is no carrier."""
+        return self.slices.get(tensor.data_ptr())
+
+    def _dtype_of(self, name: str, written: str) -> torch.dtype:
+        if written in _FLOATS:
+            return self.dtype
+        if written not in _OTHERS:
+            raise _NotSliceable(f"{name} is written as {written}")
+        return _OTHERS[written]
+
+
+def _paths(source: str) -> list[str]:
+    """The safetensors of a directory or hub id."""
+    single = cached_file(source, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if single is not None:
+        return [str(single)]
+    index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text())
+    return [str(cached_file(source, name)) for name in sorted(set(index["weight_map"].values()))]
+
+
+def _carriers(source: str, files: _Files, peers: Peers) -> tuple[PreTrainedModel | None, str | None]:
+    """The model as transformers builds it of carriers, and why it cannot be filled by slices."""
+    try:
+        model = load_with(source, files.dtype, lambda: files.carriers(source))
+        _check_carried(model, files)
+        _check_tied(model, files, peers)
+    except _NotSliceable as reason:
+        return None, str(reason)
+    return model, None
+
+
+def _check_carried(model: PreTrainedModel, files: _Files) -> None:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if files.behind(tensor) is None:
+            raise _NotSliceable(f"{name} is not one tensor of the files, as it lies there")
+        if isinstance(tensor, nn.Parameter) and tensor.dtype != files.dtype:
+            raise _NotSliceable(f"{name} is kept in {tensor.dtype}")
+
+
+def _check_tied(model: PreTrainedModel, files: _Files, peers: Peers) -> None:
+    """A file may hold both ends of a tie; carriers look alike, so it is seen here whether what they stand for is."""
+    names: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter.data_ptr()] = names.get(parameter.data_ptr(), 0) + 1
+    used = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    unused = [tensor for address, tensor in files.slices.items() if address not in used]
+    for tied in (files.slices[address] for address, count in names.items() if count > 1):
+        for other in (one for one in unused if one.get_shape() == tied.get_shape()):
+            if not all(torch.equal(tied[box], other[box]) for box in _own_boxes(tied.get_shape(), peers)):
+                raise _NotSliceable("its config ties two tensors of the files that differ")
+
+
+def _own_boxes(shape: Sequence[int], peers: Peers) -> Iterator[Box]:
+    return boxes(shape, *share(math.prod(shape), peers.rank, peers.world))
+
+
+@torch.no_grad()
+def _parted(model: PreTrainedModel, files: _Files) -> PreTrainedModel:
+    zero = import_deepspeed().zero.Init(config_dict_or_path=stage3(model, files.dtype), dtype=files.dtype)
+    for parameter in model.parameters():
+        _part(parameter, files.behind(parameter), zero)
+    for buffer in model.buffers():
+        behind = files.behind(buffer)
+        if behind is not None:
+            buffer.data = behind[...].to(buffer.dtype)
+        buffer.data = buffer.data.to(compute_device())
+    return model
+
+
+def _part(parameter: nn.Parameter, behind: Any, zero: Any) -> None:
+    """Makes a carrier a parameter of ZeRO stage 3 and fills this process' share of it.
+
+    The whole is allocated for a moment and never written, so that it takes no memory of a CPU.
+    """
+    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=compute_device())
+    zero._convert_to_deepspeed_param(parameter)
+    parameter.partition()  # type: ignore[attr-defined]
+    share_S: Tensor = parameter.ds_tensor.zero_()  # type: ignore[attr-defined]
+    shape = behind.get_shape()
+    filled = 0
+    for box in boxes(shape, *share(math.prod(shape), zero.rank, zero.dp_world_size)):
+        block = behind[box].flatten()
+        share_S[filled : filled + block.numel()].copy_(block)
+        filled += block.numel()
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _is_vector(parameter: nn.Parameter) -> bool:
+    return len(getattr(parameter, "ds_shape", parameter.shape)) <= 1
