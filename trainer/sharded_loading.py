@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,9 @@ def load_sharded(source: str, dtype: torch.dtype, peers: Peers) -> tuple[PreTrai
 
     With a reason, every process has the whole model, for `deepspeed.initialize` to part; errors as `load_model`.
     """
-    with ExitStack() as opened:
-        files = _Files(opened, dtype)
-        model, reason = _carriers(source, files, peers)
+    with open_carriers(source, dtype, peers) as (files, model, reason):
         if not peers.any(model is None) and model is not None:
-            return _parted(model.eval(), files), None
+            return _parted(model, files), None
     del model
     return load_model(source, dtype), reason or "another shard cannot be read by slices"
 
@@ -143,6 +141,23 @@ class _Files:
         return _OTHERS[written]
 
 
+@contextmanager
+def open_carriers(
+    source: str, dtype: torch.dtype, peers: Peers
+) -> Iterator[tuple[_Files, PreTrainedModel | None, str | None]]:
+    """The model as transformers builds it of carriers, or why it cannot be filled by slices of the files."""
+    with ExitStack() as opened:
+        files = _Files(opened, dtype)
+        try:
+            model = load_with(source, dtype, lambda: files.carriers(source))
+            _check_carried(model, files)
+            _check_tied(model, files, peers)
+        except _NotSliceable as reason:
+            yield files, None, str(reason)
+        else:
+            yield files, model, None
+
+
 def _paths(source: str) -> list[str]:
     """The safetensors of a directory or hub id."""
     single = cached_file(source, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
@@ -150,17 +165,6 @@ def _paths(source: str) -> list[str]:
         return [str(single)]
     index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text())
     return [str(cached_file(source, name)) for name in sorted(set(index["weight_map"].values()))]
-
-
-def _carriers(source: str, files: _Files, peers: Peers) -> tuple[PreTrainedModel | None, str | None]:
-    """The model as transformers builds it of carriers, and why it cannot be filled by slices."""
-    try:
-        model = load_with(source, files.dtype, lambda: files.carriers(source))
-        _check_carried(model, files)
-        _check_tied(model, files, peers)
-    except _NotSliceable as reason:
-        return None, str(reason)
-    return model, None
 
 
 def _check_carried(model: PreTrainedModel, files: _Files) -> None:
