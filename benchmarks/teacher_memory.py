@@ -44,6 +44,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
     "half_layer_prefetch": lambda _zero, layer: {"stage3_prefetch_bucket_size": layer // 2},
     "coalesced": lambda _zero, _layer: {"stage3_allgather_sequential": False},
     "deepspeed_defaults": lambda zero, _layer: {key: None for key in zero if key.startswith("stage3_")},
+    "memory_kept": lambda _zero, _layer: {},
     "whole_loading": lambda zero, _layer: {key: None for key in zero if key.startswith("stage3_")},
 }
 """What is asked of DeepSpeed other than by `trainer.sharded_loading.stage3`; None leaves a setting to DeepSpeed."""
@@ -180,15 +181,17 @@ def _shard(rank: int, world: int, store: str, model: str, settings: str, dtype: 
 
 def _choose(teaching: Any, settings: str) -> None:
     ours, whole = teaching.stage3, teaching.load_model
-    from trainer.sharded_loading import layer_elements
+    from trainer import sharded_loading
 
     def stage3(model: Any, dtype: torch.dtype) -> dict[str, Any]:
         config: dict[str, Any] = ours(model, dtype)
         zero = config["zero_optimization"]
-        changed = {**zero, **CHANGES[settings](zero, layer_elements(model))}
+        changed = {**zero, **CHANGES[settings](zero, sharded_loading.layer_elements(model))}
         return {**config, "zero_optimization": {key: value for key, value in changed.items() if value is not None}}
 
     teaching.stage3 = stage3
+    if settings == "memory_kept":
+        sharded_loading.return_freed_memory = lambda: None
     if settings == "whole_loading":
         teaching.load_sharded = lambda source, dtype, _peers: (whole(source, dtype), "asked for")
 

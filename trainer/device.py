@@ -6,8 +6,10 @@ is set when this module is imported, and `models` imports it.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import platform
 import warnings
 from types import ModuleType
 
@@ -17,6 +19,9 @@ import torch.distributed as dist
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
+
+_M_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 1 << 20
 
 
 def compute_device() -> torch.device:
@@ -40,6 +45,16 @@ def import_deepspeed() -> ModuleType:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     module: ModuleType = deepspeed
     return module
+
+
+def return_freed_memory() -> None:
+    """From now on large buffers of this process go back to the system as soon as they are freed.
+
+    glibc keeps aligned buffers that come and go in holes that it seldom fills again: a shard came to hold twice its
+    share of the weights.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def open_lone_group() -> None:

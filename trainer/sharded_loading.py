@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from trainer.device import compute_device, import_deepspeed
+from trainer.device import compute_device, import_deepspeed, return_freed_memory
 from trainer.models import load_model, load_with
 from trainer.peers import Peers
 
@@ -45,9 +45,10 @@ def load_sharded(source: str, dtype: torch.dtype, peers: Peers) -> tuple[PreTrai
 
     With a reason, every process has the whole model, for `deepspeed.initialize` to part; errors as `load_model`.
     """
-    with open_carriers(source, dtype, peers) as (files, model, reason):
-        if not peers.any(model is None) and model is not None:
-            return _parted(model, files), None
+    return_freed_memory()
+    files, model, reason = carried(source, dtype, peers)
+    if not peers.any(model is None) and model is not None:
+        return _parted(model, files), None
     del model
     return load_model(source, dtype), reason or "another shard cannot be read by slices"
 
@@ -105,13 +106,31 @@ def share(numel: int, rank: int, world: int) -> tuple[int, int]:
     return min(rank * size, numel), min((rank + 1) * size, numel)
 
 
-@dataclass
-class _Files:
-    """The open files of one model: which tensor stands behind which carrier."""
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor of a safetensors file."""
 
-    opened: ExitStack
+    path: str
+    name: str
+    shape: tuple[int, ...]
+
+    def read(self, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
+        """The share of one process, flat, block by block; each is to be used before the next is asked for.
+
+        The file is mapped for this tensor alone: what was read of it stays in the process' memory until it is closed.
+        """
+        with safe_open(self.path, framework="pt") as file:
+            behind = file.get_slice(self.name)
+            for box in boxes(self.shape, *share(math.prod(self.shape), rank, world)):
+                yield behind[box].flatten()
+
+
+@dataclass
+class Files:
+    """The files of one model: which tensor stands behind which carrier."""
+
     dtype: torch.dtype
-    slices: dict[int, Any] = field(default_factory=dict)
+    tensors: dict[int, FileTensor] = field(default_factory=dict)
     """By the address of the carrier's one element."""
     elements: list[Tensor] = field(default_factory=list)
     """Kept, so that no other tensor comes to lie at their addresses."""
@@ -120,18 +139,18 @@ class _Files:
         """One for every tensor of the files, in the dtype that it will have."""
         found: dict[str, Tensor] = {}
         for path in _paths(source):
-            file = self.opened.enter_context(safe_open(path, framework="pt", backend="pread"))
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                tensor = file.get_slice(name)
-                element = torch.zeros((), dtype=self._dtype_of(name, tensor.get_dtype()))
-                found[name] = element.expand(tensor.get_shape())
-                self.slices[element.data_ptr()] = tensor
-                self.elements.append(element)
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                    tensor = file.get_slice(name)
+                    element = torch.zeros((), dtype=self._dtype_of(name, tensor.get_dtype()))
+                    found[name] = element.expand(tensor.get_shape())
+                    self.tensors[element.data_ptr()] = FileTensor(path, name, tuple(tensor.get_shape()))
+                    self.elements.append(element)
         return found
 
-    def behind(self, tensor: Tensor) -> Any | None:
-        """The slice of the file that a carrier stands for; None if this is no carrier."""
-        return self.slices.get(tensor.data_ptr())
+    def behind(self, tensor: Tensor) -> FileTensor | None:
+        """What a carrier stands for; None if this is no carrier."""
+        return self.tensors.get(tensor.data_ptr())
 
     def _dtype_of(self, name: str, written: str) -> torch.dtype:
         if written in _FLOATS:
@@ -141,21 +160,16 @@ class _Files:
         return _OTHERS[written]
 
 
-@contextmanager
-def open_carriers(
-    source: str, dtype: torch.dtype, peers: Peers
-) -> Iterator[tuple[_Files, PreTrainedModel | None, str | None]]:
+def carried(source: str, dtype: torch.dtype, peers: Peers) -> tuple[Files, PreTrainedModel | None, str | None]:
     """The model as transformers builds it of carriers, or why it cannot be filled by slices of the files."""
-    with ExitStack() as opened:
-        files = _Files(opened, dtype)
-        try:
-            model = load_with(source, dtype, lambda: files.carriers(source))
-            _check_carried(model, files)
-            _check_tied(model, files, peers)
-        except _NotSliceable as reason:
-            yield files, None, str(reason)
-        else:
-            yield files, model, None
+    files = Files(dtype)
+    try:
+        model = load_with(source, dtype, lambda: files.carriers(source))
+        _check_carried(model, files)
+        _check_tied(model, files, peers)
+    except _NotSliceable as reason:
+        return files, None, str(reason)
+    return files, model, None
 
 
 def _paths(source: str) -> list[str]:
@@ -167,7 +181,7 @@ def _paths(source: str) -> list[str]:
     return [str(cached_file(source, name)) for name in sorted(set(index["weight_map"].values()))]
 
 
-def _check_carried(model: PreTrainedModel, files: _Files) -> None:
+def _check_carried(model: PreTrainedModel, files: Files) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if files.behind(tensor) is None:
             raise _NotSliceable(f"{name} is not one tensor of the files, as it lies there")
@@ -175,49 +189,53 @@ def _check_carried(model: PreTrainedModel, files: _Files) -> None:
             raise _NotSliceable(f"{name} is kept in {tensor.dtype}")
 
 
-def _check_tied(model: PreTrainedModel, files: _Files, peers: Peers) -> None:
+def _check_tied(model: PreTrainedModel, files: Files, peers: Peers) -> None:
     """A file may hold both ends of a tie; carriers look alike, so it is seen here whether what they stand for is."""
-    names: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        names[parameter.data_ptr()] = names.get(parameter.data_ptr(), 0) + 1
+    uses = Counter(parameter.data_ptr() for _, parameter in model.named_parameters(remove_duplicate=False))
     used = {tensor.data_ptr() for tensor in model.state_dict().values()}
-    unused = [tensor for address, tensor in files.slices.items() if address not in used]
-    for tied in (files.slices[address] for address, count in names.items() if count > 1):
-        for other in (one for one in unused if one.get_shape() == tied.get_shape()):
-            if not all(torch.equal(tied[box], other[box]) for box in _own_boxes(tied.get_shape(), peers)):
+    unused = [tensor for address, tensor in files.tensors.items() if address not in used]
+    for tied in (files.tensors[address] for address, count in uses.items() if count > 1):
+        for other in (tensor for tensor in unused if tensor.shape == tied.shape):
+            blocks = zip(tied.read(peers.rank, peers.world), other.read(peers.rank, peers.world), strict=True)
+            if not all(torch.equal(mine, its) for mine, its in blocks):
                 raise _NotSliceable("its config ties two tensors of the files that differ")
 
 
-def _own_boxes(shape: Sequence[int], peers: Peers) -> Iterator[Box]:
-    return boxes(shape, *share(math.prod(shape), peers.rank, peers.world))
-
-
 @torch.no_grad()
-def _parted(model: PreTrainedModel, files: _Files) -> PreTrainedModel:
+def _parted(model: PreTrainedModel, files: Files) -> PreTrainedModel:
+    """All shares lie in one block of memory: among what comes and goes with every layer they would leave holes."""
     zero = import_deepspeed().zero.Init(config_dict_or_path=stage3(model, files.dtype), dtype=files.dtype)
-    for parameter in model.parameters():
-        _part(parameter, files.behind(parameter), zero)
+    parameters = list(model.parameters())
+    sizes = [math.ceil(parameter.numel() / zero.dp_world_size) for parameter in parameters]
+    block = torch.zeros(sum(sizes), dtype=files.dtype, device=compute_device())
+    for parameter, share_S in zip(parameters, torch.split(block, sizes), strict=True):
+        behind = files.behind(parameter)
+        assert behind is not None
+        _part(parameter, share_S, zero)
+        _fill(share_S, behind.read(zero.rank, zero.dp_world_size))
     for buffer in model.buffers():
         behind = files.behind(buffer)
         if behind is not None:
-            buffer.data = behind[...].to(buffer.dtype)
+            buffer.data = torch.cat([part.clone() for part in behind.read()]).reshape(buffer.shape).to(buffer.dtype)
         buffer.data = buffer.data.to(compute_device())
     return model
 
 
-def _part(parameter: nn.Parameter, behind: Any, zero: Any) -> None:
-    """Makes a carrier a parameter of ZeRO stage 3 and fills this process' share of it.
+def _part(parameter: nn.Parameter, share_S: Tensor, zero: Any) -> None:
+    """Makes a carrier a parameter of ZeRO stage 3 whose share lies in `share_S`.
 
     The whole is allocated for a moment and never written, so that it takes no memory of a CPU.
     """
-    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=compute_device())
+    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=share_S.device)
     zero._convert_to_deepspeed_param(parameter)
     parameter.partition()  # type: ignore[attr-defined]
-    share_S: Tensor = parameter.ds_tensor.zero_()  # type: ignore[attr-defined]
-    shape = behind.get_shape()
+    parameter.ds_tensor.data = share_S  # type: ignore[attr-defined]
+
+
+def _fill(share_S: Tensor, blocks: Iterable[Tensor]) -> None:
+    """What is beyond the last block stays as it is: shares are padded to one size."""
     filled = 0
-    for box in boxes(shape, *share(math.prod(shape), zero.rank, zero.dp_world_size)):
-        block = behind[box].flatten()
+    for block in blocks:
         share_S[filled : filled + block.numel()].copy_(block)
         filled += block.numel()
 
