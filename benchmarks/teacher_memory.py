@@ -128,6 +128,7 @@ def _run(directory: Path, model: Path, world: int, settings: str, arguments: arg
         sys.exit(f"a process of {world} ({settings}) failed: {[process.exitcode for process in processes]}")
     found = [json.loads(Path(f"{store}-{rank}.json").read_text()) for rank in range(world)]
     seconds = [max(times) for times in zip(*(one["targets_s"] for one in found), strict=True)]
+    print(f"{world} processes ({settings}): {statistics.median(seconds):.2f} s", file=sys.stderr)
     return {
         "world": world,
         "settings": settings,
