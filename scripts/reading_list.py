@@ -61,7 +61,8 @@ GROUPS = (
         """
         trainer/job.py trainer/preflight.py trainer/stages.py trainer/prepare.py trainer/sources.py
         trainer/data.py trainer/render.py trainer/tokenizer.py trainer/order.py trainer/packing.py
-        trainer/batch.py trainer/models.py trainer/teacher.py trainer/generate.py trainer/labels.py
+        trainer/batch.py trainer/models.py trainer/teacher.py trainer/sharded_loading.py trainer/generate.py
+        trainer/labels.py
         trainer/fit.py trainer/loop.py trainer/feed.py trainer/learner.py trainer/objective.py
         trainer/losses.py trainer/engine.py trainer/schedule.py trainer/checkpoint.py trainer/peers.py
         trainer/listener.py trainer/evaluate.py trainer/bootstrap.py trainer/transfer.py trainer/report.py

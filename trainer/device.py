@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import warnings
 from functools import cache
 from types import ModuleType
@@ -20,7 +21,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt; 32 MiB is the largest that it takes for the second."""
+"""Of glibc's mallopt."""
+_MOST_KEPT_BYTES, _LARGE_BYTES = 32 << 20, 1 << 20
+"""The largest block that glibc agrees to keep, and the smallest one that is worth giving back."""
 
 
 def compute_device() -> torch.device:
@@ -38,10 +41,20 @@ def keep_freed_memory() -> bool:
     glibc would return each freed block of some MiB to the system, and the next tensor would be faulted in page by page:
     the loss was measured to take 3 to 5 times as long by that.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if torch.cuda.is_available() or mallopt is None:
+    if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, 32 << 20) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_MMAP_THRESHOLD, _MOST_KEPT_BYTES) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """The opposite, for a shard: large buffers go back to the system as soon as they are freed (I7).
+
+    glibc keeps aligned buffers that come and go in holes that it seldom fills again: a shard came to hold twice its
+    share of the weights.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def import_deepspeed() -> ModuleType:

@@ -103,7 +103,7 @@ def _learn(attempt: Attempt, rank: int, world: int) -> None:
 
 def _publish(attempt: Attempt) -> TerminalRecord:
     """Report and model, and the record that names them."""
-    from trainer.models import publish_model
+    from trainer.publishing import publish_model
     from trainer.report import build_report
 
     ctx, record = attempt.ctx, ended(SUCCEEDED)

@@ -23,10 +23,10 @@ from trainer.models import (
     hidden_at_rows,
     keeps_samples_apart,
     load_model,
-    publish_model,
     split,
     write_model,
 )
+from trainer.publishing import publish_model
 from trainer.tokenizer import load_tokenizer, train_tokenizer
 
 
