@@ -71,8 +71,7 @@ def main() -> None:
     chosen = _arguments()
     with tempfile.TemporaryDirectory(prefix="athanor-bench-") as directory:
         root = Path(directory)
-        load = work.write(root / "work", work.Steps(chosen.warmup, chosen.steps))
-        bench = Bench(load, root / "sides.log")
+        bench = _begin(root, chosen.warmup, chosen.steps)
         if chosen.profile:
             _profile(bench, chosen.engine)
             return
@@ -104,6 +103,14 @@ def _arguments() -> argparse.Namespace:
     if needs_peer and not (PEERS / "trl").is_dir():
         parser.error("TRL is not installed beside the environment: `make bench` does that, or leave it out by --sides")
     return chosen
+
+
+def _begin(root: Path, warmup: int, steps: int) -> Bench:
+    """The models are made in a process of their own too, so that this one stays small and loads no torch."""
+    bench = Bench(work.Workload(root / "work"), root / "sides.log")
+    counts = ("--warmup", str(warmup), "--steps", str(steps))
+    bench.run(Side("benchmarks.distillation.workload"), *counts)
+    return bench
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the same token ids in the order in which the product takes them, for sides that 
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from dataclasses import asdict, dataclass
@@ -77,6 +78,16 @@ class Workload:
         return spec
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--warmup", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    chosen = parser.parse_args()
+    write(chosen.root, Steps(chosen.warmup, chosen.steps))
+    print(json.dumps({"root": str(chosen.root)}))
+
+
 def write(root: Path, steps: Steps) -> Workload:
     import torch
 
@@ -123,7 +134,9 @@ def _write_model(directory: Path, shape: Shape, dtype: Any, *, initializer_range
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = LlamaConfig(
         **asdict(shape),
         max_position_embeddings=512,
@@ -149,3 +162,7 @@ def _write_batches(this: Workload) -> None:
     order = SampleOrder([len(one) for one in ids], seed=SEED, batch_tokens=training["batch_tokens"], max_length=LENGTH)
     batches = [[ids[index] for index in order.global_batch(step).sample_ids] for step in range(this.steps.total)]
     this.batches.write_text(json.dumps(batches))
+
+
+if __name__ == "__main__":
+    main()
