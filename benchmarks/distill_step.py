@@ -80,10 +80,11 @@ def main() -> None:
         runs = bench.repeat(wanted, chosen.repetitions)
     document = summary(runs, before)
     print(table(document), file=sys.stderr)
+    told = measure.medians_and_spread(document)
     if chosen.save:
-        print(f"kept in {measure.save('distill_step', {**document, 'runs': runs})}", file=sys.stderr)
+        print(f"kept in {measure.save('distill_step', {**told, 'runs': runs})}", file=sys.stderr)
     if chosen.json:
-        print(json.dumps(document))
+        print(json.dumps(told))
 
 
 def _arguments() -> argparse.Namespace:

@@ -47,6 +47,21 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
     return Spread.of([one / other for one, other in zip(above, below, strict=True)])
 
 
+def medians_and_spread(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same document with plain medians, and under `spread` the ends of each figure by its dotted path."""
+    spread: dict[str, list[float]] = {}
+    return {**_medians(document, "", spread), "spread": spread}
+
+
+def _medians(value: Any, path: str, spread: dict[str, list[float]]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"median", "min", "max", "n"}:
+        spread[path] = [value["min"], value["max"]]
+        return value["median"]
+    return {name: _medians(one, f"{path}.{name}".lstrip("."), spread) for name, one in value.items()}
+
+
 def rounded(value: float) -> float:
     """To four significant digits."""
     return float(f"{value:.4g}")

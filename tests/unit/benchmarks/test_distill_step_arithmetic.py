@@ -15,7 +15,7 @@ from benchmarks.distillation.step import (
     products,
 )
 from benchmarks.distillation.workload import Steps
-from benchmarks.measure import Spread, ratios, rounded
+from benchmarks.measure import Spread, medians_and_spread, ratios, rounded
 
 TINY = Shape(hidden_size=4, intermediate_size=6, num_hidden_layers=2, num_attention_heads=1, vocab_size=10)
 
@@ -29,6 +29,11 @@ def test_ratios_compare_what_was_measured_side_by_side() -> None:
     assert drifting == Spread(2.0, 2.0, 2.0, 3)
     with pytest.raises(ValueError, match="zip"):
         ratios([1.0], [1.0, 2.0])
+
+
+def test_what_is_told_are_medians_with_the_ends_beside_them() -> None:
+    told = medians_and_spread({"n": 2, "ours": {"side": "torch", "speed": Spread.of([1.0, 3.0]).document()}})
+    assert told == {"n": 2, "ours": {"side": "torch", "speed": 2.0}, "spread": {"ours.speed": [1.0, 3.0]}}
 
 
 def test_rounding_keeps_four_digits() -> None:
