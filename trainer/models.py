@@ -29,6 +29,7 @@ from trainer.errors import UserError
 from trainer.hub import unreadable
 from trainer.job import JobContext
 from trainer.losses import Head
+from trainer.storage import writing
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -198,7 +199,7 @@ def num_parameters(model: nn.Module) -> int:
 def write_model(
     directory: Path, like: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically."""
+    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically. StorageError."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(like.config)
     _name_ends(model, like, tokenizer)
@@ -209,9 +210,10 @@ def write_model(
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.config.dtype = next(model.parameters()).dtype
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    atomic.replace_directory(temporary, directory)
+    with writing(directory, temporary):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        atomic.replace_directory(temporary, directory)
 
 
 def _name_ends(model: PreTrainedModel, like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -237,6 +239,11 @@ def publish_model(ctx: JobContext, model_dir: Path, target_dir: Path, extra: Map
     """
     temporary = target_dir.with_name(f".{target_dir.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    with writing(target_dir, temporary):
+        return _publish(ctx, model_dir, temporary, target_dir, extra)
+
+
+def _publish(ctx: JobContext, model_dir: Path, temporary: Path, target_dir: Path, extra: Mapping[str, Any]) -> str:
     shutil.copytree(model_dir, temporary)
     files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != MANIFEST)
     lineage = {
