@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 1024,
     "intermediate_size": 2816,
@@ -144,6 +144,7 @@ def _shard(rank: int, world: int, store: str, model: str, settings: str, dtype: 
     import trainer.teacher as teaching
     from trainer.device import import_deepspeed
     from trainer.generate import TokenIds
+    from trainer.wanted import Wanted
 
     logging.getLogger("trainer").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -170,8 +171,8 @@ def _shard(rank: int, world: int, store: str, model: str, settings: str, dtype: 
     found["resident"] = _status("VmRSS") - imports
     batch = _batch(rank, tokens)
     for _ in range(2):  # DeepSpeed sees the order of the layers once before it fetches ahead
-        teacher.targets(batch)
-    parts = [peak_of(lambda: teacher.targets(batch)) for _ in range(repeats)]
+        teacher.targets(batch, Wanted())
+    parts = [peak_of(lambda: teacher.targets(batch, Wanted())) for _ in range(repeats)]
     found["targets"], found["targets_s"] = max(part[1] for part in parts), [part[2] for part in parts]
     _, found["head"], found["head_s"] = peak_of(teacher.head)
     Path(f"{store}-{rank}.json").write_text(json.dumps(found))
@@ -192,16 +193,16 @@ def _choose(teaching: Any, settings: str) -> None:
 
     teaching.stage3 = stage3
     if settings == "memory_kept":
-        sharded_loading.return_freed_memory = lambda: None
+        vars(sharded_loading)["return_freed_memory"] = lambda: None
     if settings == "whole_loading":
         teaching.load_sharded = lambda source, dtype, _peers: (whole(source, dtype), "asked for")
 
 
 def _batch(rank: int, tokens: int) -> Any:
-    from trainer.batch import collate
+    from trainer.batch import Sample, collate
 
     ids = torch.randint(2, CONFIG["vocab_size"], (tokens // ROW, ROW), generator=torch.Generator().manual_seed(rank))
-    samples = [{"sample_id": i, "input_ids": row, "labels": row} for i, row in enumerate(ids.tolist())]
+    samples = [Sample(sample_id=i, input_ids=row, labels=row) for i, row in enumerate(ids.tolist())]
     return collate([(i,) for i in range(len(samples))], samples, 0)
 
 

@@ -36,6 +36,7 @@ from trainer.batch import NOT_LEARNED, Batch, Sample, collate
 from trainer.errors import UserError
 from trainer.head import Head
 from trainer.hub import unreadable
+from trainer.storage import writing
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -270,7 +271,7 @@ def num_parameters(model: nn.Module) -> int:
 def write_model(
     directory: Path, like: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically."""
+    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically. StorageError."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(like.config)
     _name_ends(model, like, tokenizer)
@@ -281,9 +282,10 @@ def write_model(
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.config.dtype = next(model.parameters()).dtype
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    atomic.replace_directory(temporary, directory)
+    with writing(directory, temporary):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        atomic.replace_directory(temporary, directory)
 
 
 def _name_ends(model: PreTrainedModel, like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer import atomic
 from trainer.job import JobContext
+from trainer.storage import writing
 
 MANIFEST = "athanor.json"
 
@@ -23,6 +24,11 @@ def publish_model(ctx: JobContext, model_dir: Path, target_dir: Path, extra: Map
     """
     temporary = target_dir.with_name(f".{target_dir.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    with writing(target_dir, temporary):
+        return _publish(ctx, model_dir, temporary, target_dir, extra)
+
+
+def _publish(ctx: JobContext, model_dir: Path, temporary: Path, target_dir: Path, extra: Mapping[str, Any]) -> str:
     shutil.copytree(model_dir, temporary)
     files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != MANIFEST)
     lineage = {

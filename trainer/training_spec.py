@@ -40,6 +40,8 @@ class TrainingSpec(Strict):
     prefetch_depth: Annotated[int, Field(ge=0, le=64)] = 2
     """Teacher requests in flight ahead of the student; changes no result."""
     logging_steps: Annotated[int, Field(ge=1)] = 10
+    log_sample_ids: bool = False
+    """Write down which samples each step learned from, in `samples-<rank>.jsonl` of the role's directory."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 7
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ def main() -> None:
 
 
 def measure(workload: Workload, engine: str, *, taught: bool, profiled: bool = False) -> dict[str, Any]:
+    from trainer.faculty import Faculty
     from trainer.fit import fit
     from trainer.job import JobContext
     from trainer.peers import Peers
@@ -42,8 +43,9 @@ def measure(workload: Workload, engine: str, *, taught: bool, profiled: bool = F
     prepare(ctx)
     imported_mib = memory_mib("VmRSS")
     teacher = LocalTeacher(TeacherModel(str(workload.teacher), dtype="bfloat16")) if taught else None
+    faculty = Faculty.alone(teacher) if teacher else None
     heard = Heard(workload, profiled=profiled)
-    fit(ctx, "student", Peers.alone(), teacher, heard, engine=engine)
+    fit(ctx, "student", Peers.alone(), faculty, heard, engine=engine)
     found = logged(workload, ctx.metrics_path("student"))
     return {**found, "peak_mib": heard.peak_mib, "imported_mib": imported_mib}
 
