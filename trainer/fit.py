@@ -41,7 +41,7 @@ from trainer.models import (
 from trainer.objective import Objective, Together, learn_tokens, learns_from_teacher
 from trainer.order import SampleOrder
 from trainer.peers import Peers
-from trainer.prepare import Prepared
+from trainer.prepared import Prepared
 from trainer.sample_log import SampleLog
 from trainer.spec import DistillSpec
 from trainer.taps import shape_of

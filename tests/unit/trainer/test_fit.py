@@ -20,7 +20,8 @@ from trainer.listener import Silent, Stopped
 from trainer.models import load_model
 from trainer.objective import CrossEntropy
 from trainer.peers import Peers
-from trainer.prepare import Prepared, prepare
+from trainer.prepare import prepare
+from trainer.prepared import Prepared
 from trainer.teacher import LocalTeacher, Targets, TeacherModel
 
 

@@ -18,9 +18,9 @@ from trainer.errors import StorageError
 from trainer.fit import fit
 from trainer.job import JobContext
 from trainer.listener import Silent
-from trainer.models import publish_model
 from trainer.peers import Peers
 from trainer.prepare import prepare
+from trainer.publishing import publish_model
 from trainer.step_log import StepLog
 from trainer.storage import storage_error, writing
 
