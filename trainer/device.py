@@ -7,6 +7,7 @@ is set when this module is imported, and `models` imports it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import platform
@@ -45,6 +46,13 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _MOST_KEPT_BYTES) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def trim_memory() -> None:
+    """Gives back once what starting has left: imports, files that were read, weights in another precision."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_freed_memory() -> None:

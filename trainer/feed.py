@@ -16,7 +16,7 @@ from trainer.order import SampleOrder
 from trainer.packing import Row
 from trainer.peers import Peers
 
-_PROBE_ROWS = 4
+_PROBE_ROWS = 1
 
 
 @dataclass(frozen=True)

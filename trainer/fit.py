@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from trainer import atomic
 from trainer.checkpoint import Checkpoint, CheckpointWriter, Progress, Topology, latest_good, read
+from trainer.device import trim_memory
 from trainer.engine import ENGINES, Engine
 from trainer.errors import TrainerError
 from trainer.faculty import Faculty
@@ -81,6 +82,7 @@ def fit(
     found = _agreed_checkpoint(ctx, role, topology, peers, listener)
     driving = _engine(ctx, engine, model, objective, found, peers)
     progress = _resume(role, driving, found, peers, listener)
+    trim_memory()
     steps = Run(
         role=role,
         engine=driving,
