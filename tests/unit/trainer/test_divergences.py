@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_formulas import PLAIN, kl, mixture
 from torch import Tensor
 
 from trainer.divergences import DIVERGENCES, Settings, TaidPace, TaidSettings
@@ -24,53 +25,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def kl(one: Tensor, other: Tensor) -> Tensor:
-    """KL(one || other) of log-probabilities, as it is written."""
-    return (one.exp() * (one - other)).sum(dim=1)
-
-
-def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """log(share one + (1 - share) other)."""
-    return torch.logaddexp(one + math.log(share), other + math.log(1.0 - share))
-
-
-def plain_adaptive(p: Tensor, q: Tensor, chosen: Settings) -> Tensor:
-    weights = []
-    for p_V, q_V in zip(p.exp().detach(), q.exp().detach(), strict=True):
-        head, tail, mass = 0.0, 0.0, 0.0
-        for at in sorted(range(len(p_V)), key=lambda at: -p_V[at].item()):
-            gap = abs(p_V[at] - q_V[at]).item()
-            head, tail = (head + gap, tail) if mass < chosen.adaptive_kl_alpha else (head, tail + gap)
-            mass += p_V[at].item()
-        weights.append(head / (head + tail) if head + tail else 0.5)
-    share = torch.tensor(weights, dtype=p.dtype)
-    return share * kl(p, q) + (1 - share) * kl(q, p)
-
-
-def plain_jsd(p: Tensor, q: Tensor, chosen: Settings) -> Tensor:
-    """TRL's generalized_jsd_loss, divided by beta (1 - beta)."""
-    mixed = mixture(p, q, chosen.beta)
-    theirs = chosen.beta * kl(p, mixed) + (1 - chosen.beta) * kl(q, mixed)
-    return theirs / (chosen.beta * (1 - chosen.beta))
-
-
-def plain_taid(p: Tensor, q: Tensor, chosen: Settings) -> Tensor:
-    target = ((1 - chosen.taid_t) * q.detach() + chosen.taid_t * p).log_softmax(dim=1)
-    return kl(target, q)
-
-
-PLAIN: dict[str, Callable[[Tensor, Tensor, Settings], Tensor]] = {
-    "forward_kl": lambda p, q, _: kl(p, q),
-    "reverse_kl": lambda p, q, _: kl(q, p),
-    "jsd": plain_jsd,
-    "skewed_forward_kl": lambda p, q, chosen: kl(p, mixture(p, q, chosen.skew_lambda)),
-    "skewed_reverse_kl": lambda p, q, chosen: kl(q, mixture(q, p, chosen.skew_lambda)),
-    "adaptive_kl": plain_adaptive,
-    "tvd": lambda p, q, _: (p.exp() - q.exp()).abs().sum(dim=1) / 2,
-    "taid": plain_taid,
-}
 
 
 def by_autograd(name: str, teacher: Tensor, student: Tensor, chosen: Settings = CHOSEN) -> tuple[Tensor, Tensor]:
@@ -107,7 +61,8 @@ def test_the_plain_formulas_cover_every_member() -> None:
 )
 def test_both_directions_have_the_known_values(temperature: int, forward: float, reverse: float) -> None:
     found = [
-        ours(name, TEACHER / temperature, STUDENT / temperature)[0].mean().item() for name in ("forward_kl", "reverse_kl")
+        ours(name, TEACHER / temperature, STUDENT / temperature)[0].mean().item()
+        for name in ("forward_kl", "reverse_kl")
     ]
     assert found == pytest.approx([forward, reverse], abs=1e-10)
 
@@ -168,7 +123,9 @@ def test_jsd_meets_both_kls_without_a_jump(
     near: float, end: str, dtype: torch.dtype, pair: tuple[Tensor, Tensor]
 ) -> None:
     teacher, student = (side.to(dtype) for side in pair)
-    for part, expected in zip(ours("jsd", teacher, student, Settings(beta=near)), ours(end, teacher, student), strict=True):
+    for part, expected in zip(
+        ours("jsd", teacher, student, Settings(beta=near)), ours(end, teacher, student), strict=True
+    ):
         torch.testing.assert_close(part, expected, rtol=0.05, atol=0.05)
     exactly = Settings(beta=round(near))
     assert torch.equal(ours("jsd", teacher, student, exactly)[1], ours(end, teacher, student)[1])
@@ -183,7 +140,9 @@ def test_jsd_is_finite_at_every_beta(beta: float, pair: tuple[Tensor, Tensor]) -
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(("skewed", "plain"), [("skewed_forward_kl", "forward_kl"), ("skewed_reverse_kl", "reverse_kl")])
+@pytest.mark.parametrize(
+    ("skewed", "plain"), [("skewed_forward_kl", "forward_kl"), ("skewed_reverse_kl", "reverse_kl")]
+)
 @settings(deadline=None, max_examples=30)
 @given(pair=pairs(), skew=st.sampled_from([0.0, 1e-12]))
 def test_without_skew_the_skewed_ones_are_the_plain_ones(
@@ -214,9 +173,7 @@ def test_the_head_of_adaptive_kl_decides_which_direction_counts() -> None:
     two = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
     head_apart = torch.tensor([[0.9, 0.1]], dtype=torch.float64).log()
     whole = Settings(adaptive_kl_alpha=0.999)
-    torch.testing.assert_close(
-        ours("adaptive_kl", two, head_apart, whole)[0], ours("forward_kl", two, head_apart)[0]
-    )
+    torch.testing.assert_close(ours("adaptive_kl", two, head_apart, whole)[0], ours("forward_kl", two, head_apart)[0])
 
 
 @pytest.mark.parametrize(("t", "name"), [(1.0, "forward_kl"), (0.0, None)])
