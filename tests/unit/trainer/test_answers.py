@@ -1,4 +1,4 @@
-"""The forms of an answer against each other: what the top of it says, several teachers together, and some rows alone."""
+"""The forms of an answer against each other: what its top says, several teachers together, some rows alone."""
 
 from __future__ import annotations
 
