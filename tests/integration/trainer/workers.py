@@ -158,13 +158,13 @@ def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
     from trainer.engine import ENGINES
     from trainer.fit import first_model
     from trainer.learner import Learner
-    from trainer.objective import plan
+    from trainer.objective import CrossEntropy
     from trainer.prepare import Prepared
 
     for ctx in jobs:
         model = first_model(ctx, Prepared.open(ctx))
         before = model.model.rotary_emb.inv_freq.clone()
-        engine = ENGINES["deepspeed"](Learner(model, plan(ctx.spec).objective(8)), ctx.spec.training, peers)
+        engine = ENGINES["deepspeed"](Learner(model, CrossEntropy(8)), ctx.spec.training, peers)
         assert model.lm_head.weight.dtype == torch.bfloat16
         assert torch.equal(model.model.rotary_emb.inv_freq, before)
         engine.close()
