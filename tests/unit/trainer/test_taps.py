@@ -40,7 +40,11 @@ def samples() -> list[Sample]:
     ]
 
 
-@pytest.fixture(scope="module", params=[TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
+MISTRAL = {**TINY_LLAMA, "model_type": "mistral", "sliding_window": 4}
+GEMMA2 = {**TINY_LLAMA, "model_type": "gemma2", "head_dim": 8}
+
+
+@pytest.fixture(scope="module", params=[TINY_LLAMA, TINY_GPT2, MISTRAL], ids=["llama", "gpt2", "mistral"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     tokenizer = train_tokenizer(["where is my card"], 300)
     return fresh_model({**request.param, "initializer_range": 0.3}, tokenizer, 1).eval()
@@ -108,6 +112,8 @@ def test_values_are_scaled_products_of_the_value_vectors(model: PreTrainedModel,
         expected = torch.full_like(ours, -torch.inf)
         products = (value_HTS[:, at : at + 1] @ value_HTS[:, : at + 1].transpose(1, 2))[:, 0]
         expected[:, place - at : place + 1] = products / math.sqrt(value_HTS.shape[2])
+        if window := getattr(model.config, "sliding_window", None):
+            expected[:, : max(0, place + 1 - window)] = -torch.inf
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -161,3 +167,12 @@ def test_layers_that_are_not_there_are_named(model: PreTrainedModel) -> None:
         look(model, collate(UNPACKED, samples(), 0), "hidden:7", "hidden:1", "scores:9")
     assert error.value.reason == "LAYER_UNKNOWN"
     assert shape_of(model) == Shape(model.config.hidden_size, 2)
+
+
+def test_attention_that_does_more_than_the_kernel_is_refused_with_a_mend() -> None:
+    """Gemma 2 caps its scores; what would be read is not what it computes."""
+    model = fresh_model(GEMMA2, train_tokenizer(["where is my card"], 300), 1)
+    with pytest.raises(UserError, match=r"Gemma2ForCausalLM does more .* leave attention and value_relation") as error:
+        tap_attention(model)
+    assert error.value.reason == "MODEL_UNSUPPORTED"
+    assert model.config._attn_implementation == "eager"
