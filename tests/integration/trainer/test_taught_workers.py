@@ -24,6 +24,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl": {"objective": {"divergence": "forward_kl"}},
     "taid": {"objective": {"divergence": "taid", "taid_alpha": 0.3, "teacher_payload": "topk_logits", "loss_top_k": 9}},
     "relations": {"objective": {"intermediate_matches": [{"feature": "rkd_distance"}, {"feature": "rkd_angle"}]}},
+    "idle": {
+        "objective": {"intermediate_matches": [{"feature": f} for f in (*FEATURES, "rkd_distance", "rkd_angle")]},
+        "training": {"batch_tokens": 72},  # one row or two: often the second worker has none
+    },
     **{
         f"layers-{stage}": {
             "objective": {"intermediate_matches": [{"feature": feature} for feature in FEATURES]},
