@@ -33,7 +33,8 @@ def choose_payload(
         _check_heads(spec, facts, places)
     sizes = ", ".join(f"{size:,} bytes" for size in (_bytes(form, one, objective.loss_top_k) for one in facts))
     top_k = objective.loss_top_k if form == "topk_logits" else 0
-    wanted = Wanted(form, top_k, objective.temperature if top_k else 1.0, taps)
+    own_logits = form != "hidden_states" and not all(one.has_plain_head for one in facts)
+    wanted = Wanted(form, top_k, objective.temperature if top_k else 1.0, own_logits, taps)
     return wanted, f"{form}, {sizes} a position, {why}"
 
 

@@ -14,7 +14,7 @@ from trainer.batch import NOT_LEARNED, Batch, collate
 from trainer.errors import UserError
 from trainer.faculty import Faculty
 from trainer.learner import LOSS, Learner
-from trainer.models import fresh_model, load_model, write_model
+from trainer.models import fresh_model, load_model, logits_at_rows, write_model
 from trainer.objective import Step, Together, learn_tokens
 from trainer.objective_spec import DivergenceName
 from trainer.peers import Peers
@@ -175,9 +175,25 @@ def test_a_head_that_does_more_than_is_known_sends_its_logits_or_is_refused(teac
     assert error.value.reason == "PAYLOAD_INEXACT"
 
 
-def odd(model: Any) -> Any:
-    """Its logits are folded, which no `Head` describes."""
-    model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.abs())
+@pytest.mark.parametrize("payload", [{}, {"teacher_payload": "topk_logits", "loss_top_k": 400}], ids=["auto", "top"])
+def test_a_head_that_does_more_on_real_samples_alone_sends_the_models_own_logits(
+    payload, teacher_dir, tmp_path, monkeypatch
+):
+    """It looks plain when the teacher is loaded, on a few tokens."""
+    monkeypatch.setattr("trainer.teacher.load_model", lambda *where: odd(load_model(*where), probe=(1, 8)))
+    model = TeacherModel(str(teacher_dir), dtype="float32")
+    lesson = Lesson(tmp_path, model, {}, 1, kd_ratio=1.0, temperature=1.0, **payload)
+    found, own = lesson.answers[0].targets, logits_at_rows(odd(load_model(str(teacher_dir), torch.float32)), BATCH)
+    if found.topk is None:
+        torch.testing.assert_close(found.logits_NV, own[:, :NUM_TOKENS])
+    else:
+        expected = own[:, :NUM_TOKENS].log_softmax(dim=1).gather(1, found.topk.ids_MK.long())
+        torch.testing.assert_close(found.topk.log_probs_MK, expected)
+
+
+def odd(model: Any, probe: tuple[int, int] | None = None) -> Any:
+    """Its logits are folded, which no `Head` describes; not those of a batch of shape `probe`."""
+    model.lm_head.register_forward_hook(lambda _, _args, logits: logits if logits.shape[:2] == probe else logits.abs())
     return model
 
 

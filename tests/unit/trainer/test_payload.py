@@ -51,7 +51,7 @@ def test_of_several_teachers_the_bytes_of_all_decide() -> None:
 
 def test_auto_sends_logits_where_a_head_does_more() -> None:
     wanted, why = choose_payload(spec("a/a", "b/b"), [facts(), facts(error=0.2)], (0, 1), ("hidden:1",))
-    assert wanted == Wanted("full_logits", taps=("hidden:1",))
+    assert wanted == Wanted("full_logits", own_logits=True, taps=("hidden:1",))
     assert why.endswith("as a teacher's head does more than its hidden states and weights say")
     assert choose_payload(spec(), [facts(error=0.01)], (0,), ())[0].payload == "hidden_states"
 
@@ -59,7 +59,7 @@ def test_auto_sends_logits_where_a_head_does_more() -> None:
 def test_the_top_travels_at_the_temperature_of_the_loss_and_weighs_its_entries() -> None:
     chosen = spec(teacher_payload="topk_logits", loss_top_k=50, temperature=3.0)
     wanted, why = choose_payload(chosen, [facts(), facts(tokens=20)], (0, 1), ("scores:1",))
-    assert wanted == Wanted("topk_logits", 50, 3.0, ("scores:1",))
+    assert wanted == Wanted("topk_logits", 50, 3.0, taps=("scores:1",))
     assert why == "topk_logits, 404 bytes, 164 bytes a position, as objective.teacher_payload says"
 
 
@@ -90,4 +90,7 @@ def test_hidden_states_that_would_not_be_exact_are_refused_by_the_name_of_their_
 
 @pytest.mark.parametrize("form", ["full_logits", "topk_logits"])
 def test_logits_of_any_head_may_travel(form: str) -> None:
-    assert choose_payload(spec(teacher_payload=form), [facts(error=1.0)], (0,), ())[0].payload == form
+    """They are then the model's own."""
+    wanted, _ = choose_payload(spec(teacher_payload=form), [facts(error=1.0)], (0,), ())
+    assert (wanted.payload, wanted.own_logits) == (form, True)
+    assert not choose_payload(spec(teacher_payload=form), [facts()], (0,), ())[0].own_logits
