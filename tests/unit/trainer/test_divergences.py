@@ -140,9 +140,7 @@ def test_jsd_is_finite_at_every_beta(beta: float, pair: tuple[Tensor, Tensor]) -
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("skewed", "plain"), [("skewed_forward_kl", "forward_kl"), ("skewed_reverse_kl", "reverse_kl")]
-)
+@pytest.mark.parametrize("plain", ["forward_kl", "reverse_kl"])
 @settings(deadline=None, max_examples=30)
 @given(pair=pairs(), skew=st.sampled_from([0.0, 1e-12]))
 def test_without_skew_the_skewed_ones_are_the_plain_ones(plain: str, pair: tuple[Tensor, Tensor], skew: float) -> None:
