@@ -27,6 +27,7 @@ PROMPTS = [[10 + i, 20, 30 + i][: 1 + i % 3] for i in range(5)]
 WANTED = {
     "taps": Wanted(taps=("hidden:0", "hidden:1", "hidden:last")),
     "full": Wanted("full_logits", taps=("scores:1", "values:2")),
+    "own": Wanted("full_logits", own_logits=True),
     "top": Wanted("topk_logits", top_k=7, temperature=2.0),
     "inner": Wanted(None, taps=("hidden:1", "scores:2")),
 }
