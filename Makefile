@@ -11,8 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STAMP := .venv/.installed
-SOURCES := $(wildcard cluster trainer serving tests scripts benchmarks)
+SOURCES := $(wildcard cluster trainer serving tests scripts benchmarks examples)
 ARGS ?=
+PEERS := .bench-peers/.installed
+BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
 .PHONY: setup quickstart check check-style check-types check-imports check-generated test chaos bench protos docs format help
 
@@ -44,7 +46,7 @@ check-style: $(STAMP)
 	@echo "style ok"
 
 check-types: $(STAMP)
-	@mypy --no-error-summary cluster trainer serving scripts
+	@mypy --no-error-summary cluster trainer serving scripts benchmarks
 	@echo "types ok"
 
 check-imports: $(STAMP)
@@ -62,9 +64,14 @@ chaos: $(STAMP) ## tests that kill things on purpose
 	@if compgen -G 'tests/chaos/test_*.py' >/dev/null; then pytest tests/chaos $(ARGS); \
 	else echo "no chaos suite yet: nothing was run"; fi
 
-bench: $(STAMP) ## every measurement under benchmarks/
-	@if compgen -G 'benchmarks/[a-z]*.py' >/dev/null; then for file in benchmarks/[a-z]*.py; do echo "== $$file"; python "$$file"; done; \
-	else echo "no benchmarks yet: nothing was run"; fi
+bench: $(STAMP) $(PEERS) ## every measurement under benchmarks/ (BENCH=distill_step for one, ARGS="--json --save" for each)
+	@for name in $(BENCH); do echo "== $$name" >&2; python "benchmarks/$$name.py" $(ARGS); done
+
+# What others offer, apart from .venv, so that no version of the product's own depends on it; torch is not installed again.
+$(PEERS): benchmarks/peers.txt $(STAMP)
+	@rm -rf .bench-peers
+	@.venv/bin/python -m pip install -qq --no-deps --target .bench-peers -r benchmarks/peers.txt >&2
+	@touch $@
 
 protos: $(STAMP) ## Python from protos/athanor/v1/*.proto, written beside them
 	@python scripts/generate_protos.py

@@ -25,7 +25,8 @@ GROUPS = (
         "The job file and the command",
         ("cluster/cli",),
         """
-        trainer/spec.py trainer/fields.py trainer/violations.py cluster/cli/main.py cluster/cli/job.py
+        trainer/spec.py trainer/objective_spec.py trainer/training_spec.py trainer/fields.py trainer/violations.py
+        cluster/cli/main.py cluster/cli/job.py
         cluster/cli/job_file.py cluster/cli/connect.py cluster/client.py cluster/rpc.py
         """,
     ),
@@ -59,11 +60,14 @@ GROUPS = (
         "Learning",
         ("trainer",),
         """
-        trainer/job.py trainer/preflight.py trainer/stages.py trainer/prepare.py trainer/sources.py
+        trainer/job.py trainer/preflight.py trainer/stages.py trainer/prepare.py trainer/prepared.py trainer/sources.py
         trainer/data.py trainer/render.py trainer/tokenizer.py trainer/order.py trainer/packing.py
-        trainer/batch.py trainer/models.py trainer/teacher.py trainer/generate.py trainer/labels.py
-        trainer/fit.py trainer/loop.py trainer/feed.py trainer/learner.py trainer/objective.py
-        trainer/losses.py trainer/engine.py trainer/schedule.py trainer/checkpoint.py trainer/peers.py
+        trainer/batch.py trainer/models.py trainer/teacher.py trainer/sharded_loading.py trainer/generate.py
+        trainer/labels.py
+        trainer/fit.py trainer/teaching.py trainer/faculty.py trainer/payload.py trainer/wanted.py trainer/loop.py
+        trainer/feed.py trainer/learner.py trainer/objective.py trainer/losses.py trainer/head.py trainer/answers.py
+        trainer/divergences.py trainer/matches.py trainer/taps.py trainer/imitation.py trainer/engine.py
+        trainer/schedule.py trainer/checkpoint.py trainer/peers.py
         trainer/listener.py trainer/evaluate.py trainer/bootstrap.py trainer/transfer.py trainer/report.py
         trainer/wording.py trainer/pictures.py trainer/page.py
         """,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -30,13 +30,21 @@ class Sample(TypedDict):
     """Place in `teachers` of the one that teaches this sample, where each has its own; else 0."""
 
 
+class Piece(NamedTuple):
+    """Tokens `start` to `end` - 1 of a sample: all of it, or what lies on one side of a cut."""
+
+    sample_index: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one worker holds at once."""
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
-    """From 0 in every sample."""
+    """From 0 in every sample, and in every piece of a sample that is cut."""
     segment_ids_BT: Tensor
     """0 is padding, 1.. the sample's place in its row."""
     rows_N: Tensor
@@ -44,7 +52,7 @@ class Batch:
     target_ids_N: Tensor
     """That next token; it is always of the same sample."""
     sample_ids: tuple[int, ...]
-    """Row by row, in the order of the segments."""
+    """Row by row, in the order of the segments; once for each piece of a sample that is cut."""
     teachers: tuple[int, ...] = ()
     """Of each sample, as in `Sample`."""
 
@@ -102,11 +110,27 @@ def padded_length(length: int) -> int:
     return max(1, -(-length // ROW_MULTIPLE)) * ROW_MULTIPLE
 
 
-def collate(rows: Sequence[Sequence[int]], samples: Sequence[Sample], pad_id: int) -> Batch:
-    """`rows[b]` are the indices into `samples` that lie in row b one after the other; no rows give `empty_batch`."""
+def num_targets(sample: Sample) -> int:
+    """Learned tokens of a sample that lies whole in its row; its first token is none of them."""
+    return sum(label != NOT_LEARNED for label in sample["labels"][1:])
+
+
+def piece_of(sample: Sample, piece: Piece) -> Sample:
+    """As a sample of its own, whose first token is not learned: nothing stands before it any more."""
+    _, start, end = piece
+    return {**sample, "input_ids": sample["input_ids"][start:end], "labels": sample["labels"][start:end]}
+
+
+def collate(rows: Sequence[Sequence[int | Piece]], samples: Sequence[Sample], pad_id: int) -> Batch:
+    """`rows[b]` lie in row b one after the other: pieces, or indices into `samples` for whole ones.
+
+    No rows give `empty_batch`.
+    """
     if not rows:
         return empty_batch(pad_id)
-    lines = [[samples[index] for index in row] for row in rows]
+    lines = [
+        [piece_of(samples[at.sample_index], at) if isinstance(at, Piece) else samples[at] for at in row] for row in rows
+    ]
     length = padded_length(max(sum(len(sample["input_ids"]) for sample in line) for line in lines))
     input_ids = torch.full((len(lines), length), pad_id, dtype=torch.long)
     targets = torch.full_like(input_ids, NOT_LEARNED)

@@ -23,6 +23,7 @@ from trainer import atomic
 from trainer.errors import CheckpointError, UserError
 from trainer.listener import Listener
 from trainer.peers import Peers
+from trainer.storage import writing
 
 MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
 _NAME = re.compile(r"^step-(\d{8})$")
@@ -138,9 +139,21 @@ class CheckpointWriter:
         self._peers = peers
 
     def save(self, progress: Progress, shard: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Path:
-        """Collective: every worker brings its shard, the first one the weights."""
+        """Collective: every worker brings its shard, the first one the weights. StorageError if there is no room."""
         final = self._directory / f"step-{progress.step:08d}"
         temporary = self._directory / f".{final.name}.tmp"
+        with writing(final, temporary):
+            self._write(progress, shard, weights, temporary, final)
+        return final
+
+    def _write(
+        self,
+        progress: Progress,
+        shard: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        temporary: Path,
+        final: Path,
+    ) -> None:
         if self._peers.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -154,7 +167,6 @@ class CheckpointWriter:
             atomic.replace_directory(temporary, final)
             self._prune(final)
         self._peers.barrier()
-        return final
 
     def _write_manifest(self, directory: Path, progress: Progress) -> None:
         names = [WEIGHTS, *(_shard_name(rank) for rank in range(self._topology.world))]

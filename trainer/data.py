@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from trainer.batch import Sample
+from trainer.batch import NOT_LEARNED, Piece, Sample, num_targets
 from trainer.errors import TrainerError, UserError
 from trainer.sources import columns, local_path, source_form
 
@@ -30,6 +30,7 @@ _SAMPLE = datasets.Features(
         "labels": _IDS,
         "teacher": datasets.Value("int32"),
         "length": datasets.Value("int32"),
+        "num_targets": datasets.Value("int32"),
     }
 )
 _PROMPT = datasets.Features(
@@ -117,10 +118,16 @@ class Samples(Sequence[Sample]):
 
     def __init__(self, directory: Path) -> None:
         table = datasets.Dataset.from_file(str(directory / _FILE)).data
-        self._sample_ids, self._input_ids, self._labels, self._teachers, lengths = (
-            table.column(name) for name in _SAMPLE
-        )
+        columns = map(table.column, _SAMPLE)
+        self._sample_ids, self._input_ids, self._labels, self._teachers, lengths, targets = columns
         self.lengths: tuple[int, ...] = tuple(lengths.to_pylist())
+        self.num_targets: tuple[int, ...] = tuple(targets.to_pylist())
+        """Learned tokens of each whole sample."""
+
+    def num_targets_of(self, piece: Piece) -> int:
+        """Learned tokens of a piece, which has lost its first one as a target."""
+        labels = self._labels[piece.sample_index].values.to_numpy()
+        return int((labels[piece.start + 1 : piece.end] != NOT_LEARNED).sum())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -161,8 +168,11 @@ class Prompts(Sequence[Prompt]):
 
 
 def write_samples(directory: Path, samples: Iterable[Sample]) -> None:
-    rows = ({"teacher": 0, **sample, "length": len(sample["input_ids"])} for sample in samples)
-    _write(directory, _SAMPLE, rows)
+    counted = (
+        {"teacher": 0, **sample, "length": len(sample["input_ids"]), "num_targets": num_targets(sample)}
+        for sample in samples
+    )
+    _write(directory, _SAMPLE, counted)
 
 
 def write_prompts(directory: Path, prompts: Iterable[Prompt]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch
-from trainer.device import compute_device, import_deepspeed, open_lone_group
+from trainer.device import compute_device, import_deepspeed, keep_freed_memory, open_lone_group
 from trainer.faculty import Answered
 from trainer.learner import Learner
 from trainer.models import DTYPES
@@ -54,17 +54,14 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """One worker, no sharding; in bf16 the masters are kept in float32."""
+    """One worker, no sharding; in bf16 the masters are kept in float32, with `offload_optimizer` on the host."""
 
     def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
         assert peers.world == 1, "the torch engine is for one worker"
         self._learner = _placed(learner, training)
         self._max_grad_norm = training.max_grad_norm
         self._weights = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-        self._masters = [
-            weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float())
-            for weight in self._weights
-        ]
+        self._masters = [_master(weight, training) for weight in self._weights]
         groups = _decay_groups(self._weights, self._masters, training.weight_decay)
         self._adamw = _adamw(groups, training)
 
@@ -77,7 +74,7 @@ class TorchEngine:
         if last:
             for master, weight in zip(self._masters, self._weights, strict=True):
                 if master is not weight and weight.grad is not None:
-                    master.grad = weight.grad.float()
+                    master.grad = weight.grad.to(master.device, torch.float32)
                     weight.grad = None
 
     def grad_norm(self) -> float:
@@ -173,13 +170,15 @@ ENGINES: dict[str, Callable[[Learner, TrainingSpec, Peers], Engine]] = {
 
 def deepspeed_config(training: TrainingSpec) -> dict[str, Any]:
     """Batch sizes are nominal: the loop cuts micro-batches by tokens and scales its sums itself."""
+    offload = {"offload_optimizer": {"device": "cpu"}} if training.offload_optimizer == "cpu" else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": training.precision == "bf16"},
-        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": torch.cuda.is_available(), **offload},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # which would be compiled at its first use, and rounds otherwise
         "steps_per_print": None,
     }
 
@@ -189,10 +188,19 @@ def _placed(learner: Learner, training: TrainingSpec) -> Learner:
 
     Rotary frequencies rounded to bfloat16 would turn far positions by whole fractions of a radian.
     """
+    keep_freed_memory()
     learner.to(device=compute_device())
     for parameter in learner.parameters():
         parameter.data = parameter.data.to(DTYPES[training.precision])
     return learner
+
+
+def _master(weight: nn.Parameter, training: TrainingSpec) -> nn.Parameter:
+    """The weight itself where it can be its own master."""
+    device = torch.device("cpu") if training.offload_optimizer == "cpu" else weight.device
+    if weight.dtype == torch.float32 and weight.device == device:
+        return weight
+    return nn.Parameter(weight.detach().to(device, torch.float32))
 
 
 def _decay_groups(weights: list[Any], masters: list[Any], weight_decay: float) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
     TrainerError              reason (UPPER_SNAKE, open set) + a sentence for people
     ├── UserError             the job is wrong: running it again changes nothing
     │   └── SpecError         the job file is wrong: one Violation for each field
-    └── CheckpointError       a checkpoint cannot be used
+    ├── CheckpointError       a checkpoint cannot be used
+    └── StorageError          the storage takes no more: full, read-only, broken
 
 Every one of them is rebuilt unchanged by pickle. No retry, no status code: that is the caller's decision.
 """
@@ -32,6 +33,10 @@ class UserError(TrainerError):
 
 class CheckpointError(TrainerError):
     """A checkpoint is torn, altered, or from another topology."""
+
+
+class StorageError(TrainerError):
+    """A file cannot be written, or the storage not used at all; what was there before is untouched."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from trainer.data import Prompt
 from trainer.job import JobContext
 from trainer.listener import Listener
 from trainer.peers import Peers
-from trainer.prepare import Prepared
+from trainer.prepared import Prepared
 from trainer.transfer import read_jsonl
 
 Generate = Callable[[Sequence[Sequence[int]], int], list[list[int]]]

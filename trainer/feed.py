@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from trainer.batch import NOT_LEARNED, Batch, Sample, collate
+from trainer.batch import Batch, Piece, Sample, collate, num_targets, piece_of
 from trainer.data import Samples
 from trainer.faculty import Answered
 from trainer.order import SampleOrder
+from trainer.packing import Row
 from trainer.peers import Peers
 
 _PROBE_ROWS = 4
@@ -38,6 +39,7 @@ class Feed:
     micro_batch_tokens: int
     pad_id: int
     _targets: dict[int, int] = field(default_factory=dict)
+    """Of the step that was last asked about."""
 
     def micro_batches(self, first_step: int, total_steps: int) -> Iterator[MicroBatch]:
         for step in range(first_step, total_steps):
@@ -53,7 +55,10 @@ class Feed:
 
     def num_targets(self, step: int) -> int:
         """Learned positions of the step over all workers: what sums are divided by (I3); at least 1."""
-        return max(1, sum(self._num_targets(index) for index in self.order.global_batch(step).sample_ids))
+        if step not in self._targets:
+            pieces = (piece for row in self.order.global_batch(step).rows for piece in row)
+            self._targets = {step: max(1, sum(map(self._num_targets, pieces)))}
+        return self._targets[step]
 
     def num_tokens(self, step: int) -> int:
         """Tokens of the step over all workers, padding not counted."""
@@ -62,19 +67,22 @@ class Feed:
     def sample_ids(self, step: int, rank: int, place: int) -> tuple[int, ...]:
         """Of one micro-batch of any worker."""
         rows = self._rows(step, rank)[place]
-        return tuple(self.samples[index]["sample_id"] for row in rows for index in row)
+        return tuple(self.samples[index]["sample_id"] for row in rows for index, _, _ in row)
 
     def num_places(self, step: int) -> int:
         """Micro-batches of the step; the same on every worker."""
         return len(self._rows(step, self.peers.rank))
 
-    def _rows(self, step: int, rank: int) -> list[list[tuple[int, ...]]]:
+    def _rows(self, step: int, rank: int) -> list[list[Row]]:
         return self.order.micro_batches(step, rank, self.peers.world, self.micro_batch_tokens)
 
-    def _num_targets(self, index: int) -> int:
-        if index not in self._targets:
-            self._targets[index] = sum(label != NOT_LEARNED for label in self.samples[index]["labels"][1:])
-        return self._targets[index]
+    def _num_targets(self, piece: Piece) -> int:
+        """Kept on disk for whole samples; what is cut is counted, and there are two such pieces to a row at most."""
+        if not isinstance(self.samples, Samples):
+            return num_targets(piece_of(self.samples[piece.sample_index], piece))
+        if self.order.is_whole(piece):
+            return self.samples.num_targets[piece.sample_index]
+        return self.samples.num_targets_of(piece)
 
 
 def no_answers(_batch: Batch) -> Callable[[], list[Answered]]:

@@ -28,6 +28,7 @@ from trainer.models import (
     check_head,
     check_length,
     check_rows,
+    checkpoint_activations,
     choose_attention,
     fresh_model,
     keeps_samples_apart,
@@ -40,7 +41,8 @@ from trainer.models import (
 from trainer.objective import Objective, Together, learn_tokens, learns_from_teacher
 from trainer.order import SampleOrder
 from trainer.peers import Peers
-from trainer.prepare import Prepared
+from trainer.prepared import Prepared
+from trainer.sample_log import SampleLog
 from trainer.spec import DistillSpec
 from trainer.taps import shape_of
 from trainer.teaching import Teaching
@@ -92,6 +94,7 @@ def fit(
         listener=listener,
         metrics=MetricsLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
         checkpoints=_writer(ctx, role, topology, peers),
+        samples=_sample_log(ctx, role, peers, progress),
     )
     progress = run(steps, progress)
     weights = driving.model_state()
@@ -126,6 +129,8 @@ def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
     check_length(positions_of(model.config), data.max_length, name)
     if data.packing_strategy != "none" and not keeps_samples_apart(model):
         raise packing_refused(model, name)
+    if ctx.spec.training.gradient_checkpointing:
+        checkpoint_activations(model, name)
     return model
 
 
@@ -208,6 +213,11 @@ def _writer(ctx: JobContext, role: str, topology: Topology, peers: Peers) -> Che
     spec = ctx.spec.model_dump(mode="json", by_alias=True)
     directory, keep = ctx.checkpoints_dir(role), ctx.spec.checkpoint.keep
     return CheckpointWriter(directory, keep=keep, topology=topology, spec=spec, peers=peers)
+
+
+def _sample_log(ctx: JobContext, role: str, peers: Peers, progress: Progress) -> SampleLog | None:
+    path = ctx.samples_path(role, peers.rank)
+    return SampleLog(path, step=progress.step) if ctx.spec.training.log_sample_ids else None
 
 
 def _done_path(ctx: JobContext, role: str) -> Path:

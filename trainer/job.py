@@ -65,6 +65,9 @@ class JobContext:
     def metrics_path(self, role: str) -> Path:
         return self.role_dir(role) / "metrics.jsonl"
 
+    def samples_path(self, role: str, rank: int) -> Path:
+        return self.role_dir(role) / f"samples-{rank}.jsonl"
+
     def model_dir(self, role: str) -> Path:
         return self.role_dir(role) / "model"
 

@@ -24,6 +24,7 @@ from trainer.listener import Listener, Stopped
 from trainer.metrics import MetricsLog
 from trainer.objective import Objective, Step
 from trainer.peers import Peers
+from trainer.sample_log import SampleLog
 from trainer.schedule import learning_rate
 from trainer.spec import CheckpointSpec, TrainingSpec
 from trainer.teaching import Teaching
@@ -46,6 +47,7 @@ class Run:
     metrics: MetricsLog | None
     """On the first worker."""
     checkpoints: CheckpointWriter
+    samples: SampleLog | None = None
     clock: Callable[[], float] = time.time
 
 
@@ -60,6 +62,8 @@ def run(this: Run, progress: Progress) -> Progress:
         scale = this.peers.world / step.num_targets  # the engine takes the mean over workers
         this.engine.backward(sums[LOSS] * scale, last=micro_batch.last)
         tally.add(sums)
+        if this.samples is not None:
+            this.samples.add(micro_batch.step + 1, micro_batch.place, micro_batch.batch.sample_ids)
         if micro_batch.last:
             outcome = tally.agree(this, micro_batch)
             rate = learning_rate(micro_batch.step, this.total_steps, this.training)

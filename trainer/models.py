@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 import trainer.device  # noqa: F401  (before transformers imports DeepSpeed)
@@ -28,11 +36,10 @@ from trainer.batch import NOT_LEARNED, Batch, Sample, collate
 from trainer.errors import UserError
 from trainer.head import Head
 from trainer.hub import unreadable
-from trainer.job import JobContext
+from trainer.storage import writing
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}
-MANIFEST = "athanor.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROBE_TOKENS = 8
 _SHORT_ROW = 192
@@ -49,16 +56,20 @@ class Parts:
     head: Head
 
 
-def load_model(source: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A directory or hub id, in eval mode on the CPU; UserError if it is not there, not safe, or not whole."""
+def load_model(
+    source: str, dtype: torch.dtype, tensors: Callable[[], Mapping[str, Tensor]] | None = None
+) -> PreTrainedModel:
+    """A directory or hub id, in eval mode on the CPU; UserError if it is not there, not safe, or not whole.
+
+    `tensors`, by the names in the files, stand for those of the files.
+    """
     if Path(source).is_dir():
         _check_directory(Path(source))
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
+        read = functools.partial(AutoModelForCausalLM.from_pretrained, source, trust_remote_code=False)
+        model, info = (read if tensors is None else _without_files(source, tensors()))(
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
@@ -69,6 +80,24 @@ def load_model(source: str, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError("MODEL_INVALID", f"{source}: weights are missing or of another shape: {', '.join(names[:5])}")
     whole: PreTrainedModel = model.eval()
     return whole
+
+
+def _without_files(source: str, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """Reads all of a model but its weights; gives what makes the model of `tensors`."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    try:
+        generation_config = GenerationConfig.from_pretrained(source)
+    except OSError:
+        generation_config = None  # there is none: transformers makes it of the config
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return functools.partial(
+        type(skeleton).from_pretrained,
+        None,
+        config=skeleton.config,
+        generation_config=generation_config,
+        state_dict=dict(tensors),
+    )
 
 
 def fresh_model(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -133,7 +162,7 @@ def check_head(model: PreTrainedModel, source: str) -> None:
 
 def check_rows(model: PreTrainedModel, num_tokens: int, source: str) -> None:
     """UserError TOKENIZER_MISMATCH if the tokenizer has tokens of which the model knows nothing."""
-    rows = min(split(model).head.weight_VD.shape[0], model.get_input_embeddings().weight.shape[0])
+    rows = min(_rows(split(model).head.weight_VD), _rows(model.get_input_embeddings().weight))
     if rows < num_tokens:
         mend = "resize its embeddings (resize_token_embeddings), or take the tokenizer that it came with"
         message = f"{source} has {rows} rows of vocabulary for a tokenizer of {num_tokens} entries; {mend}"
@@ -163,12 +192,16 @@ def check_length(positions: int | None, max_length: int, source: str) -> None:
 
 
 @torch.no_grad()
-def keeps_samples_apart(model: PreTrainedModel) -> bool:
-    """Whether samples packed into one row give what they give alone; families that take no positions mix them up."""
+def keeps_samples_apart(model: PreTrainedModel, forward: Callable[[Batch], Tensor] | None = None) -> bool:
+    """Whether samples packed into one row give what they give alone; families that take no positions mix them up.
+
+    A sharded model is asked through `forward`, which gives what `hidden_at_rows` gives; collective.
+    """
+    forward = forward or functools.partial(hidden_at_rows, model)
     was_training = model.training
     model.eval()
     try:
-        alone_ND, packed_ND = (hidden_at_rows(model, batch).float() for batch in _packing_probe(model))
+        alone_ND, packed_ND = (forward(batch).float() for batch in _packing_probe(model))
     except (TypeError, ValueError):
         return False  # it takes no positions at all
     finally:
@@ -185,11 +218,16 @@ def packing_refused(model: PreTrainedModel, source: str) -> UserError:
 def _packing_probe(model: PreTrainedModel) -> tuple[Batch, Batch]:
     """Two short random samples, the second of which is learned: each in a row of its own, and both in one."""
     weight_VD = model.get_input_embeddings().weight
-    ids = torch.randint(weight_VD.shape[0], (2, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(_rows(weight_VD), (2, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     first = Sample(sample_id=0, input_ids=ids[0], labels=[NOT_LEARNED] * _PROBE_TOKENS)
     samples = [first, Sample(sample_id=1, input_ids=ids[1], labels=ids[1])]
     alone, packed = (collate(rows, samples, 0).to(weight_VD.device) for rows in ([(0,), (1,)], [(0, 1)]))
     return alone, packed
+
+
+def _rows(weight_VD: Tensor) -> int:
+    """Of the whole matrix, also where this process has only a share of it."""
+    return int(getattr(weight_VD, "ds_shape", weight_VD.shape)[0])
 
 
 def hidden_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -217,6 +255,15 @@ def choose_attention(model: PreTrainedModel, max_length: int, dtype: torch.dtype
         model.set_attn_implementation("eager")
 
 
+def checkpoint_activations(model: PreTrainedModel, source: str) -> None:
+    """Inside layers nothing is kept for the backward; they are computed again, with the same random numbers."""
+    if not model.supports_gradient_checkpointing:
+        words = f"{source} ({model.config.model_type}) cannot compute its activations again"
+        raise UserError("MODEL_UNSUPPORTED", f"{words}; set training.gradient_checkpointing: false")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -224,7 +271,7 @@ def num_parameters(model: nn.Module) -> int:
 def write_model(
     directory: Path, like: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically."""
+    """A Hugging Face directory of whole weights (names as in the model `like`), replaced atomically. StorageError."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(like.config)
     _name_ends(model, like, tokenizer)
@@ -235,9 +282,10 @@ def write_model(
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.config.dtype = next(model.parameters()).dtype
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    atomic.replace_directory(temporary, directory)
+    with writing(directory, temporary):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        atomic.replace_directory(temporary, directory)
 
 
 def _name_ends(model: PreTrainedModel, like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -254,28 +302,6 @@ def _name_ends(model: PreTrainedModel, like: PreTrainedModel, tokenizer: PreTrai
 def _ids(config: Any) -> list[int | None]:
     named = getattr(config, "eos_token_id", None)
     return named if isinstance(named, list) else [named]
-
-
-def publish_model(ctx: JobContext, model_dir: Path, target_dir: Path, extra: Mapping[str, Any]) -> str:
-    """Copies a finished model to its published place with its lineage; gives the sha256 of `athanor.json`.
-
-    `extra`: what the caller knows of the lineage besides spec and files (name, teacher versions, data, metrics).
-    """
-    temporary = target_dir.with_name(f".{target_dir.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(model_dir, temporary)
-    files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != MANIFEST)
-    lineage = {
-        "job": ctx.uid,
-        "kind": ctx.kind,
-        "spec": ctx.spec.model_dump(mode="json", by_alias=True),
-        **extra,
-        "files": {str(path.relative_to(temporary)): atomic.sha256_file(path) for path in files},
-    }
-    atomic.write_json(temporary / MANIFEST, lineage)
-    digest = atomic.sha256_file(temporary / MANIFEST)
-    atomic.replace_directory(temporary, target_dir)
-    return digest
 
 
 def _check_directory(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Which samples make up global step s: a pure function of (lengths, seed, settings), for any number of workers (I2).
 
 Nothing is remembered from step to step, so a resumed job asks for step s and gets what it would have got. An epoch
-takes every sample once. Randomness is the raw stream of Philox, which numpy promises never to change.
+takes every token of every sample once. Randomness is the raw stream of Philox, which numpy promises never to change.
 It reads no data; turning indices into tensors is `batch.collate`'s.
 """
 
@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.batch import padded_length
-from trainer.packing import Row, best_fit_decreasing
+from trainer.batch import Piece, padded_length
+from trainer.packing import Row, best_fit_decreasing, wrap
 
 _SAMPLES, _BATCHES, _SUBSET = range(3)
 _BATCHES_PER_WINDOW = 8
@@ -26,14 +26,15 @@ _BATCHES_PER_WINDOW = 8
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The rows of one optimizer step over all workers; each row lists the samples packed in it."""
+    """The rows of one optimizer step over all workers; each row lists the samples packed in it, or pieces of them."""
 
     epoch: int
     rows: tuple[Row, ...]
 
     @property
     def sample_ids(self) -> tuple[int, ...]:
-        return tuple(index for row in self.rows for index in row)
+        """One for each piece, row by row."""
+        return tuple(piece.sample_index for row in self.rows for piece in row)
 
 
 def permutation(count: int, *, seed: int, epoch: int, stream: int) -> list[int]:
@@ -60,11 +61,12 @@ class SampleOrder:
         seed: int,
         batch_tokens: int,
         max_length: int,
-        packing_strategy: Literal["none", "bfd"] = "none",
+        packing_strategy: Literal["none", "bfd", "wrapped"] = "none",
     ) -> None:
         if not lengths or min(lengths) < 1 or max(lengths) > max_length:
             raise ValueError(f"lengths must be there and between 1 and max_length={max_length}")
         self._lengths = tuple(lengths)
+        self._whole = tuple(Piece(index, 0, length) for index, length in enumerate(lengths))
         self._seed = seed
         self._batch_tokens = batch_tokens
         self._max_length = max_length
@@ -101,6 +103,10 @@ class SampleOrder:
         mine = [list(micro_batch) for micro_batch in shares[rank]]
         return mine + [[] for _ in range(most - len(mine))]
 
+    def is_whole(self, piece: Piece) -> bool:
+        """Whether no cut was made in its sample."""
+        return piece == self._whole[piece.sample_index]
+
     def _first_step(self, epoch: int) -> int:
         while len(self._first_steps) <= epoch:
             done = len(self._first_steps) - 1
@@ -116,21 +122,24 @@ class SampleOrder:
 
     def _rows(self, order: list[int]) -> list[Row]:
         """Samples to rows, in random order."""
+        if self._packing_strategy == "wrapped":
+            return wrap(self._lengths, order, self._max_length)
         if self._packing_strategy == "none":
-            return [(index,) for index in order]
+            return [(self._whole[index],) for index in order]
         place = {index: at for at, index in enumerate(order)}
         packed = best_fit_decreasing(self._lengths, order, self._max_length)
-        return sorted(packed, key=lambda row: place[row[0]])
+        packed.sort(key=lambda row: place[row[0]])
+        return [tuple(self._whole[index] for index in row) for row in packed]
 
     def _bucketed(self, rows: list[Row]) -> list[Row]:
         """Rows sorted by length inside windows, up and down in turn, so that neighbours are of like length."""
         mean = padded_length(math.ceil(sum(self._lengths) / len(rows)))
         window = _BATCHES_PER_WINDOW * max(1, self._batch_tokens // mean)
-        pieces = [rows[start : start + window] for start in range(0, len(rows), window)]
-        return [row for at, piece in enumerate(pieces) for row in sorted(piece, key=self._length, reverse=at % 2 == 1)]
+        windows = [rows[start : start + window] for start in range(0, len(rows), window)]
+        return [row for at, some in enumerate(windows) for row in sorted(some, key=self._length, reverse=at % 2 == 1)]
 
     def _length(self, row: Row) -> int:
-        return sum(self._lengths[index] for index in row)
+        return sum(piece.end - piece.start for piece in row)
 
     def _cut(self, rows: Iterable[Row], tokens: int) -> list[list[Row]]:
         """Greedy: a batch takes the next row while (padded length of its longest) x (its rows) is within `tokens`."""

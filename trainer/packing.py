@@ -1,4 +1,4 @@
-"""Which samples share a row: best-fit decreasing, so that few positions are padding.
+"""Which samples share a row: whole ones by best-fit decreasing, or cut at the rows' ends so that rows are full.
 
 Source: best-fit decreasing for sequence packing, arXiv 2107.02027. O(n log capacity) by a tree over free space.
 It decides places only; keeping the samples of a row apart is `batch.collate`'s.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-Row = tuple[int, ...]
+from trainer.batch import Piece
+
+Row = tuple[Piece, ...]
 
 
 class _FreeSpace:
@@ -50,7 +52,7 @@ class _FreeSpace:
             self._any[node] = False
 
 
-def best_fit_decreasing(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[Row]:
+def best_fit_decreasing(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[tuple[int, ...]]:
     """Rows of indices into `lengths`, none over `capacity` in sum; equal lengths are taken in the given order."""
     space = _FreeSpace(capacity)
     rows: list[list[int]] = []
@@ -62,4 +64,25 @@ def best_fit_decreasing(lengths: Sequence[int], order: Sequence[int], capacity: 
         rows[row].append(index)
         if free > lengths[index]:
             space.put(row, free - lengths[index])
+    return [tuple(row) for row in rows]
+
+
+def wrap(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[Row]:
+    """Rows filled in the given order to exactly `capacity`, the last one apart; a sample goes on in the next row.
+
+    Each cut costs the first token of the continuation as a target, and what follows it the context before the cut:
+    the pieces of a sample do not see each other.
+    """
+    rows: list[list[Piece]] = [[]]
+    free = capacity
+    for index in order:
+        start = 0
+        while start < lengths[index]:
+            if not free:
+                rows.append([])
+                free = capacity
+            end = min(lengths[index], start + free)
+            rows[-1].append(Piece(index, start, end))
+            free -= end - start
+            start = end
     return [tuple(row) for row in rows]

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trainer import pictures, wording
+from trainer.objective_spec import DivergenceName
 from trainer.transfer import ROLES
 
 Document = Mapping[str, Any]
@@ -25,7 +26,11 @@ Points = Sequence[tuple[int, float]]
 
 _LONGEST_TEXT = 700
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=[%kMBT](?!\w))")
-_TERM_TITLES = {"cross_entropy": "Cross-entropy", "forward_kl": "Divergence from the teacher"}
+_TERM_TITLES = {
+    "cross_entropy": "Cross-entropy",
+    "distillation": "Divergence and cross-entropy mixed",
+    **dict.fromkeys(get_args(DivergenceName), "Divergence from the teacher"),
+}
 
 
 def render(document: Document, learning: Mapping[str, Curve]) -> str:

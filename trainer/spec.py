@@ -17,6 +17,7 @@ from trainer.fields import Duration, ModelReference, Strict
 from trainer.objective_spec import MatchSpec as MatchSpec
 from trainer.objective_spec import ObjectiveSpec as ObjectiveSpec
 from trainer.objective_spec import TeacherSpec as TeacherSpec
+from trainer.training_spec import TrainingSpec as TrainingSpec
 from trainer.violations import did_you_mean, violations
 
 API_VERSION = "athanor/v1"
@@ -77,44 +78,12 @@ class DataSpec(Strict):
     columns: ColumnsSpec = ColumnsSpec()
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 512
     """Tokens; a longer sample is cut at its end, and the number of cut samples is said."""
-    packing_strategy: Literal["none", "bfd"] = "none"
-    """`bfd` packs several samples into one row by best-fit decreasing; attention and positions stay apart."""
+    packing_strategy: Literal["none", "bfd", "wrapped"] = "none"
+    """Several samples in one row, attention and positions apart: `bfd` packs whole ones by best-fit decreasing;
+    `wrapped` fills rows to exactly `max_length` (a multiple of 8 leaves no padding) and cuts samples at their ends,
+    which costs one target for each cut and the context before it."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Take only so many training samples, drawn by `training.seed`."""
-
-
-class TrainingSpec(Strict):
-    """How the student is optimised (AdamW)."""
-
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps. Exactly one of max_steps and num_epochs."""
-    num_epochs: Annotated[float, Field(gt=0)] | None = None
-    batch_tokens: Annotated[int, Field(ge=1)] = 16384
-    """Tokens of one optimizer step over all workers, padding included."""
-    micro_batch_tokens: Annotated[int, Field(ge=1)] = 8192
-    """Tokens one worker holds at once; bounds memory, changes no result."""
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3.0e-4
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps float32 master weights."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
-    """DeepSpeed ZeRO stage."""
-    prefetch_depth: Annotated[int, Field(ge=0, le=64)] = 2
-    """Teacher requests in flight ahead of the student; changes no result."""
-    logging_steps: Annotated[int, Field(ge=1)] = 10
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 7
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingSpec:
-        if (self.max_steps is None) == (self.num_epochs is None):
-            raise ValueError("give exactly one of max_steps and num_epochs")
-        return self
 
 
 class StudentResources(Strict):
@@ -236,6 +205,15 @@ class DistillSpec(FineTuneSpec):
         names = self.teacher_names
         if len(set(names)) < len(names):
             raise ValueError(f"teachers: names must differ, these do not: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _inner_values_are_kept(self) -> DistillSpec:
+        if self.training.gradient_checkpointing and self.objective.intermediate_matches:
+            raise ValueError(
+                "training.gradient_checkpointing: throws away the inner values that objective.intermediate_matches "
+                "reads; leave one of the two out"
+            )
         return self
 
     @model_validator(mode="after")

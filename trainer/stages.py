@@ -20,7 +20,8 @@ from trainer.labels import LabelWriter, read_labels
 from trainer.listener import Listener, Stopped
 from trainer.models import check_length, max_positions
 from trainer.peers import Peers
-from trainer.prepare import Prepared, finish_labels
+from trainer.prepare import finish_labels
+from trainer.prepared import Prepared
 from trainer.spec import DistillSpec
 from trainer.teacher import LocalTeacher, Teacher, TeacherModel
 

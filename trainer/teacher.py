@@ -8,6 +8,7 @@ Shapes: N learned positions of a batch, D the teacher's hidden size, V rows of i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from trainer.answers import TopkAnswer, topk_answer
-from trainer.batch import Batch, empty_batch
-from trainer.device import compute_device, import_deepspeed
+from trainer.batch import Batch, Sample, collate, empty_batch
+from trainer.device import compute_device, import_deepspeed, keep_freed_memory
+from trainer.errors import UserError
 from trainer.generate import TokenIds, generate
 from trainer.head import Head
 from trainer.losses import blocks, label_losses
 from trainer.models import (
     DTYPES,
     check_rows,
-    has_plain_head,
     head_error,
     head_tolerance,
     keeps_samples_apart,
@@ -35,9 +36,13 @@ from trainer.models import (
     split,
 )
 from trainer.peers import Peers
+from trainer.sharded_loading import load_sharded, stage3
 from trainer.taps import reads_attention, shape_of, tap_attention, tapped
 from trainer.tokenizer import load_tokenizer
 from trainer.wanted import LAST_HIDDEN, TeacherFacts, Wanted
+
+log = logging.getLogger(__name__)
+_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -138,23 +143,44 @@ class TeacherModel:
 
     With `world` > 1 the default process group is there already, and every method is collective: all shards call the
     same methods in the same order, idle ones with None or [].
-    Every process reads the whole model before it is sharded, so for that moment a machine holds one copy per shard.
+    A process reads its own share alone, unless the files do not match the model one to one: see `sharded_loading`.
     """
 
     def __init__(
         self, source: str, *, dtype: str, rank: int = 0, world: int = 1, tokens: TokenIds | None = None
     ) -> None:
-        model = load_model(source, DTYPES[dtype])
-        self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
-        check_rows(model, self._tokens.num_tokens, source)
-        self._refused = None if keeps_samples_apart(model) else packing_refused(model, source)
-        self._has_plain_head = has_plain_head(model)
-        self._shape = shape_of(model)
         self._peers = Peers(rank, world)
         self._device = compute_device()
+        model = self._load(source, DTYPES[dtype])
+        self._shape = shape_of(model)
+        self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
+        self._refused: UserError | None = None
+        check_rows(model, self._tokens.num_tokens, source)
+        if not keeps_samples_apart(model, lambda batch: self._forward(_Look(batch))[0]):
+            self._refused = packing_refused(model, source)
+        self._has_plain_head = self.facts(self._probe()).has_plain_head
+
+    def _load(self, source: str, dtype: torch.dtype) -> PreTrainedModel:
+        """A sharded model is checked as it runs, by all shards: none of them has it whole."""
+        if self._peers.world == 1:
+            keep_freed_memory()
+            model = load_model(source, dtype)
+        else:
+            model, reason = load_sharded(source, dtype, self._peers)
+            if reason is not None:
+                log.warning("every shard of %s loads the whole model: %s", source, reason)
         self._root = _Root(model).requires_grad_(False)
-        self._forward: nn.Module = self._root.to(self._device) if world == 1 else _sharded(self._root, dtype)
-        self._head: Head | None = None
+        if self._peers.world == 1:
+            self._forward: nn.Module = self._root.to(self._device)
+        else:
+            self._forward = _sharded(self._root, stage3(model, dtype))
+        return model
+
+    def _probe(self) -> Batch:
+        """Single tokens from all over the vocabulary."""
+        ids = torch.linspace(0, self._tokens.num_tokens - 1, _PROBE_TOKENS).long().tolist()
+        samples = [Sample(sample_id=at, input_ids=[one, one], labels=[one, one]) for at, one in enumerate(ids)]
+        return collate([(at,) for at in range(len(samples))], samples, self._tokens.pad_id)
 
     @torch.no_grad()
     def facts(self, batch: Batch | None) -> TeacherFacts:
@@ -168,14 +194,9 @@ class TeacherModel:
 
     @torch.no_grad()
     def head(self) -> Head:
-        """The whole output head, on every shard; kept after the first call."""
-        if self._head is None:
-            head = split(self._root.model).head
-            if self._peers.world > 1:
-                head = _gathered(head)
-            bias_V = None if head.bias_V is None else head.bias_V.detach()
-            self._head = replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
-        return self._head
+        """The whole output head, on every shard; not kept, for a head may weigh more than a shard (I7)."""
+        head = split(self._root.model).head
+        return _gathered(head) if self._peers.world > 1 else _detached(head)
 
     @torch.no_grad()
     def targets(self, batch: Batch | None, wanted: Wanted) -> Targets:
@@ -261,14 +282,8 @@ class LocalTeacher:
         return self._model.score(batch)
 
 
-def _sharded(root: nn.Module, dtype: str) -> nn.Module:
+def _sharded(root: nn.Module, config: dict[str, Any]) -> nn.Module:
     """The module whose parameters are parted over the process group."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3},
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "steps_per_print": None,
-    }
     engine, *_ = import_deepspeed().initialize(model=root, config=config, dist_init_required=False)
     engine.eval()
     sharded: nn.Module = engine
@@ -276,8 +291,12 @@ def _sharded(root: nn.Module, dtype: str) -> nn.Module:
 
 
 def _gathered(head: Head) -> Head:
-    """Collective; the copies are this process' own."""
+    """Collective; the whole lives as long as what is given back, however the parameters are parted again."""
     parts = [part for part in (head.weight_VD, head.bias_V) if part is not None]
     with import_deepspeed().zero.GatheredParameters(parts):
-        bias_V = None if head.bias_V is None else head.bias_V.clone()
-        return replace(head, weight_VD=head.weight_VD.clone(), bias_V=bias_V)
+        return _detached(head)
+
+
+def _detached(head: Head) -> Head:
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)

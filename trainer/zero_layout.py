@@ -101,8 +101,31 @@ class _PartitionedWeights(_Partitioned):
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
+class _OnHost(_Partitioned):
+    """Stages 1 and 2 with `offload_optimizer: cpu`: final gradients lie beside the masters, in host memory."""
+
+    def gradients(self) -> list[Tensor]:
+        return _gradients_beside(self.masters())
+
+
+class _WeightsOnHost(_PartitionedWeights):
+    """Stage 3 with `offload_optimizer: cpu`."""
+
+    def gradients(self) -> list[Tensor]:
+        return _gradients_beside(self.masters())
+
+
+def _gradients_beside(masters: list[Tensor]) -> list[Tensor]:
+    """Once they are there: DeepSpeed copies them off the device without waiting until its own step."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return [master.grad for master in masters if master.grad is not None]
+
+
 def layout_of(engine: Any, adamw: torch.optim.AdamW, training: TrainingSpec) -> Layout:
     """How DeepSpeed lays out this stage and precision."""
     if training.zero_stage == 0:
         return _Plain(engine, adamw) if training.precision == "fp32" else _Mixed(engine, adamw)
+    if training.offload_optimizer == "cpu":
+        return _OnHost(engine, adamw) if training.zero_stage < 3 else _WeightsOnHost(engine, adamw)
     return _Partitioned(engine, adamw) if training.zero_stage < 3 else _PartitionedWeights(engine, adamw)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ import ray
 import ray.train
 import ray.train.collective
 from athanor.v1.worker_service_pb2 import TerminalRecord
+from ray.exceptions import OutOfMemoryError, RayError
+from ray.train import TrainingFailedError
 
-from cluster.driver.attempt import INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt, ended, write_record
+from cluster.driver.attempt import INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt, ended, first_line, write_record
 from cluster.driver.listener import WorkerListener
 from cluster.driver.ray_train import run_workers
 from cluster.driver.teacher_dispatch import TeacherLost
+from cluster.errors import ClusterError
 from trainer.errors import TrainerError, UserError
 from trainer.spec import DistillSpec
+from trainer.storage import storage_error
 
 _GROUP_RESTARTS = 2
 """Starts of lost workers within one attempt; more than that is the control plane's to decide, with a new attempt."""
@@ -59,14 +63,43 @@ def outcome_of_errors(attempt: Attempt, rank: int) -> Iterator[None]:
     """Errors that the same work would meet again are written down for the driver."""
     try:
         yield
-    except UserError as error:
-        traceback.print_exc()
-        write_record(attempt.outcome_path(rank), ended(USER_ERROR, error.reason, str(error)))
-        raise
     except (TrainerError, TeacherLost) as error:
-        traceback.print_exc()
-        write_record(attempt.outcome_path(rank), ended(INFRASTRUCTURE_ERROR, error.reason, str(error)))
+        _write_down(attempt, rank, error)
         raise
+    except OSError as error:
+        found = storage_error(error, attempt.ctx.job_dir)
+        if found is None:
+            raise
+        _write_down(attempt, rank, found)
+        raise found from error
+
+
+def record_of(error: TrainerError | ClusterError) -> TerminalRecord:
+    """How an attempt ends that met this error."""
+    outcome = USER_ERROR if isinstance(error, UserError) else INFRASTRUCTURE_ERROR
+    return ended(outcome, error.reason, str(error))
+
+
+def end_of_workers(error: TrainingFailedError) -> TerminalRecord:
+    """What a worker knew and could not write down; else what Ray saw of the first that was lost."""
+    raised: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    errors = [getattr(raised[rank], "health_check_failure", raised[rank]) for rank in sorted(raised)]
+    known = [one for one in errors if isinstance(one, TrainerError | ClusterError)]
+    if known:
+        return record_of(known[0])
+    lost = [one for one in errors if isinstance(one, RayError)]
+    reason = "OUT_OF_MEMORY" if any(isinstance(one, OutOfMemoryError) for one in lost) else "WORKER_LOST"
+    cause = (lost or errors or [error])[0]
+    words = f"{type(cause).__name__}: {' '.join(str(cause).split())}" if lost else first_line(cause)
+    return ended(INFRASTRUCTURE_ERROR, reason, words)
+
+
+def _write_down(attempt: Attempt, rank: int, error: TrainerError | ClusterError) -> None:
+    """Where a full disk takes not even this, the error itself tells the driver, when Ray Train gives up."""
+    with suppress(OSError):
+        traceback.print_exc()
+    with suppress(OSError):
+        write_record(attempt.outcome_path(rank), record_of(error))
 
 
 def _join_peers(attempt: Attempt, rank: int, world: int) -> None:
@@ -103,7 +136,7 @@ def _learn(attempt: Attempt, rank: int, world: int) -> None:
 
 def _publish(attempt: Attempt) -> TerminalRecord:
     """Report and model, and the record that names them."""
-    from trainer.models import publish_model
+    from trainer.publishing import publish_model
     from trainer.report import build_report
 
     ctx, record = attempt.ctx, ended(SUCCEEDED)

@@ -34,7 +34,7 @@ from cluster.driver.attempt import (
 from cluster.driver.demand import shortage
 from cluster.driver.listener import write_event
 from cluster.driver.reporting import Order, Reporter
-from cluster.driver.student_group import train_students
+from cluster.driver.student_group import end_of_workers, record_of, train_students
 from cluster.driver.teacher_dispatch import Policy
 from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
 from cluster.driver.teacher_shard import Compute
@@ -42,6 +42,7 @@ from cluster.lifecycle import DRIVER_TERMINATED
 from trainer.errors import UserError
 from trainer.job import JobContext, distinct
 from trainer.spec import DistillSpec
+from trainer.storage import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Supervisor:
             record = ended(INFRASTRUCTURE_ERROR, "RAY_LOST", first_line(error))
         except Exception as error:  # noqa: BLE001  the process boundary: recorded, printed, and the exit code says so
             traceback.print_exc()
-            record, code = ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error)), 1
+            record, code = self._crash(error), 1
         self._conclude(record)
         return code
 
@@ -124,8 +125,18 @@ class Supervisor:
             return ended(INFRASTRUCTURE_ERROR, DRIVER_TERMINATED, "the driver was told to terminate")
         if isinstance(end, Exception) and not isinstance(end, TrainingFailedError | RayError):
             raise end
+        if outcome := self._outcome():
+            return outcome
+        if isinstance(end, TrainingFailedError):
+            return end_of_workers(end)
         lost = first_line(end) if isinstance(end, Exception) else "the workers ended without an outcome"
-        return self._outcome() or ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
+        return ended(INFRASTRUCTURE_ERROR, "WORKER_LOST", lost)
+
+    def _crash(self, error: Exception) -> TerminalRecord:
+        """Of this process itself; a storage that takes no more is called that."""
+        job_dir = self._attempt.path.parents[2]
+        found = storage_error(error, job_dir) if isinstance(error, OSError) else None
+        return record_of(found) if found else ended(INFRASTRUCTURE_ERROR, "DRIVER_CRASHED", first_line(error))
 
     def _conclude(self, record: TerminalRecord | None) -> None:
         """The storage first, before anything that takes time: Ray kills a driver 3 s after it asked it to end.

@@ -153,8 +153,10 @@ class Dispatcher:
                 self._fail(self._asked, error)
                 self._asked = []
                 await self._restart(error)
-            except (ShardLost, TimeoutError) as error:
+            except ShardLost as error:
                 await self._restart(error)
+            except TimeoutError:
+                await self._restart(_silent("no answer", self._policy.round_timeout_s))
             else:
                 for question, answer in zip(self._asked, answers, strict=False):
                     if not question.answer.done():
@@ -165,17 +167,18 @@ class Dispatcher:
         try:
             async with asyncio.timeout(self._policy.start_timeout_s):
                 await self._group.start()
-        except (ShardLost, TimeoutError) as error:
+        except ShardLost as error:
             await self._restart(error)
+        except TimeoutError:
+            await self._restart(_silent("not loaded", self._policy.start_timeout_s))
 
     async def _restart(self, cause: Exception) -> None:
         self._group.stop()
-        words = str(cause) or type(cause).__name__
         if self._restarts >= self._policy.max_restarts:
-            message = f"the teacher was lost {self._restarts + 1} times, the last time: {words}"
+            message = f"the teacher was lost {self._restarts + 1} times, the last time: {cause}"
             raise TeacherLost("TEACHER_LOST", message) from cause
         self._restarts += 1
-        log.warning("teacher lost (%s); restart %d of %d", words, self._restarts, self._policy.max_restarts)
+        log.warning("teacher lost (%s); restart %d of %d", cause, self._restarts, self._policy.max_restarts)
         await self._start()
 
     @staticmethod
@@ -183,3 +186,7 @@ class Dispatcher:
         for question in questions:
             if not question.answer.done():
                 question.answer.set_exception(error)
+
+
+def _silent(what: str, seconds: float) -> ShardLost:
+    return ShardLost("SHARD_SILENT", f"{what} within {seconds:g} s, so a shard counts as hanging")

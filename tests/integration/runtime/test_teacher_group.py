@@ -193,6 +193,16 @@ def test_a_killed_shard_costs_no_answer(start) -> None:
     assert before.isdisjoint(process.pid for process in actors_of("TeacherShard"))
 
 
+def test_a_hanging_shard_is_ended_and_asked_again(start) -> None:
+    teacher, question = start(load_echo, 2, round_timeout_s=3.0), batch([4, 5, 6])
+    expected = question.input_ids_BT.float()
+    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    before = actors_of("TeacherShard")
+    before[0].suspend()
+    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    until(lambda: not any(process.is_running() for process in before), "the hanging shard is ended too")
+
+
 def test_an_answer_that_died_with_its_shard_is_asked_for_again(start) -> None:
     teacher = start(load_echo, 1)
     first, second = teacher.request(batch([4, 5, 6]), Wanted()), teacher.request(batch([7, 8, 9]), Wanted())

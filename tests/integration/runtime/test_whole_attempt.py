@@ -93,6 +93,34 @@ def test_the_log_holds_what_the_workers_said(undisturbed: Undisturbed) -> None:
     assert "Traceback" not in undisturbed.log
 
 
+def test_every_option_of_training_and_packing_goes_with_every_other(distill_spec, tmp_path: Path, drive: Drive) -> None:
+    """Two students under ZeRO-3 with all that can be asked of them at once."""
+    options = {
+        "zero_stage": 3,
+        "offload_optimizer": "cpu",
+        "gradient_checkpointing": True,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "warmup_ratio": 0.25,
+        "decay_ratio": 0.5,
+    }
+    changes = {
+        "data": distill_spec["data"] | {"packing_strategy": "wrapped"},
+        "training": distill_spec["training"] | options,
+        "objective": {},
+    }
+    driver = drive(write_attempt(tmp_path, distill_spec | changes))
+    record = driver.ended()
+    assert record is not None, driver.log
+    assert record.outcome == SUCCEEDED, driver.log
+    lines = [json.loads(line) for line in driver.attempt.ctx.metrics_path("student").read_text().splitlines()]
+    peak = driver.attempt.ctx.spec.training.learning_rate
+    rates = [*(third / 3 for third in (1, 2, 3)), 1, 1, 1, *(sixth / 6 for sixth in (6, 5, 4, 3, 2, 1))]
+    assert [line["learning_rate"] / peak for line in lines] == pytest.approx(rates)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    published = json.loads((Path(record.model_path) / "athanor.json").read_text())["spec"]
+    assert published["training"].items() >= options.items()
+
+
 def test_whatever_dies_on_the_way_the_student_is_the_same(
     undisturbed: Undisturbed, distill_spec, tmp_path: Path, drive: Drive
 ) -> None:

@@ -10,7 +10,8 @@ from workers import agree, fit_on_poison, run_workers
 from tests.tiny_jobs import distill_job, fine_tune_job
 from trainer.models import fresh_model
 from trainer.peers import Peers
-from trainer.prepare import Prepared, prepare
+from trainer.prepare import prepare
+from trainer.prepared import Prepared
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -1,16 +1,23 @@
-"""A teacher in two shards (DeepSpeed ZeRO-3) answers as the whole one does, bit for bit, whichever shard is asked."""
+"""A teacher in shards (DeepSpeed ZeRO-3) answers as the whole one does, bit for bit, and no shard holds the whole."""
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from workers import run_workers
 
-from tests.tiny_jobs import TINY_LLAMA
+from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA
 from trainer.batch import Batch, collate
+from trainer.errors import UserError
+from trainer.generate import TokenIds
 from trainer.models import fresh_model, write_model
 from trainer.peers import Peers
 from trainer.teacher import TeacherModel
@@ -91,3 +98,98 @@ def test_shards_answer_as_the_whole(dtype, tied, tmp_path):
         shards = load_file(tmp_path / f"{name}.safetensors")
         assert all(torch.equal(shards[key], whole[key]) for key in whole), name
     assert load_file(tmp_path / "2-both-1.safetensors")["scores"].shape == (1, 2)
+
+
+QWEN2 = {**TINY_LLAMA, "model_type": "qwen2"}
+MIXTRAL = {**TINY_LLAMA, "model_type": "mixtral", "num_local_experts": 4, "vocab_size": 300}
+BLOOM = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "indexed": ({**TINY_LLAMA, "num_hidden_layers": 3}, "float32"),
+    "biased": (QWEN2, "float32"),
+    "biased-and-rounded": (QWEN2, "bfloat16"),
+    "tied": ({**TINY_LLAMA, "tie_word_embeddings": True}, "float32"),
+    "gpt2": (TINY_GPT2, "float32"),
+    "without-positions": (BLOOM, "float32"),
+    "fused": (MIXTRAL, "float32"),
+}
+
+
+def write_kind(directory: Path, name: str) -> None:
+    """Weights that are large enough to tell answers apart, and biases that are not zero."""
+    tokenizer = train_tokenizer(["where is my card"], 300)
+    config = {"initializer_range": 0.3, "tie_word_embeddings": False, **KINDS[name][0]}
+    torch.manual_seed(1)
+    if name == "fused":
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float()
+    else:
+        model = fresh_model(config, tokenizer, 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    model.save_pretrained(directory, max_shard_size="20KB" if name == "indexed" else "1GB")
+
+
+def weights_held(model: nn.Module) -> dict[str, int]:
+    """Elements: of the whole model, of this process' share with its padding, and gathered besides."""
+    parameters = list(model.parameters())
+    return {
+        "whole": sum(parameter.ds_numel for parameter in parameters),
+        "share": sum(parameter.ds_tensor.numel() for parameter in parameters),
+        "matrices": sum(parameter.numel() for parameter in parameters if len(parameter.ds_shape) > 1),
+        "parameters": len(parameters),
+    }
+
+
+def ask_kinds(peers: Peers, directory: Path) -> None:
+    """Every kind of model is asked by the last shard; what was warned of and what is held go to files."""
+    warned = directory / f"warned-{peers.world}-{peers.rank}"
+    logging.getLogger("trainer").addHandler(logging.FileHandler(warned))
+    batch = collate([(0,), (1,), (2,)], SAMPLES, 0) if peers.rank == peers.world - 1 else None
+    held = {}
+    for name, (_, dtype) in KINDS.items():
+        teacher = TeacherModel(
+            str(directory / name), dtype=dtype, rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,))
+        )
+        found = answers(teacher, batch, PROMPTS if batch is not None else [])
+        if batch is not None:
+            save_file(found, directory / f"{name}-{peers.world}.safetensors")
+        if peers.world > 1:
+            held[name] = weights_held(teacher._root)
+    (directory / f"held-{peers.world}-{peers.rank}").write_text(json.dumps(held))
+
+
+def test_every_kind_of_model_and_file_answers_as_the_whole(tmp_path):
+    for name in KINDS:
+        write_kind(tmp_path / name, name)
+    assert (tmp_path / "indexed" / "model.safetensors.index.json").is_file()
+    for world in (1, 3):
+        assert run_workers(ask_kinds, world, tmp_path, tmp_path) == [0] * world
+    for name in KINDS:
+        whole, shards = (load_file(tmp_path / f"{name}-{world}.safetensors") for world in (1, 3))
+        assert [key for key in whole if not torch.equal(shards[key], whole[key])] == [], name
+    assert (tmp_path / "warned-1-0").read_text() == ""
+    for rank in range(3):
+        (warning,) = (tmp_path / f"warned-3-{rank}").read_text().splitlines()
+        assert "fused" in warning
+        assert "loads the whole model: model.layers.0.mlp.experts" in warning
+        for name, held in json.loads((tmp_path / f"held-3-{rank}").read_text()).items():
+            assert held["share"] <= held["whole"] / 3 + held["parameters"], name
+            assert held["matrices"] == 0, name
+
+
+def load_broken(peers: Peers, model: Path, directory: Path) -> None:
+    with pytest.raises(UserError) as error:
+        TeacherModel(str(model), dtype="float32", rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,)))
+    (directory / f"told-{peers.world}-{peers.rank}").write_text(f"{error.value.reason}: {error.value}")
+
+
+def test_missing_weights_are_refused_by_every_shard_as_by_the_whole(tmp_path):
+    write_kind(tmp_path / "model", "tied")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    for world in (1, 2):
+        assert run_workers(load_broken, world, tmp_path, tmp_path / "model", tmp_path) == [0] * world
+    told = {(tmp_path / f"told-{name}").read_text() for name in ("1-0", "2-0", "2-1")}
+    assert len(told) == 1
+    assert "MODEL_INVALID" in told.pop()

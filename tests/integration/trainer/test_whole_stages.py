@@ -12,7 +12,8 @@ from tests.tiny_jobs import distill_job, fine_tune_job, write_chats
 from trainer.job import JobContext
 from trainer.listener import Silent, Stopped
 from trainer.peers import Peers
-from trainer.prepare import Prepared, prepare
+from trainer.prepare import prepare
+from trainer.prepared import Prepared
 from trainer.transfer import read_jsonl
 
 

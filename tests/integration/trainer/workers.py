@@ -159,7 +159,7 @@ def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
     from trainer.fit import first_model
     from trainer.learner import Learner
     from trainer.objective import CrossEntropy
-    from trainer.prepare import Prepared
+    from trainer.prepared import Prepared
 
     for ctx in jobs:
         model = first_model(ctx, Prepared.open(ctx))

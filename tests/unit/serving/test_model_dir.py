@@ -14,7 +14,7 @@ from serving.errors import ModelDirectoryError
 from serving.loading import load
 from serving.model_dir import Lineage, verify
 from trainer.job import JobContext
-from trainer.models import publish_model
+from trainer.publishing import publish_model
 from trainer.spec import FineTuneSpec
 
 WEIGHTS = "model.safetensors"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batch import NOT_LEARNED, ROW_MULTIPLE, Batch, Sample, collate, empty_batch
+from trainer.batch import NOT_LEARNED, ROW_MULTIPLE, Batch, Piece, Sample, collate, empty_batch, num_targets
 
 PAD = 0
 
@@ -67,6 +67,47 @@ def test_every_sample_lies_whole_at_its_place_with_positions_from_0(rows) -> Non
             assert batch.input_ids_BT[b, here].tolist() == samples[index]["input_ids"]
             assert batch.position_ids_BT[b, here].tolist() == list(range(int(here.sum())))
     assert (batch.input_ids_BT[batch.segment_ids_BT == 0] == PAD).all()
+
+
+@settings(deadline=None)
+@given(rows_of_tokens, st.data())
+def test_a_piece_is_a_sample_of_its_own(rows, data) -> None:
+    """What follows a cut starts at position 0, sees nothing of what was before, and its first token is not learned."""
+    places, samples = packed(rows)
+    cuts = [data.draw(st.integers(0, len(one["input_ids"]))) for one in samples]
+    ends = [len(one["input_ids"]) for one in samples]
+    halves = [[Piece(at, *half) for at in row for half in ((0, cuts[at]), (cuts[at], ends[at]))] for row in places]
+    pieces = [[half for half in row if half.start < half.end] for row in halves]
+    alone = [
+        Sample(sample_id=one["sample_id"], input_ids=one["input_ids"][start:end], labels=one["labels"][start:end])
+        for row in pieces
+        for one, start, end in ((samples[at], start, end) for at, start, end in row)
+    ]
+    counts = iter(range(len(alone)))
+    as_samples = collate([[next(counts) for _ in row] for row in pieces], alone, PAD)
+    assert_same(collate(pieces, samples, PAD), as_samples)
+    assert as_samples.num_targets == sum(map(num_targets, alone))
+
+
+def test_whole_pieces_are_the_samples() -> None:
+    places, samples = packed([[[(1, True), (2, True)], [(3, False), (4, True), (5, True)]], [[(6, True)]]])
+    pieces = [[Piece(at, 0, len(samples[at]["input_ids"])) for at in row] for row in places]
+    assert_same(collate(pieces, samples, PAD), collate(places, samples, PAD))
+
+
+def test_a_cut_costs_one_target() -> None:
+    whole = sample(0, [11, 12, 13, 14, 15], [False, True, True, True, True])
+    cut = collate([(Piece(0, 0, 3),), (Piece(0, 3, 5),)], [whole], PAD)
+    assert num_targets(whole) == 4
+    assert cut.target_ids_N.tolist() == [12, 13, 15]
+    assert cut.position_ids_BT[:, :3].tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert cut.sample_ids == (100, 100)
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for name, value in vars(one).items():
+        same = vars(other)[name]
+        assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same, name
 
 
 @pytest.mark.parametrize("batch", [empty_batch(5), collate([], [], 5)])

@@ -127,13 +127,19 @@ def test_the_fingerprint_is_of_content_and_order() -> None:
 
 def test_samples_come_back_from_disk(tmp_path: Path) -> None:
     samples = [
-        Sample(sample_id=3 * at, input_ids=list(range(at % 7 + 1)), labels=[NOT_LEARNED] * (at % 7 + 1), teacher=at % 3)
+        Sample(
+            sample_id=3 * at,
+            input_ids=list(range(at % 7 + 1)),
+            labels=[NOT_LEARNED, *range(9)][: at % 7 + 1],
+            teacher=at % 3,
+        )
         for at in range(2500)
     ]
     write_samples(tmp_path, iter(samples))
     read = Samples(tmp_path)
     assert list(read) == samples
     assert read.lengths == tuple(len(sample["input_ids"]) for sample in samples)
+    assert read.num_targets == tuple(length - 1 for length in read.lengths)
     assert (read[-1], read[10:12]) == (samples[-1], samples[10:12])
 
 

@@ -3,6 +3,7 @@
 The same with DeepSpeed and with several workers is in tests/integration/trainer.
 """
 
+import itertools
 import json
 
 import pytest
@@ -19,7 +20,8 @@ from trainer.listener import Silent, Stopped
 from trainer.models import load_model
 from trainer.objective import CrossEntropy
 from trainer.peers import Peers
-from trainer.prepare import Prepared, prepare
+from trainer.prepare import prepare
+from trainer.prepared import Prepared
 from trainer.teacher import LocalTeacher, Targets, TeacherModel
 
 
@@ -128,9 +130,10 @@ def test_packing_and_padding_change_neither_loss_nor_gradient(tmp_path):
 OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
-def test_a_student_that_would_mix_up_packed_samples_is_refused(tmp_path):
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+def test_a_student_that_would_mix_up_packed_samples_is_refused(strategy, tmp_path):
     student = {"config": {**OPT, "word_embed_proj_dim": 32}}
-    ctx = fine_tune_job(tmp_path, student=student, data={"packing_strategy": "bfd"})
+    ctx = fine_tune_job(tmp_path, student=student, data={"packing_strategy": strategy})
     with pytest.raises(UserError, match=r"\(opt\) mixes up samples .*packing_strategy: none") as error:
         learn(ctx)
     assert error.value.reason == "MODEL_UNSUPPORTED"
@@ -142,6 +145,51 @@ def test_samples_longer_than_the_students_positions_are_refused(config, tmp_path
     with pytest.raises(UserError, match="max_length is 129, but the fresh student has 128 positions") as error:
         learn(ctx)
     assert error.value.reason == "MAX_LENGTH"
+
+
+@pytest.mark.parametrize("config", [TINY_LLAMA, {**TINY_GPT2, "resid_pdrop": 0.1}], ids=["llama", "gpt2-dropout"])
+def test_gradient_checkpointing_changes_no_bit(config, tmp_path):
+    student = {"config": config, "tokenizer": {"vocab_size": 320}}
+    plain, again = (
+        fine_tune_job(tmp_path / str(checkpointed), student=student, training={"gradient_checkpointing": checkpointed})
+        for checkpointed in (False, True)
+    )
+    learn(plain)
+    learn(again)
+    assert_equal(weights(again), weights(plain))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_optimizer_on_the_host_changes_no_bit_where_all_is_on_the_host(precision, tmp_path):
+    plain, offloaded = (
+        fine_tune_job(tmp_path / place, training={"precision": precision, "offload_optimizer": place})
+        for place in ("none", "cpu")
+    )
+    learn(plain)
+    learn(offloaded)
+    assert_equal(weights(offloaded), weights(plain))
+
+
+def test_wrapped_rows_are_learned_and_resumed(tmp_path):
+    settings = {"data": {"packing_strategy": "wrapped"}, "training": {"micro_batch_tokens": 64}}
+    whole, cut = (fine_tune_job(tmp_path / name, **settings) for name in ("whole", "cut"))
+    learn(whole)
+    with pytest.raises(Stopped, match="after step 4"):
+        learn(cut, listener=Heard(stop_after=3))
+    learn(cut, listener=Heard())
+    assert_equal(weights(cut), weights(whole))
+    lines = metrics(whole)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    seen = [0, *(line["tokens"] for line in lines)]
+    assert max(after - before for before, after in itertools.pairwise(seen)) == 256  # batch_tokens, without padding
+
+
+def test_the_rate_of_a_job_stays_at_its_peak_and_falls_at_the_end(tmp_path):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.3, "decay_ratio": 0.5}
+    ctx = fine_tune_job(tmp_path, training=schedule)
+    learn(ctx)
+    rates = [line["learning_rate"] / 0.01 for line in metrics(ctx)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 2 / 3, 1 / 3])
 
 
 def test_the_same_job_twice_is_bit_identical(taught, tmp_path):

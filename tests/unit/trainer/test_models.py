@@ -16,16 +16,17 @@ from trainer.errors import TrainerError, UserError
 from trainer.hub import unreadable
 from trainer.models import (
     check_head,
+    checkpoint_activations,
     choose_attention,
     fresh_model,
     has_plain_head,
     hidden_at_rows,
     keeps_samples_apart,
     load_model,
-    publish_model,
     split,
     write_model,
 )
+from trainer.publishing import publish_model
 from trainer.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -197,6 +198,34 @@ def test_hidden_states_do_not_depend_on_padding_or_packing(config, tokenizer):
     packed = hidden_at_rows(model, collate([(0, 1, 2)], samples, 0))
     torch.testing.assert_close(padded, apart, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY_LLAMA, TINY_GPT2], ids=["llama", "gpt2"])
+def test_checkpointed_activations_are_computed_again_to_the_same_gradient(config, tokenizer):
+    batch = collate([(0,)], [{"sample_id": 0, "input_ids": list(range(5, 25)), "labels": list(range(5, 25))}], 0)
+    calls, gradients = [], []
+    for checkpointed in (False, True):
+        model = fresh_model(config, tokenizer, 0).train()
+        if checkpointed:
+            checkpoint_activations(model, "student")
+        mlps = [module for name, module in model.named_modules() if name.endswith(".mlp")]
+        count = []
+        for mlp in mlps:
+            mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        torch.manual_seed(1)
+        hidden_at_rows(model, batch).square().sum().backward()
+        calls.append(len(count) / len(mlps))
+        gradients.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    assert calls == [1, 2]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(one, gradients[1][name]) for name, one in gradients[0].items())
+
+
+def test_a_family_that_cannot_compute_its_activations_again_is_refused(tokenizer):
+    model = fresh_model({"model_type": "openai-gpt", "n_embd": 16, "n_layer": 1, "n_head": 2}, tokenizer, 0)
+    with pytest.raises(UserError, match=r"openai-gpt\) cannot .* training.gradient_checkpointing: false") as error:
+        checkpoint_activations(model, "the student")
+    assert error.value.reason == "MODEL_UNSUPPORTED"
 
 
 MIXERS = {

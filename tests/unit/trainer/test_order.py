@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -19,29 +19,46 @@ orders = st.builds(
     st.lists(st.integers(1, MAX_LENGTH), min_size=1, max_size=80),
     st.integers(0, 2**31 - 1),
     st.integers(1, 600),
-    st.sampled_from(["none", "bfd"]),
+    st.sampled_from(["none", "bfd", "wrapped"]),
 )
 
 
-def like(order: SampleOrder) -> SampleOrder:
-    """The same order, made anew as after a restart."""
+def like(order: SampleOrder, packing_strategy: Literal["wrapped"] | None = None) -> SampleOrder:
+    """The same order, made anew as after a restart, or with other rows."""
     return SampleOrder(
         order._lengths,
         seed=order._seed,
         batch_tokens=order._batch_tokens,
         max_length=MAX_LENGTH,
-        packing_strategy=order._packing_strategy,
+        packing_strategy=packing_strategy or order._packing_strategy,
     )
 
 
 @settings(deadline=None)
 @given(orders, st.integers(0, 3))
-def test_an_epoch_takes_every_sample_once(order: SampleOrder, epoch: int) -> None:
+def test_an_epoch_takes_every_token_of_every_sample_once(order: SampleOrder, epoch: int) -> None:
     first = order.steps_for_epochs(epoch)
     batches = [order.global_batch(first + at) for at in range(order.steps_per_epoch(epoch))]
     assert {batch.epoch for batch in batches} == {epoch}
-    taken = sorted(itertools.chain.from_iterable(batch.sample_ids for batch in batches))
-    assert taken == list(range(len(order._lengths)))
+    pieces = [piece for batch in batches for row in batch.rows for piece in row]
+    taken = sorted((index, at) for index, start, end in pieces for at in range(start, end))
+    assert taken == [(index, at) for index, length in enumerate(order._lengths) for at in range(length)]
+    assert sum(order.num_tokens(first + at) for at in range(len(batches))) == sum(order._lengths)
+    if order._packing_strategy != "wrapped":
+        assert all(map(order.is_whole, pieces))
+
+
+@settings(deadline=None)
+@given(orders, st.integers(0, 3))
+def test_only_the_last_row_of_a_wrapped_epoch_is_not_full(order: SampleOrder, epoch: int) -> None:
+    wrapped = like(order, packing_strategy="wrapped")
+    first = wrapped.steps_for_epochs(epoch)
+    rows = [row for at in range(wrapped.steps_per_epoch(epoch)) for row in wrapped.global_batch(first + at).rows]
+    full, rest = divmod(sum(order._lengths), MAX_LENGTH)
+    assert sorted(map(wrapped._length, rows)) == [rest] * (rest > 0) + [MAX_LENGTH] * full
+    places = [index for row in rows for index, _, _ in row]
+    cut = [piece for row in rows for piece in row if not wrapped.is_whole(piece)]
+    assert len(places) - len(order._lengths) == len(cut) // 2 < len(rows)
 
 
 @settings(deadline=None)
@@ -78,7 +95,7 @@ def test_no_batch_is_over_its_tokens_but_for_a_single_row(
 
 @settings(deadline=None)
 @given(orders, st.integers(0, 20))
-def test_rows_of_bfd_hold_no_more_than_max_length(order: SampleOrder, step: int) -> None:
+def test_packed_rows_hold_no_more_than_max_length(order: SampleOrder, step: int) -> None:
     assert all(order._length(row) <= MAX_LENGTH for row in order.global_batch(step).rows)
 
 
@@ -87,6 +104,14 @@ def test_the_order_is_this_one_on_every_machine_and_version() -> None:
     assert permutation(10, seed=7, epoch=0, stream=0) == [8, 4, 1, 6, 3, 2, 7, 5, 9, 0]
     order = SampleOrder(range(1, 13), seed=7, batch_tokens=32, max_length=12)
     assert [order.global_batch(step).sample_ids for step in range(4)] == [(8, 9), (4, 5, 6, 7), (10, 11), (0, 1, 2, 3)]
+
+
+def test_the_order_of_wrapped_rows_is_this_one_on_every_machine_and_version() -> None:
+    order = SampleOrder([5, 8, 3, 6, 7], seed=7, batch_tokens=16, max_length=8, packing_strategy="wrapped")
+    assert [order.global_batch(step).rows for step in range(order.steps_per_epoch(0))] == [
+        (((1, 1, 8), (3, 0, 1)), ((3, 1, 6), (2, 0, 3))),
+        (((0, 0, 5),), ((4, 0, 7), (1, 0, 1))),
+    ]
 
 
 def test_epochs_and_seeds_differ() -> None:

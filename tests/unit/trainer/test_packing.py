@@ -1,11 +1,12 @@
-"""Best-fit decreasing: nothing lost, nothing over capacity, and as full as the rule says."""
+"""Rows of samples: nothing lost, nothing over capacity, and as full as the rule says."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.packing import best_fit_decreasing
+from trainer.batch import Piece
+from trainer.packing import best_fit_decreasing, wrap
 
 CAPACITY = 24
 lengths_lists = st.lists(st.integers(1, CAPACITY), min_size=1, max_size=60)
@@ -55,3 +56,25 @@ def test_the_work_does_not_grow_with_the_square() -> None:
     lengths = [1 + (7919 * index) % 4096 for index in range(count)]
     rows = best_fit_decreasing(lengths, range(count), 4096)
     assert sum(lengths) / (len(rows) * 4096) > 0.99
+
+
+@settings(deadline=None)
+@given(lengths_lists, st.randoms(use_true_random=False))
+def test_wrapped_rows_are_the_samples_one_after_the_other_cut_where_a_row_is_full(lengths: list[int], random) -> None:
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    rows = wrap(lengths, order, CAPACITY)
+    tokens = [(piece.sample_index, at) for row in rows for piece in row for at in range(piece.start, piece.end)]
+    assert tokens == [(index, at) for index in order for at in range(lengths[index])]
+    full = [sum(piece.end - piece.start for piece in row) for row in rows]
+    assert full[:-1] == [CAPACITY] * (len(rows) - 1)
+    assert 0 < full[-1] <= CAPACITY
+    assert all(piece.start < piece.end for row in rows for piece in row)
+
+
+def test_a_sample_is_cut_at_the_end_of_a_row_and_goes_on_in_the_next() -> None:
+    assert wrap([6, 6, 4, 3], [2, 0, 1, 3], 8) == [
+        (Piece(2, 0, 4), Piece(0, 0, 4)),
+        (Piece(0, 4, 6), Piece(1, 0, 6)),
+        (Piece(3, 0, 3),),
+    ]

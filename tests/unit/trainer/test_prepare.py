@@ -13,7 +13,8 @@ from trainer.batch import NOT_LEARNED
 from trainer.errors import TrainerError, UserError
 from trainer.job import JobContext
 from trainer.labels import LabelWriter
-from trainer.prepare import Prepared, finish_labels, prepare
+from trainer.prepare import finish_labels, prepare
+from trainer.prepared import Prepared
 from trainer.spec import parse_spec
 from trainer.tokenizer import train_tokenizer
 

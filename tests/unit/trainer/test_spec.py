@@ -102,6 +102,26 @@ WRONG = [
     ("spec.training.logging_steps", 1.5, "spec.training.logging_steps", "1.5 is not a whole number"),
     ("spec.training.precision", "fp16", "spec.training.precision", "did you mean 'bf16'?"),
     ("spec.training.num_epochs", 2, "spec.training", "exactly one of max_steps and num_epochs"),
+    (
+        "spec.training",
+        {"max_steps": 9, "lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.3, "decay_ratio": 0.8},
+        "spec.training.decay_ratio",
+        "0.8 is too large beside warmup_ratio 0.3; with warmup_stable_decay the two are at most 1 together",
+    ),
+    (
+        "spec.training",
+        {"max_steps": 9, "lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.95},
+        "spec.training.decay_ratio",
+        "0.1 is too large beside warmup_ratio 0.95",
+    ),
+    (
+        "spec.training",
+        {"max_steps": 9, "zero_stage": 0, "offload_optimizer": "cpu"},
+        "spec.training.offload_optimizer",
+        "cpu needs zero_stage 1, 2 or 3 and it is 0",
+    ),
+    ("spec.training.offload_optimizer", "nvme", "spec.training.offload_optimizer", "is not one of none, cpu"),
+    ("spec.training.gradient_checkpointing", "often", "spec.training.gradient_checkpointing", "neither true nor false"),
     ("spec.teachers", {"model": "x"}, "spec.teachers", "is not a list"),
     ("spec.teachers", [], "spec.teachers", "has 0 entries; at least 1 needed"),
     ("spec.teachers[0].shards", 0, "spec.teachers[0].shards", "0 is too small; it must be at least 1"),
@@ -132,6 +152,20 @@ WRONG = [
 @pytest.mark.parametrize(("path", "value", "where", "sentence"), WRONG)
 def test_a_wrong_field_is_named_with_its_mend(path: str, value: object, where: str, sentence: str) -> None:
     assert sentence in refused(changed(path, value))[where]
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.7, "decay_ratio": 0.3},
+        {"lr_scheduler_type": "cosine", "warmup_ratio": 1.0},
+        {"zero_stage": 0, "offload_optimizer": "none"},
+        *({"zero_stage": stage, "offload_optimizer": "cpu"} for stage in (1, 2, 3)),
+    ],
+)
+def test_settings_of_training_that_go_together_are_taken(training: dict[str, Any]) -> None:
+    found = parse_manifest(changed("spec.training", {"max_steps": 9, **training})).spec.training
+    assert {name: getattr(found, name) for name in training} == training
 
 
 def test_text_has_no_prompts_for_a_teacher_to_complete() -> None:

@@ -14,7 +14,8 @@ from trainer.generate import group_size
 from trainer.labels import read_labels
 from trainer.listener import Silent, Stopped
 from trainer.peers import Peers
-from trainer.prepare import Prepared, prepare
+from trainer.prepare import prepare
+from trainer.prepared import Prepared
 from trainer.stages import label_groups, longest_label, run_stages, write_labels
 from trainer.tokenizer import train_tokenizer
 

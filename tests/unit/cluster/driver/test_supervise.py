@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 from attempts import written_attempt
-from ray.exceptions import RayError
+from full_disk import files_up_to
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.driver import supervise
 from cluster.driver.attempt import INFRASTRUCTURE_ERROR, Attempt
 from cluster.driver.student_group import outcome_of_errors
 from cluster.driver.supervise import Supervisor
-from trainer.errors import UserError
+from trainer.errors import StorageError, UserError
 
 
 def supervisor(tmp_path: Path) -> Supervisor:
@@ -80,3 +83,61 @@ def test_each_rank_writes_its_own_outcome_and_the_first_readable_one_counts(tmp_
     assert len(attempt.outcome_paths) == 3
     record = this._first_end()
     assert (record.reason, record.message) == ("NON_FINITE_LOSS", "rank 1")
+
+
+def test_a_full_disk_is_called_that_and_not_a_lost_worker(tmp_path):
+    attempt = written_attempt(tmp_path)
+    with pytest.raises(StorageError), outcome_of_errors(attempt, 0):
+        Path("/dev/full").write_text("word")
+    record = Supervisor(attempt)._first_end()
+    assert record is not None
+    assert (record.outcome, record.reason) == (INFRASTRUCTURE_ERROR, "STORAGE_FULL")
+    assert record.message.startswith(f"{attempt.ctx.job_dir} cannot be written: No space left on device.")
+
+
+def test_other_system_errors_are_left_to_ray_train(tmp_path):
+    attempt = written_attempt(tmp_path)
+    with pytest.raises(FileNotFoundError), outcome_of_errors(attempt, 0):
+        (tmp_path / "nowhere").read_text()
+    assert attempt.outcome_paths == []
+
+
+def test_where_not_even_the_outcome_can_be_written_the_worker_tells_it(tmp_path, monkeypatch):
+    attempt = written_attempt(tmp_path)
+    with files_up_to(10), pytest.raises(StorageError) as caught, outcome_of_errors(attempt, 1):
+        raise StorageError("STORAGE_FULL", "step 4 cannot be written")
+    assert attempt.outcome_paths == []
+
+    record = end_of(tmp_path, monkeypatch, {1: caught.value})
+    assert (record.outcome, record.reason) == (INFRASTRUCTURE_ERROR, "STORAGE_FULL")
+    assert record.message == "step 4 cannot be written"
+
+
+def end_of(tmp_path, monkeypatch, failures):
+    """How an attempt ends whose workers failed so too often."""
+
+    def fails(_attempt: Attempt) -> None:
+        raise WorkerGroupError("[Rank 0] ...", failures)
+
+    monkeypatch.setattr(supervise, "train_students", fails)
+    this = supervisor(tmp_path / "other")
+    this._train()
+    return this._first_end()
+
+
+def test_of_a_lost_worker_ray_says_why_and_not_those_whom_it_left_behind(tmp_path, monkeypatch):
+    left_behind = RuntimeError("Connection closed by peer")
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", failure=ActorDiedError())
+    record = end_of(tmp_path, monkeypatch, {0: left_behind, 1: lost})
+    assert (record.outcome, record.reason) == (INFRASTRUCTURE_ERROR, "WORKER_LOST")
+    assert record.message.startswith("ActorDiedError: The actor died unexpectedly")
+    record = end_of(tmp_path / "again", monkeypatch, {0: left_behind})
+    assert (record.reason, record.message) == ("WORKER_LOST", "RuntimeError: Connection closed by peer")
+
+
+def test_memory_that_ran_out_is_called_that(tmp_path, monkeypatch):
+    words = "Task was killed due to the node running low on memory.\nMemory on the node was 12.9GB / 13GB."
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", failure=OutOfMemoryError(words))
+    record = end_of(tmp_path, monkeypatch, {0: RuntimeError("Connection closed by peer"), 1: lost})
+    assert (record.outcome, record.reason) == (INFRASTRUCTURE_ERROR, "OUT_OF_MEMORY")
+    assert record.message == f"OutOfMemoryError: {' '.join(words.split())}"

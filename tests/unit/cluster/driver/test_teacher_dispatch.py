@@ -100,6 +100,13 @@ async def test_a_hanging_shard_is_a_lost_one() -> None:
     assert shards.num_starts == 2
 
 
+async def test_a_teacher_that_always_hangs_is_lost_with_words_that_say_so() -> None:
+    shards = Shards(1, calls=["hang"] * 2)
+    async with dispatching(shards, round_timeout_s=0.01, max_restarts=1) as dispatcher:
+        with pytest.raises(TeacherLost, match=r"2 times, the last time: no answer within 0\.01 s"):
+            await dispatcher.ask(TARGETS, "a")
+
+
 async def test_a_group_that_does_not_start_is_started_again() -> None:
     shards = Shards(1, starts=[LOST, LOST])
     async with dispatching(shards) as dispatcher:

@@ -1,0 +1,1 @@
+"""The sides that `distill_step.py` measures, each a process of its own."""
