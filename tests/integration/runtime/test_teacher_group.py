@@ -196,10 +196,10 @@ def test_a_killed_shard_costs_no_answer(start) -> None:
 def test_a_hanging_shard_is_ended_and_asked_again(start) -> None:
     teacher, question = start(load_echo, 2, round_timeout_s=3.0), batch([4, 5, 6])
     expected = question.input_ids_BT.float()
-    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    assert torch.equal(teacher.request(question, Wanted())().hidden_ND, expected)
     before = actors_of("TeacherShard")
     before[0].suspend()
-    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    assert torch.equal(teacher.request(question, Wanted())().hidden_ND, expected)
     until(lambda: not any(process.is_running() for process in before), "the hanging shard is ended too")
 
 
