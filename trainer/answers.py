@@ -158,7 +158,8 @@ def _of_one(log_q_RV: Tensor, answer: Tensor | TopkAnswer, mix: Mix) -> Rows:
     log_p_RB = torch.cat([answer.log_probs_MK, answer.rest_M[:, None]], dim=1)
     log_q_RB, others_RV = _buckets(log_q_RV, ids_RK)
     value_R, gradient_RB = diverge(log_p_RB, log_q_RB, mix.settings)
-    gradient_RV = others_RV.mul_(gradient_RB[:, -1:] / log_q_RB[:, -1:].exp())
+    rest_R1 = log_q_RB[:, -1:].exp().clamp_min(torch.finfo(log_q_RB.dtype).tiny)  # as in the logarithm that it is of
+    gradient_RV = others_RV.mul_(gradient_RB[:, -1:] / rest_R1)
     return value_R, gradient_RV.scatter_(1, ids_RK, gradient_RB[:, :-1])
 
 

@@ -17,6 +17,10 @@ from torch import Tensor
 
 _MOST = 80.0
 """exp(80) is finite in float32; beyond, one of the two probabilities is nothing beside the other."""
+_LEAST_SHARE = 1e-12
+"""Of either side in a mixture: with less it is the KL at that end."""
+_NEARLY_ALL = 0.999
+"""Share of the other side in a mixture beyond which 1 - share * (1 - ratio) would lose its digits to rounding."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ def jsd(log_p_RV: Tensor, log_q_RV: Tensor, settings: Settings) -> Rows:
     m = beta p + (1 - beta) q; KL(p || m) / (1 - beta) + KL(q || m) / beta. At beta 0.5 it is four times the plain JSD.
     """
     beta = settings.beta
-    if beta == 0.0:
+    if beta < _LEAST_SHARE:
         return forward_kl(log_p_RV, log_q_RV, settings)
-    if beta == 1.0:
+    if beta > 1.0 - _LEAST_SHARE:
         return reverse_kl(log_p_RV, log_q_RV, settings)
     p_RV, q_RV = log_p_RV.exp(), log_q_RV.exp()
     from_p_RV = _log_ratio_to_mixture(log_q_RV - log_p_RV, 1.0 - beta)
@@ -71,6 +75,8 @@ def jsd(log_p_RV: Tensor, log_q_RV: Tensor, settings: Settings) -> Rows:
 def skewed_forward_kl(log_p_RV: Tensor, log_q_RV: Tensor, settings: Settings) -> Rows:
     """KL(p || m), m = lambda p + (1 - lambda) q, DistiLLM, arXiv 2402.03898."""
     skew = settings.skew_lambda
+    if skew < _LEAST_SHARE:
+        return forward_kl(log_p_RV, log_q_RV, settings)
     p_RV, q_RV = log_p_RV.exp(), log_q_RV.exp()
     value_R = torch.linalg.vecdot(p_RV, _log_ratio_to_mixture(log_q_RV - log_p_RV, 1.0 - skew))
     mixture_RV = skew * p_RV + (1.0 - skew) * q_RV
@@ -80,6 +86,8 @@ def skewed_forward_kl(log_p_RV: Tensor, log_q_RV: Tensor, settings: Settings) ->
 def skewed_reverse_kl(log_p_RV: Tensor, log_q_RV: Tensor, settings: Settings) -> Rows:
     """KL(q || m), m = (1 - lambda) p + lambda q, DistiLLM, arXiv 2402.03898."""
     skew = settings.skew_lambda
+    if skew < _LEAST_SHARE:
+        return reverse_kl(log_p_RV, log_q_RV, settings)
     p_RV, q_RV = log_p_RV.exp(), log_q_RV.exp()
     apart_RV = _log_ratio_to_mixture(log_p_RV - log_q_RV, 1.0 - skew)
     value_R = torch.linalg.vecdot(q_RV, apart_RV)
@@ -142,7 +150,12 @@ def _centred(slope_RV: Tensor, q_RV: Tensor) -> Tensor:
 def _log_ratio_to_mixture(other_over_own_RV: Tensor, share: float) -> Tensor:
     """log(own / ((1 - share) own + share other)) of log(other / own): exact zero at zero, finite everywhere."""
     grown_RV: Tensor = other_over_own_RV.clamp_max(_MOST).expm1_()
-    return grown_RV.mul_(share).log1p_().neg_()
+    near_RV: Tensor = grown_RV.mul_(share).log1p_().neg_()
+    if share <= _NEARLY_ALL:
+        return near_RV
+    own = other_over_own_RV.new_tensor(math.log(1.0 - share))
+    far_RV = torch.logaddexp(other_over_own_RV + math.log(share), own).neg_()
+    return torch.where(other_over_own_RV < -1.0, far_RV, near_RV)
 
 
 def _ratio(above_RV: Tensor, below_RV: Tensor) -> Tensor:
@@ -180,8 +193,10 @@ class TaidPace:
         """After a step with that mean divergence; `share` (0 to 1) of all steps are over. Equations 5 and 6."""
         if self.loss is None:
             return TaidPace(self.t, self.momentum, loss)
-        change = (self.loss - loss) / (self.loss + 1e-15)
+        before = max(self.loss, 0.0)  # rounding may leave a divergence of nothing below zero
+        change = (before - loss) / (before + 1e-15)
         momentum = settings.beta * self.momentum + (1.0 - settings.beta) * change
-        raised = self.t + settings.alpha / (1.0 + math.exp(-momentum)) * (1.0 - self.t)
+        pace = 1.0 / (1.0 + math.exp(min(-momentum, _MOST)))  # from a loss of zero, progress is endlessly negative
+        raised = self.t + settings.alpha * pace * (1.0 - self.t)
         least = settings.t_start + (settings.t_end - settings.t_start) * share
         return TaidPace(min(settings.t_end, max(least, raised)), momentum, loss)

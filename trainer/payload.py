@@ -15,8 +15,13 @@ _TOPK_BYTES = 8
 """An id and a float32 for each entry."""
 
 
-def choose_payload(spec: DistillSpec, facts: Sequence[TeacherFacts], taps: tuple[str, ...]) -> tuple[Wanted, str]:
-    """What is asked for with every batch, and why in one sentence. UserError if the form that is named cannot be."""
+def choose_payload(
+    spec: DistillSpec, facts: Sequence[TeacherFacts], places: Sequence[int], taps: tuple[str, ...]
+) -> tuple[Wanted, str]:
+    """What is asked for with every batch, and why in one sentence. UserError if the form that is named cannot be.
+
+    `facts` of the distinct teachers; `places[i]` is which of them stands at `spec.teachers[i]`.
+    """
     objective = spec.objective
     if objective.kd_ratio == 0.0:
         return Wanted(payload=None, taps=taps), "inner values alone: objective.kd_ratio is 0"
@@ -25,10 +30,11 @@ def choose_payload(spec: DistillSpec, facts: Sequence[TeacherFacts], taps: tuple
     else:
         form, why = objective.teacher_payload, "as objective.teacher_payload says"
     if form == "hidden_states":
-        _check_heads(spec, facts)
+        _check_heads(spec, facts, places)
     sizes = ", ".join(f"{size:,} bytes" for size in (_bytes(form, one, objective.loss_top_k) for one in facts))
     top_k = objective.loss_top_k if form == "topk_logits" else 0
-    wanted = Wanted(form, top_k, objective.temperature if top_k else 1.0, taps)
+    own_logits = form != "hidden_states" and not all(one.has_plain_head for one in facts)
+    wanted = Wanted(form, top_k, objective.temperature if top_k else 1.0, own_logits, taps)
     return wanted, f"{form}, {sizes} a position, {why}"
 
 
@@ -48,12 +54,13 @@ def _bytes(form: str, facts: TeacherFacts, top_k: int) -> int:
     return facts.item_bytes * (facts.shape.hidden_size if form == "hidden_states" else facts.num_tokens)
 
 
-def _check_heads(spec: DistillSpec, facts: Sequence[TeacherFacts]) -> None:
-    for one in facts:
+def _check_heads(spec: DistillSpec, facts: Sequence[TeacherFacts], places: Sequence[int]) -> None:
+    for index, one in enumerate(facts):
         if not one.has_plain_head:
+            model = spec.teachers[places.index(index)].model
             share = f"{one.head_error:.1%} of the largest logit, where rounding explains {one.head_tolerance:.2%}"
             raise UserError(
                 "PAYLOAD_INEXACT",
-                f"objective.teacher_payload: hidden_states would not be exact for {spec.teachers[0].model}: its logits "
-                f"differ from its head times its hidden states by {share}; use full_logits, topk_logits or auto",
+                f"objective.teacher_payload: hidden_states would not be exact for {model}: its logits differ "
+                f"from its head times its hidden states by {share}; use full_logits, topk_logits or auto",
             )

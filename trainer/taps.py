@@ -43,15 +43,19 @@ class Taps:
     def hidden(self, layer: int, hidden_BTD: Tensor) -> None:
         self._keep(f"hidden:{layer}", lambda: hidden_BTD.flatten(0, 1)[self.batch.rows_N])
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
-        self._keep(f"scores:{layer}", lambda: self._products(query, key, scale))
-        self._keep(f"values:{layer}", lambda: self._products(value, value, 1.0 / math.sqrt(value.shape[-1])))
+    def attention(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> None:
+        """`window`: how many positions up to its own a position looks at, where not at all."""
+        plain = 1.0 / math.sqrt(value.shape[-1])
+        self._keep(f"scores:{layer}", lambda: self._products(query, key, scale, window))
+        self._keep(f"values:{layer}", lambda: self._products(value, value, plain, window))
 
     def _keep(self, name: str, compute: Callable[[], Tensor]) -> None:
         if name in self.names:
             self.found[name] = compute()
 
-    def _products(self, asking_BHTS: Tensor, asked_BGTS: Tensor, scale: float) -> Tensor:
+    def _products(self, asking_BHTS: Tensor, asked_BGTS: Tensor, scale: float, window: int | None) -> Tensor:
         """Row by row, so that only learned positions ask; grouped heads are repeated to as many as ask."""
         repeats = asking_BHTS.shape[1] // asked_BGTS.shape[1]
         segments, length = self.batch.segment_ids_BT, self.batch.segment_ids_BT.shape[1]
@@ -62,16 +66,25 @@ class Taps:
             places_n = self.batch.rows_N[inside] - first
             asked_HTS = asked_BGTS[row].repeat_interleave(repeats, dim=0)
             products_nHT = (asking_BHTS[row][:, places_n] @ asked_HTS.transpose(1, 2)).transpose(0, 1) * scale
-            ahead_nT = torch.arange(length, device=places_n.device)[None] > places_n[:, None]
-            foreign_nT = segments[row][None] != segments[row][places_n][:, None]
-            pieces.append(products_nHT.masked_fill((ahead_nT | foreign_nT)[:, None], -torch.inf))
+            back_nT = places_n[:, None] - torch.arange(length, device=places_n.device)[None]
+            unseen_nT = (back_nT < 0) | (segments[row][None] != segments[row][places_n][:, None])
+            if window is not None:
+                unseen_nT |= back_nT >= window
+            pieces.append(products_nHT.masked_fill(unseen_nT[:, None], -torch.inf))
         return torch.cat(pieces)
 
 
 def tap_attention(model: PreTrainedModel) -> None:
-    """Makes the attention of a model readable; what it computes stays that of torch's own kernel."""
+    """Makes the attention of a model readable; what it computes stays that of torch's own kernel.
+
+    UserError for a family whose attention is more than scores, softmax and values.
+    """
     if model.config._attn_implementation == _TAPPED:
         return
+    if not model._supports_sdpa:
+        what = f"the attention of {type(model).__name__} does more than torch's own kernel (soft-capping, sinks)"
+        mend = "leave attention and value_relation out of objective.intermediate_matches"
+        raise UserError("MODEL_UNSUPPORTED", f"{what} and cannot be imitated; {mend}")
     AttentionInterface.register(_TAPPED, _tapped_attention)
     AttentionMaskInterface.register(_TAPPED, ALL_MASK_ATTENTION_FUNCTIONS[_PLAIN])
     model.set_attn_implementation(_TAPPED)
@@ -137,7 +150,8 @@ def _tapped_attention(
     taps = _OPEN.get()
     if taps is not None:
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        taps.attention(int(module.layer_idx) + 1, query, key, value, scale)  # type: ignore[arg-type]
+        layer, window = int(module.layer_idx) + 1, kwargs.get("sliding_window")  # type: ignore[arg-type]
+        taps.attention(layer, query, key, value, scale, window)
     answer: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS[_PLAIN](
         module, query, key, value, attention_mask, **kwargs
     )

@@ -210,8 +210,9 @@ class TeacherModel:
         if wanted.payload is None:
             return Targets(inner=inner)
         if wanted.payload == "full_logits":
-            return Targets(logits_NV=torch.cat(list(self._logits(batch, hidden_ND))), inner=inner)
-        tops = [topk_answer(part_RV, wanted.top_k, wanted.temperature) for part_RV in self._logits(batch, hidden_ND)]
+            return Targets(logits_NV=torch.cat(list(self._logits(batch, hidden_ND, wanted.own_logits))), inner=inner)
+        parts = self._logits(batch, hidden_ND, wanted.own_logits)
+        tops = [topk_answer(part_RV, wanted.top_k, wanted.temperature) for part_RV in parts]
         return Targets(topk=TopkAnswer.cat(tops), inner=inner)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -240,10 +241,10 @@ class TeacherModel:
             raise self._refused
         return batch
 
-    def _logits(self, batch: Batch, hidden_ND: Tensor) -> Iterator[Tensor]:
+    def _logits(self, batch: Batch, hidden_ND: Tensor, own: bool = False) -> Iterator[Tensor]:
         """[R, V] of the real tokens, block by block; by the head where that is all, else by the model itself."""
         num_tokens = self._tokens.num_tokens
-        if self._has_plain_head:
+        if self._has_plain_head and not own:
             head = self.head().first(num_tokens)
             yield from (head.logits_RV(hidden_ND[rows]) for rows in blocks(hidden_ND, num_tokens))
         else:

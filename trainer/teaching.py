@@ -37,7 +37,7 @@ class Teaching:
         facts = faculty.facts(sample)
         first = facts[faculty.places[0]].shape
         matches = match_objectives(spec.objective.intermediate_matches, first, student, peers, spec.training.seed)
-        wanted, why = choose_payload(spec, facts, teacher_taps(matches))
+        wanted, why = choose_payload(spec, facts, faculty.places, teacher_taps(matches))
         device, needed = compute_device(), wanted.payload == "hidden_states"
         heads = tuple(teacher.head().to(device) if needed else None for teacher in faculty.teachers)
         return cls(faculty, wanted, heads, tuple(matches), why)

@@ -22,6 +22,8 @@ class Wanted:
     top_k: int = 0
     temperature: float = 1.0
     """Of the softmax whose tail topk_logits sums up."""
+    own_logits: bool = False
+    """Logits as the model itself makes them, since its head alone does not."""
     taps: tuple[str, ...] = ()
     """Inner values by name: `hidden:3`, `scores:6`, `values:12`, `hidden:last`; layers count from 1."""
 

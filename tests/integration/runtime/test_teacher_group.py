@@ -97,10 +97,11 @@ def connected(ray_cluster: RayHead) -> Iterator[None]:
 def start() -> Iterator[Callable[..., RemoteTeacher]]:
     groups: list[TeacherGroup] = []
 
-    def start_group(load, shards: int, **policy: float) -> RemoteTeacher:
+    def start_group(load, shards: int, replicas: int = 1, **policy: float) -> RemoteTeacher:
         if groups:
             groups.pop().stop()
-        groups.append(start_teacher(TeacherPlan(load, shards, cpus_per_shard=0.5, policy=Policy(**policy))))
+        plan = TeacherPlan(load, shards, cpus_per_shard=0.5, replicas=replicas, policy=Policy(**policy))
+        groups.append(start_teacher(plan))
         return RemoteTeacher(groups[0].gateway, timeout_s=120)
 
     yield start_group
@@ -109,20 +110,47 @@ def start() -> Iterator[Callable[..., RemoteTeacher]]:
     until(lambda: not actors_of("TeacherShard") and not actors_of("TeacherGateway"), "the group ended")
 
 
+WANTED = [
+    Wanted(taps=("hidden:0", "hidden:last")),
+    Wanted("full_logits", taps=("scores:1", "values:2")),
+    Wanted("topk_logits", top_k=7, temperature=2.0),
+    Wanted(None, taps=("hidden:1", "hidden:last", "scores:2")),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_remote_teacher_answers_as_a_local_one_bit_for_bit(start, shards: int, chat_model_dir: Path) -> None:
+@pytest.mark.parametrize(("shards", "replicas"), [(1, 1), (2, 1), (1, 2)])
+def test_a_remote_teacher_answers_as_a_local_one_bit_for_bit(
+    start, shards: int, replicas: int, chat_model_dir: Path
+) -> None:
+    """Every payload and inner value, asked for side by side, so that operations and replicas take turns."""
     torch.set_num_threads(1)
     local = LocalTeacher(TeacherModel(str(chat_model_dir), dtype="float32"))
-    remote = start(partial(load_teacher, str(chat_model_dir), "float32"), shards)
+    remote = start(partial(load_teacher, str(chat_model_dir), "float32"), shards, replicas)
     questions = [batch([5, 9, 30, 41, 7], [8, 6]), batch([70, 71, 72]), empty_batch(PAD)]
-    answers = [remote.request(question, Wanted()) for question in questions]
-    for question, answer in zip(questions, answers, strict=True):
-        assert torch.equal(answer().hidden_ND, local.request(question, Wanted())().hidden_ND)
+    asked = [(question, wanted) for question in questions for wanted in WANTED]
+    answers = [remote.request(question, wanted) for question, wanted in asked]
+    for (question, wanted), answer in zip(asked, answers, strict=True):
+        assert_same_bits(answer(), local.request(question, wanted)())
+    for question in questions:
         assert remote.score(question) == local.score(question)
+        assert remote.facts(question) == local.facts(question)
     assert torch.equal(remote.head().weight_VD, local.head().weight_VD)
     prompts = [[5, 9, 30], [41], [7, 7], [60, 61, 62, 63]]
     assert remote.generate(prompts, 8) == local.generate(prompts, 8)
+
+
+def assert_same_bits(one: Targets, other: Targets) -> None:
+    for found, expected in zip(tensors(one), tensors(other), strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
+def tensors(targets: Targets) -> list[torch.Tensor]:
+    top = targets.topk
+    found = [targets.hidden_ND, targets.logits_NV, *(targets.inner[name] for name in sorted(targets.inner))]
+    found += [] if top is None else [top.ids_MK, top.log_probs_MK, top.rest_M]
+    return [one for one in found if one is not None]
 
 
 def test_answers_belong_to_their_questions_however_they_are_dealt_out(start) -> None:
@@ -136,6 +164,21 @@ def test_answers_belong_to_their_questions_however_they_are_dealt_out(start) -> 
     assert teacher.generate([], 3) == []
     assert teacher.score(batch([1], [2])) == [(0.0, 1), (1.0, 1)]
     assert teacher.head() is teacher.head()
+
+
+def test_replicas_share_the_questions(start) -> None:
+    """Two groups of one actor each; whoever is killed, the answers come."""
+    teacher = start(load_echo, 1, 2)
+    questions = [batch([n, n, n]) for n in range(1, 20)]
+    answers = [teacher.request(question, Wanted()) for question in questions]
+    for question, answer in zip(questions, answers, strict=True):
+        assert torch.equal(answer().hidden_ND, question.input_ids_BT.float())
+    shards = actors_of("TeacherShard")
+    assert len(shards) == 2
+    kill(shards[0])
+    again = [teacher.request(question, Wanted()) for question in questions]
+    for question, answer in zip(questions, again, strict=True):
+        assert torch.equal(answer().hidden_ND, question.input_ids_BT.float())
 
 
 def test_a_killed_shard_costs_no_answer(start) -> None:
@@ -153,10 +196,10 @@ def test_a_killed_shard_costs_no_answer(start) -> None:
 def test_a_hanging_shard_is_ended_and_asked_again(start) -> None:
     teacher, question = start(load_echo, 2, round_timeout_s=3.0), batch([4, 5, 6])
     expected = question.input_ids_BT.float()
-    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    assert torch.equal(teacher.request(question, Wanted())().hidden_ND, expected)
     before = actors_of("TeacherShard")
     before[0].suspend()
-    assert torch.equal(teacher.request(question)().hidden_ND, expected)
+    assert torch.equal(teacher.request(question, Wanted())().hidden_ND, expected)
     until(lambda: not any(process.is_running() for process in before), "the hanging shard is ended too")
 
 
@@ -196,7 +239,7 @@ def test_errors_of_the_teacher_arrive_as_they_were_raised(start) -> None:
 
 def ask_for_large_answers(count: int) -> int:
     """A student's part, in a process of its own: the bytes that arrived."""
-    teacher = RemoteTeacher.connect(num_students=1)
+    teacher = RemoteTeacher.connect(0, num_students=1)
     sizes = [teacher.request(batch([4, 5, 6]), Wanted())().hidden_ND.nbytes for _ in range(count)]
     return sum(sizes)
 

@@ -31,6 +31,27 @@ SAMPLES = [
 PROMPTS = [[10 + i, 20, 30 + i][: 1 + i % 3] for i in range(5)]
 
 
+WANTED = {
+    "taps": Wanted(taps=("hidden:0", "hidden:1", "hidden:last")),
+    "full": Wanted("full_logits", taps=("scores:1", "values:2")),
+    "own": Wanted("full_logits", own_logits=True),
+    "top": Wanted("topk_logits", top_k=7, temperature=2.0),
+    "inner": Wanted(None, taps=("hidden:1", "scores:2")),
+}
+
+
+def payloads(teacher: TeacherModel, batch: Batch | None) -> dict[str, torch.Tensor]:
+    """Every form and inner value, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for name, wanted in WANTED.items():
+        targets = teacher.targets(batch, wanted)
+        parts = {"hidden": targets.hidden_ND, "logits": targets.logits_NV, **targets.inner}
+        if targets.topk is not None:
+            parts |= vars(targets.topk)
+        found |= {f"{name} {part}": value.clone() for part, value in parts.items() if value is not None}
+    return found
+
+
 def answers(teacher: TeacherModel, batch: Batch | None, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     """One of each question, and the first once more; token ids are kept as one row, -1 after each completion."""
     first = teacher.targets(batch, Wanted()).hidden_ND
@@ -46,6 +67,7 @@ def answers(teacher: TeacherModel, batch: Batch | None, prompts: list[list[int]]
         "head": head.clone(),
         "written": torch.tensor(written),
         "scores": torch.tensor(scores, dtype=torch.float64),
+        **payloads(teacher, batch),
     }
 
 

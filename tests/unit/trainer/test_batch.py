@@ -115,3 +115,53 @@ def test_an_idle_worker_has_a_row_of_padding_and_nothing_to_learn(batch: Batch) 
     assert batch.input_ids_BT.tolist() == [[5] * ROW_MULTIPLE]
     assert (batch.num_targets, batch.sample_ids) == (0, ())
     assert batch.owners_N().numel() == 0
+
+
+@settings(deadline=None)
+@given(rows_of_tokens, st.data())
+def test_the_parts_of_all_teachers_together_are_the_whole(rows, data) -> None:
+    places, samples = packed(rows)
+    for one in samples:
+        one["teacher"] = data.draw(st.integers(0, 3))
+    batch = collate(places, samples, PAD)
+    groups = [(0, 2), (1,), (3,)]
+    parts = [batch.taught_by(group) for group in groups]
+    covered = torch.cat([rows_M for _, rows_M in parts])
+    assert torch.equal(covered.sort().values, torch.arange(batch.num_targets))
+    for group, (part, rows_M) in zip(groups, parts, strict=True):
+        assert torch.equal(rows_M, rows_M.sort().values)
+        assert torch.equal(part.target_ids_N, batch.target_ids_N[rows_M])
+        assert part.sample_ids == tuple(one["sample_id"] for one in samples if one["teacher"] in group)
+        assert set(part.teachers) <= set(group)
+        assert positions(part) == [positions(batch)[at] for at in rows_M.tolist()]
+
+
+def positions(batch: Batch) -> list[tuple[int, int, list[int]]]:
+    """Of each learned position: whose it is, where in it, and all tokens up to it that it may see."""
+    found = []
+    ids, places, segments = batch.input_ids_BT, batch.position_ids_BT, batch.segment_ids_BT
+    for row, owner in zip(batch.rows_N.tolist(), batch.owners_N().tolist(), strict=True):
+        b, t = divmod(row, ids.shape[1])
+        seen = ids[b, : t + 1][segments[b, : t + 1] == segments[b, t]].tolist()
+        found.append((batch.sample_ids[owner], int(places[b, t]), seen))
+    return found
+
+
+@settings(deadline=None)
+@given(rows_of_tokens)
+def test_who_teaches_all_is_given_all_and_who_teaches_none_an_idle_row(rows) -> None:
+    batch = collate(*packed(rows), PAD)
+    whole, every = batch.taught_by([0])
+    for name in ("input_ids_BT", "position_ids_BT", "segment_ids_BT", "rows_N", "target_ids_N"):
+        assert torch.equal(getattr(whole, name), getattr(batch, name)), name
+    assert every.tolist() == list(range(batch.num_targets))
+    nothing, none = batch.taught_by([1])
+    assert (nothing.num_targets, nothing.sample_ids, none.numel()) == (0, (), 0)
+    assert empty_batch(PAD).taught_by([0])[0].sample_ids == ()
+
+
+def test_a_part_is_as_short_as_its_samples_allow() -> None:
+    long, short = sample(0, [7] * 30, [True] * 30), sample(1, [8] * 5, [True] * 5)
+    long["teacher"], short["teacher"] = 0, 1
+    part, _ = collate([[0], [1]], [long, short], PAD).taught_by([1])
+    assert part.input_ids_BT.shape == (1, ROW_MULTIPLE)

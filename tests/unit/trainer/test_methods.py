@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from trainer.batch import NOT_LEARNED, Batch, collate
 from trainer.errors import UserError
 from trainer.faculty import Faculty
 from trainer.learner import LOSS, Learner
-from trainer.models import fresh_model, load_model, write_model
+from trainer.models import fresh_model, load_model, logits_at_rows, write_model
 from trainer.objective import Step, Together, learn_tokens
 from trainer.objective_spec import DivergenceName
 from trainer.peers import Peers
@@ -63,7 +64,15 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def model(teacher_dir: Path) -> TeacherModel:
     return TeacherModel(str(teacher_dir), dtype="float32")
 
@@ -100,6 +109,13 @@ class Lesson:
         return found
 
 
+FALLING = [
+    *((divergence, "hidden") for divergence in DIVERGENCES),
+    ("forward_kl", "full"),
+    ("jsd", "top"),
+    ("reverse_kl", "top-without-tail"),
+]
+"""Every divergence and every payload; that payloads say the same is shown in test_answers.py."""
 NARROW = {"hidden_size": 16, "intermediate_size": 24}
 
 
@@ -133,8 +149,7 @@ def test_what_is_matched_comes_nearer(match, model, tmp_path):
     assert sum(values[-3:]) < 0.8 * sum(values[:3])
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize(("divergence", "payload"), FALLING)
 def test_every_divergence_falls_and_is_never_negative(divergence, payload, model, tmp_path):
     chosen = {"kd_ratio": 1.0, "temperature": 1.5, "divergence": divergence, **PAYLOADS[payload]}
     values = Lesson(tmp_path, model, NARROW, 2, **chosen).values(divergence, 25, 0.02)
@@ -160,9 +175,25 @@ def test_a_head_that_does_more_than_is_known_sends_its_logits_or_is_refused(teac
     assert error.value.reason == "PAYLOAD_INEXACT"
 
 
-def odd(model: Any) -> Any:
-    """Its logits are folded, which no `Head` describes."""
-    model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.abs())
+@pytest.mark.parametrize("payload", [{}, {"teacher_payload": "topk_logits", "loss_top_k": 400}], ids=["auto", "top"])
+def test_a_head_that_does_more_on_real_samples_alone_sends_the_models_own_logits(
+    payload, teacher_dir, tmp_path, monkeypatch
+):
+    """It looks plain when the teacher is loaded, on a few tokens."""
+    monkeypatch.setattr("trainer.teacher.load_model", lambda *where: odd(load_model(*where), probe=(1, 8)))
+    model = TeacherModel(str(teacher_dir), dtype="float32")
+    lesson = Lesson(tmp_path, model, {}, 1, kd_ratio=1.0, temperature=1.0, **payload)
+    found, own = lesson.answers[0].targets, logits_at_rows(odd(load_model(str(teacher_dir), torch.float32)), BATCH)
+    if found.topk is None:
+        torch.testing.assert_close(found.logits_NV, own[:, :NUM_TOKENS])
+    else:
+        expected = own[:, :NUM_TOKENS].log_softmax(dim=1).gather(1, found.topk.ids_MK.long())
+        torch.testing.assert_close(found.topk.log_probs_MK, expected)
+
+
+def odd(model: Any, probe: tuple[int, int] | None = None) -> Any:
+    """Its logits are folded, which no `Head` describes; not those of a batch of shape `probe`."""
+    model.lm_head.register_forward_hook(lambda _, _args, logits: logits if logits.shape[:2] == probe else logits.abs())
     return model
 
 

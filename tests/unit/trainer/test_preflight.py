@@ -158,3 +158,14 @@ def test_samples_longer_than_a_models_positions_are_told(data: Path, model: Path
     registered = {"teachers": [{"model": "bot@champion"}]}
     assert "bot@champion" in problems(spec, {"bot@champion": str(model)}, **registered)["spec.data.max_length"]
     assert problems(spec | {"max_length": 63}, student=fresh) == {}
+
+
+def test_the_column_of_teachers_is_needed_by_the_training_data_alone(data: Path, model: Path) -> None:
+    (data / "routed.csv").write_text("text,category,who\nwhere is it,card,bot\n")
+    columns = {"prompt": "text", "completion": "category", "teacher_key": "who"}
+    plain, routed = str(data / "train.csv"), str(data / "routed.csv")
+    more = {"teachers": [{"model": str(model), "name": "bot"}], "evaluate": {"baseline": {"train": plain}}}
+    assert problems(labelled(data, train=routed, eval=plain, columns=columns), **more) == {}
+    told = problems(labelled(data, eval=plain, columns=columns), **more)
+    assert told.keys() == {"spec.data.columns.teacher_key"}
+    assert "there is no column 'who', only text, category" in told["spec.data.columns.teacher_key"]

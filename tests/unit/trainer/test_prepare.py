@@ -218,3 +218,50 @@ def test_data_that_cannot_be_learned_is_the_users_affair(
     with pytest.raises(UserError, match=sentence) as caught:
         prepare(job(data={"train": str(tmp_path / "bad.csv")}))
     assert caught.value.reason == reason
+
+
+@pytest.fixture
+def routed(tmp_path: Path, job: Job, teacher: str) -> Callable[..., JobContext]:
+    """A job of two named teachers whose training rows name theirs; keywords as of `job`."""
+
+    def make(who: list[str], column: str = "who", **spec: Any) -> JobContext:
+        rows = "".join(f"question {at},{INTENTS[at % 4]},{name}\n" for at, name in enumerate(who))
+        path = tmp_path / "routed.csv"
+        path.write_text(f"text,category,who\n{rows}")
+        columns = {"prompt": "text", "completion": "category", "teacher_key": column}
+        teachers = [{"model": teacher, "name": "cards"}, {"model": teacher}, {"model": teacher, "name": "rates"}]
+        return job(data={"train": str(path), "columns": columns}, teachers=teachers, **spec)
+
+    return make
+
+
+def test_each_sample_keeps_the_teacher_that_its_row_names(routed: Callable[..., JobContext]) -> None:
+    prepared = prepare(routed(["rates", "cards", "teacher-1", "rates"], evaluate={"baseline": {"max_samples": 3}}))
+    assert [one["teacher"] for one in prepared.train] == [2, 0, 1, 2]
+    assert [one["teacher"] for one in prepared.baseline] == [0, 0, 0]
+    assert len(prepared.eval) == 10  # its file has no column of teachers
+    assert Prepared.open(prepared.ctx).train[3]["teacher"] == 2
+
+
+@pytest.mark.parametrize(("name", "hint"), [("rate", "; did you mean 'rates'?"), ("", ""), ("zzz", "")])
+def test_a_teacher_that_nobody_is_is_told_with_its_row(routed: Callable[..., JobContext], name: str, hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        prepare(routed(["rates", name]))
+    assert error.value.reason == "DATA_INVALID"
+    words = f"row 2 column who names the teacher {name!r}, not one of cards, teacher-1, rates{hint}"
+    assert str(error.value).endswith(words)
+
+
+def test_a_column_of_teachers_that_is_not_there_is_told(routed: Callable[..., JobContext]) -> None:
+    with pytest.raises(UserError, match=r"no column 'whom', .*did you mean 'who'.*data\.columns\.teacher_key") as error:
+        prepare(routed(["rates"], column="whom"))
+    assert error.value.reason == "COLUMN_MISSING"
+
+
+def test_other_names_of_teachers_are_another_preparation(routed: Callable[..., JobContext], teacher: str) -> None:
+    first = prepare(routed(["cards", "rates"]))
+    assert [one["teacher"] for one in first.train] == [0, 2]
+    turned = first.ctx.spec.model_dump(mode="json")
+    turned["teachers"][0]["name"], turned["teachers"][2]["name"] = "rates", "cards"
+    again = prepare(JobContext(first.ctx.job_dir, "Distill", parse_spec("Distill", turned)))
+    assert [one["teacher"] for one in again.train] == [2, 0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cluster.driver.parcel import pack, pack_tokens, unpack, unpack_tokens
+from trainer.answers import TopkAnswer
 from trainer.batch import Batch, Sample, collate, empty_batch
 from trainer.head import Head
 from trainer.teacher import Targets
@@ -53,3 +54,27 @@ def test_read_only_arrays_of_the_object_store_become_tensors_of_their_own() -> N
     assert answer.hidden_ND is not None
     answer.hidden_ND.add_(1)
     assert np.all(parcel["hidden_ND"][1] == 0)
+
+
+def test_every_part_of_an_answer_keeps_its_bits() -> None:
+    """Inner values by name, masked scores among them, and a top-k answer inside."""
+    top = TopkAnswer(torch.tensor([[3, 1]], dtype=torch.int32), torch.tensor([[-0.1, -3.0]]), torch.tensor([-8.5]))
+    inner = {"scores:2": torch.tensor([[[0.5, -torch.inf]]]).bfloat16(), "hidden:last": torch.zeros(0, 4)}
+    answer = unpack(Targets, pack(Targets(topk=top, logits_NV=torch.randn(2, 3), inner=inner)))
+    assert answer.topk is not None
+    for name in ("ids_MK", "log_probs_MK", "rest_M"):
+        found, sent = getattr(answer.topk, name), getattr(top, name)
+        assert (found.dtype, found.tolist()) == (sent.dtype, sent.tolist())
+    assert answer.inner.keys() == inner.keys()
+    for name, sent in inner.items():
+        assert answer.inner[name].dtype == sent.dtype
+        assert torch.equal(answer.inner[name], sent)
+
+
+def test_heads_keep_their_transforms_and_batches_their_teachers() -> None:
+    head = unpack(Head, pack(Head(torch.ones(2, 3), torch.ones(2), scale=0.25, softcap=30.0)))
+    assert (head.scale, head.softcap, head.bias_V.tolist()) == (0.25, 30.0, [1.0, 1.0])
+    samples = [Sample(sample_id=at, input_ids=[1, 2], labels=[1, 2], teacher=at) for at in range(3)]
+    batch = unpack(Batch, pack(collate([[0, 2], [1]], samples, pad_id=0)))
+    assert batch.teachers == (0, 2, 1)
+    assert batch.taught_by([2])[0].sample_ids == (2,)
