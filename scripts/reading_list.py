@@ -61,7 +61,7 @@ GROUPS = (
         ("trainer",),
         """
         trainer/job.py trainer/preflight.py trainer/stages.py trainer/prepare.py trainer/prepared.py trainer/sources.py
-        trainer/data.py trainer/render.py trainer/tokenizer.py trainer/order.py trainer/packing.py
+        trainer/data.py trainer/samples.py trainer/render.py trainer/tokenizer.py trainer/order.py trainer/packing.py
         trainer/batch.py trainer/models.py trainer/teacher.py trainer/sharded_loading.py trainer/generate.py
         trainer/labels.py
         trainer/fit.py trainer/teaching.py trainer/faculty.py trainer/payload.py trainer/wanted.py trainer/loop.py

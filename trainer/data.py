@@ -1,56 +1,23 @@
-"""Data sets: rows read from where they lie, and tokenised samples kept on disk, memory-mapped, in a fixed order.
+"""Rows of data sets, read from where they lie. Nothing read here is unpickled (I5).
 
-How a row becomes tokens is `render.py`'s; what a job keeps is `prepare.py`'s. Nothing read here is unpickled (I5).
+How a row becomes tokens is `render.py`'s, what is kept of them `samples.py`'s. Only who prepares a job needs this.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import datasets
-from datasets.arrow_writer import ArrowWriter
 
-from trainer.batch import NOT_LEARNED, Piece, Sample, num_targets
 from trainer.errors import TrainerError, UserError
 from trainer.sources import columns, local_path, source_form
 
 Split = Literal["train", "eval"]
 _HUB_SPLITS = {"train": ("train",), "eval": ("test", "validation")}
-_FILE = "data.arrow"
-_IDS = datasets.List(datasets.Value("int32"))
-_SAMPLE = datasets.Features(
-    {
-        "sample_id": datasets.Value("int64"),
-        "input_ids": _IDS,
-        "labels": _IDS,
-        "teacher": datasets.Value("int32"),
-        "length": datasets.Value("int32"),
-        "num_targets": datasets.Value("int32"),
-    }
-)
-_PROMPT = datasets.Features(
-    {
-        "sample_id": datasets.Value("int64"),
-        "input_ids": _IDS,
-        "text": datasets.Value("string"),
-        "reference": datasets.Value("string"),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A question for a model, in tokens and in words, with the answer of the data if there is one."""
-
-    sample_id: int
-    input_ids: tuple[int, ...]
-    text: str
-    reference: str | None
 
 
 def load_rows(source: str, *, split: Split, cache_dir: Path) -> datasets.Dataset:
@@ -111,77 +78,3 @@ def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()
-
-
-class Samples(Sequence[Sample]):
-    """Tokenised samples on disk; an index is a place in this set, `sample_id` the row of the source it came from."""
-
-    def __init__(self, directory: Path) -> None:
-        table = datasets.Dataset.from_file(str(directory / _FILE)).data
-        columns = map(table.column, _SAMPLE)
-        self._sample_ids, self._input_ids, self._labels, self._teachers, lengths, targets = columns
-        self.lengths: tuple[int, ...] = tuple(lengths.to_pylist())
-        self.num_targets: tuple[int, ...] = tuple(targets.to_pylist())
-        """Learned tokens of each whole sample."""
-
-    def num_targets_of(self, piece: Piece) -> int:
-        """Learned tokens of a piece, which has lost its first one as a target."""
-        labels = self._labels[piece.sample_index].values.to_numpy()
-        return int((labels[piece.start + 1 : piece.end] != NOT_LEARNED).sum())
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        return Sample(
-            sample_id=self._sample_ids[index].as_py(),
-            input_ids=self._input_ids[index].values.to_numpy().tolist(),
-            labels=self._labels[index].values.to_numpy().tolist(),
-            teacher=self._teachers[index].as_py(),
-        )
-
-
-class Prompts(Sequence[Prompt]):
-    """Questions on disk, in the order of the source."""
-
-    def __init__(self, directory: Path) -> None:
-        self._rows = datasets.Dataset.from_file(str(directory / _FILE))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        row = self._rows[index]
-        return Prompt(row["sample_id"], tuple(row["input_ids"]), row["text"], row["reference"])
-
-
-def write_samples(directory: Path, samples: Iterable[Sample]) -> None:
-    counted = (
-        {"teacher": 0, **sample, "length": len(sample["input_ids"]), "num_targets": num_targets(sample)}
-        for sample in samples
-    )
-    _write(directory, _SAMPLE, counted)
-
-
-def write_prompts(directory: Path, prompts: Iterable[Prompt]) -> None:
-    _write(directory, _PROMPT, ({**vars(prompt), "input_ids": list(prompt.input_ids)} for prompt in prompts))
-
-
-def _write(directory: Path, features: datasets.Features, rows: Iterator[dict[str, Any]]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    with ArrowWriter(path=str(directory / _FILE), features=features) as writer:
-        for row in rows:
-            writer.write(row)
-        writer.finalize()

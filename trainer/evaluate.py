@@ -16,11 +16,11 @@ from typing import Any
 
 from trainer.atomic import write_text
 from trainer.batch import Batch, Sample, collate, padded_length
-from trainer.data import Prompt
 from trainer.job import JobContext
 from trainer.listener import Listener
 from trainer.peers import Peers
 from trainer.prepared import Prepared
+from trainer.samples import Prompt
 from trainer.transfer import read_jsonl
 
 Generate = Callable[[Sequence[Sequence[int]], int], list[list[int]]]

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trainer.batch import Batch, Piece, Sample, collate, num_targets, piece_of
-from trainer.data import Samples
 from trainer.faculty import Answered
 from trainer.order import SampleOrder
 from trainer.packing import Row
 from trainer.peers import Peers
+from trainer.samples import Samples
 
 _PROBE_ROWS = 1
 

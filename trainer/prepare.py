@@ -19,19 +19,20 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.atomic import replace_directory, write_json
 from trainer.batch import Sample
-from trainer.data import Prompt, Split, load_rows, rows_fingerprint, write_prompts, write_samples
+from trainer.data import Split, load_rows, rows_fingerprint
 from trainer.errors import TrainerError, UserError
 from trainer.job import JobContext
 from trainer.labels import read_labels
 from trainer.order import choose
 from trainer.prepared import Prepared
 from trainer.render import Rendered, Renderer, texts
+from trainer.samples import Prompt, write_prompts, write_samples
 from trainer.sources import missing_columns
 from trainer.spec import DistillSpec, FineTuneSpec, TokenizerSpec
 from trainer.tokenizer import load_tokenizer, same_tokenizer, train_tokenizer
 from trainer.violations import did_you_mean
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Raised when what lies in `prepared/` changes its form, so that an older one is made anew."""
 
 

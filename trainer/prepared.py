@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trainer.data import Prompts, Samples
 from trainer.errors import TrainerError
 from trainer.job import JobContext
+from trainer.samples import Prompts, Samples
 from trainer.tokenizer import load_tokenizer
 
 

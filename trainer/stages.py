@@ -9,7 +9,6 @@ import gc
 import json
 from collections.abc import Mapping, Sequence
 
-from trainer.data import Prompt
 from trainer.errors import TrainerError
 from trainer.evaluate import EvaluationSet, evaluate
 from trainer.faculty import Faculty
@@ -20,8 +19,8 @@ from trainer.labels import LabelWriter, read_labels
 from trainer.listener import Listener, Stopped
 from trainer.models import check_length, max_positions
 from trainer.peers import Peers
-from trainer.prepare import finish_labels
 from trainer.prepared import Prepared
+from trainer.samples import Prompt
 from trainer.spec import DistillSpec
 from trainer.teacher import LocalTeacher, Teacher, TeacherModel
 
@@ -107,6 +106,8 @@ def longest_label(ctx: JobContext, prompts: Sequence[Prompt]) -> int:
 
 def _finish_labels(ctx: JobContext, longest: int, listener: Listener) -> None:
     """The training set, made once; completions that were cut short are counted aloud."""
+    from trainer.prepare import finish_labels  # it reads sources, and brings a library for that
+
     done = ctx.labels_dir / "done.json"
     if done.is_file():
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def measure(workload: Workload, engine: str, *, taught: bool, profiled: bool = F
     job_dir = workload.root / f"job-{kind.lower()}-{engine}"
     shutil.rmtree(job_dir, ignore_errors=True)
     ctx = JobContext(job_dir, kind, parse_spec(kind, workload.spec(taught=taught)))
-    prepare(ctx)
+    preparing = multiprocessing.get_context("spawn").Process(target=prepare, args=(ctx,))
+    preparing.start()  # the peer, too, is given token ids and not text
+    preparing.join()
     imported_mib = memory_mib("VmRSS")
     teacher = LocalTeacher(TeacherModel(str(workload.teacher), dtype="bfloat16")) if taught else None
     faculty = Faculty.alone(teacher) if teacher else None

@@ -117,11 +117,12 @@ def _learn(attempt: Attempt, rank: int, world: int) -> None:
     from cluster.driver.remote_teacher import RemoteTeacher
     from trainer.faculty import Faculty
     from trainer.peers import Peers
-    from trainer.prepare import prepare
     from trainer.stages import run_stages
 
     listener = WorkerListener(attempt, rank)
     if rank == 0:
+        from trainer.prepare import prepare
+
         listener.progress("prepare", 0, 1)
         prepare(attempt.ctx)
     ray.train.collective.barrier()

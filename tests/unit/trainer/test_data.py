@@ -10,8 +10,9 @@ import datasets
 import pytest
 
 from trainer.batch import NOT_LEARNED, Sample
-from trainer.data import Prompt, Prompts, Samples, load_rows, rows_fingerprint, write_prompts, write_samples
+from trainer.data import load_rows, rows_fingerprint
 from trainer.errors import TrainerError, UserError
+from trainer.samples import Prompt, Prompts, Samples, write_prompts, write_samples
 
 ROWS = [{"text": "hi, you", "category": "null"}, {"text": "NA", "category": "007"}]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from finished_job import distill_job, finetune_job
 
-from trainer.data import Prompt
 from trainer.evaluate import EvaluationSet, batches, deal, evaluate, is_exact_match
 from trainer.listener import Silent
 from trainer.models import fresh_model, load_model
 from trainer.peers import Peers
 from trainer.prepare import prepare
 from trainer.report import count_parameters
+from trainer.samples import Prompt
 from trainer.teacher import TeacherModel
 from trainer.transfer import read_answers, summary
 

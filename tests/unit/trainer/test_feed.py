@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from trainer.batch import num_targets
-from trainer.data import Samples, write_samples
 from trainer.faculty import Answered
 from trainer.feed import Feed, no_answers, with_answers
 from trainer.order import SampleOrder
 from trainer.peers import Peers
+from trainer.samples import Samples, write_samples
 from trainer.teacher import Targets
 
 SAMPLES = [
