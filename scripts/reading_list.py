@@ -52,7 +52,8 @@ GROUPS = (
         ("cluster/driver",),
         """
         cluster/driver/__main__.py cluster/driver/supervise.py cluster/driver/attempt.py
-        cluster/driver/reporting.py cluster/driver/student_group.py cluster/driver/teacher_group.py
+        cluster/driver/reporting.py cluster/driver/student_group.py cluster/driver/teacher_plan.py
+        cluster/driver/teacher_group.py
         cluster/driver/teacher_dispatch.py cluster/driver/teacher_shard.py cluster/driver/remote_teacher.py
         """,
     ),

@@ -123,7 +123,7 @@ def taid(log_p_RV: Tensor, log_q_RV: Tensor, settings: Settings) -> Rows:
     The student's part of the target carries no gradient.
     """
     target_RV = torch.lerp(log_q_RV, log_p_RV, settings.taid_t).log_softmax(dim=1)
-    return forward_kl(target_RV, log_q_RV, settings)
+    return forward_kl(target_RV, log_q_RV.log_softmax(dim=1), settings)  # rounded as the target is: zero stays zero
 
 
 Divergence = Callable[[Tensor, Tensor, Settings], Rows]
@@ -193,10 +193,9 @@ class TaidPace:
         """After a step with that mean divergence; `share` (0 to 1) of all steps are over. Equations 5 and 6."""
         if self.loss is None:
             return TaidPace(self.t, self.momentum, loss)
-        before = max(self.loss, 0.0)  # rounding may leave a divergence of nothing below zero
-        change = (before - loss) / (before + 1e-15)
+        change = (self.loss - loss) / (self.loss + 1e-15) if self.loss > 0.0 else 0.0  # from nothing, no progress
         momentum = settings.beta * self.momentum + (1.0 - settings.beta) * change
-        pace = 1.0 / (1.0 + math.exp(min(-momentum, _MOST)))  # from a loss of zero, progress is endlessly negative
+        pace = 1.0 / (1.0 + math.exp(min(-momentum, _MOST)))
         raised = self.t + settings.alpha * pace * (1.0 - self.t)
         least = settings.t_start + (settings.t_end - settings.t_start) * share
         return TaidPace(min(settings.t_end, max(least, raised)), momentum, loss)

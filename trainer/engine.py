@@ -69,13 +69,13 @@ class TorchEngine:
         sums: dict[str, Tensor] = self._learner(batch, answers, step)
         return sums
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002  sums are in float32 at once
         loss.backward()  # type: ignore[no-untyped-call]
-        if last:
-            for master, weight in zip(self._masters, self._weights, strict=True):
-                if master is not weight and weight.grad is not None:
-                    master.grad = weight.grad.to(master.device, torch.float32)
-                    weight.grad = None
+        for master, weight in zip(self._masters, self._weights, strict=True):
+            if master is not weight and weight.grad is not None:
+                gradient = weight.grad.to(master.device, torch.float32)
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                weight.grad = None
 
     def grad_norm(self) -> float:
         return float(_square_sum([master.grad for master in self._masters if master.grad is not None]) ** 0.5)

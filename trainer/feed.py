@@ -16,7 +16,7 @@ from trainer.packing import Row
 from trainer.peers import Peers
 from trainer.samples import Samples
 
-_PROBE_ROWS = 1
+_PROBE_SAMPLES, _PROBE_TOKENS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Feed:
                 yield MicroBatch(step, place, place == len(rows) - 1, batch)
 
     def probe(self) -> Batch:
-        """A few real samples, the same on every worker."""
-        rows = self.order.global_batch(0).rows[:_PROBE_ROWS]
-        return collate([list(row) for row in rows], self.samples, self.pad_id)
+        """The ends of a few real samples with something to learn, the same on every worker."""
+        pieces = [piece for row in self.order.global_batch(0).rows for piece in row]
+        learned = [short for piece in pieces if self._num_targets(short := _end_of(piece))][:_PROBE_SAMPLES]
+        return collate([[piece] for piece in learned], self.samples, self.pad_id)
 
     def num_targets(self, step: int) -> int:
         """Learned positions of the step over all workers: what sums are divided by (I3); at least 1."""
@@ -83,6 +84,11 @@ class Feed:
         if self.order.is_whole(piece):
             return self.samples.num_targets[piece.sample_index]
         return self.samples.num_targets_of(piece)
+
+
+def _end_of(piece: Piece) -> Piece:
+    """Of a long one the last tokens, where answers stand."""
+    return piece._replace(start=max(piece.start, piece.end - _PROBE_TOKENS))
 
 
 def no_answers(_batch: Batch) -> Callable[[], list[Answered]]:

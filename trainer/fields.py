@@ -53,6 +53,12 @@ def _parse_duration(value: object) -> object:
     return value
 
 
+def _check_duration(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError(f"{value.total_seconds():g}s is no time at all; write one above 0, for example 15m")
+    return value
+
+
 def _write_duration(value: timedelta) -> str:
     return f"{value.total_seconds():g}s"
 
@@ -60,6 +66,7 @@ def _write_duration(value: timedelta) -> str:
 Duration = Annotated[
     timedelta,
     BeforeValidator(_parse_duration, json_schema_input_type=str | float),
+    AfterValidator(_check_duration),
     PlainSerializer(_write_duration, return_type=str),
 ]
 

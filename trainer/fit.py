@@ -80,7 +80,7 @@ def fit(
     objective, teaching = _lessons(ctx, role, feed, model, faculty, listener)
     topology = Topology(peers.world, ctx.spec.training.zero_stage, ctx.spec.training.precision, engine)
     found = _agreed_checkpoint(ctx, role, topology, peers, listener)
-    driving = _engine(ctx, engine, model, objective, found, peers)
+    size, driving = num_parameters(model), _engine(ctx, engine, model, objective, found, peers)
     progress = _resume(role, driving, found, peers, listener)
     trim_memory()
     steps = Run(
@@ -101,7 +101,7 @@ def fit(
     progress = run(steps, progress)
     weights = driving.model_state()
     driving.close()
-    result = FitResult(progress.step, progress.tokens, progress.seconds, num_parameters(model), progress.loss)
+    result = FitResult(progress.step, progress.tokens, progress.seconds, size, progress.loss)
     if peers.is_first:
         write_model(ctx.model_dir(role), model, weights, prepared.tokenizer)
         atomic.write_json(_done_path(ctx, role), asdict(result))

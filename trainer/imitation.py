@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+_SAME = 1e-5
+"""Share of a squared length: such a difference is rounding, of states that came in bfloat16."""
+
 
 def hidden_mse(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Sum over positions of the mean squared difference, FitNets, arXiv 1412.6550; widths must be equal."""
@@ -91,11 +94,17 @@ def rkd_angle(student_SD: Tensor, teacher_SD: Tensor) -> Tensor:
 
 
 def _angles_apart(student_SD: Tensor, teacher_SD: Tensor, at: int) -> Tensor:
-    student_SS, teacher_SS = (
-        directions @ directions.T
-        for directions in (F.normalize(side_SD - side_SD[at], dim=1) for side_SD in (student_SD, teacher_SD))
-    )
+    """Samples that are the same but for rounding, on either side, lie in no direction: their gradient had no bound."""
+    sides = [side_SD - side_SD[at] for side_SD in (student_SD, teacher_SD)]
+    apart_S = _is_apart(sides[0], student_SD) & _is_apart(sides[1], teacher_SD)
+    directions = [F.normalize(torch.where(apart_S[:, None], side_SD, 0.0), dim=1) for side_SD in sides]
+    student_SS, teacher_SS = (one_SD @ one_SD.T for one_SD in directions)
     return F.smooth_l1_loss(student_SS, teacher_SS, reduction="sum")
+
+
+def _is_apart(difference_SD: Tensor, side_SD: Tensor) -> Tensor:
+    least = _SAME * side_SD.detach().square().sum(dim=1).max()
+    return difference_SD.detach().square().sum(dim=1) > least
 
 
 def _relative_distances(side_SD: Tensor) -> Tensor:

@@ -86,6 +86,21 @@ class MatchSpec(Strict):
         return _WEIGHTS.get(self.feature, 1.0) if self.weight is None else self.weight
 
 
+_READ_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
+    "beta": ("divergence", ("jsd",)),
+    "skew_lambda": ("divergence", ("skewed_forward_kl", "skewed_reverse_kl")),
+    "adaptive_kl_alpha": ("divergence", ("adaptive_kl",)),
+    "taid_t_start": ("divergence", ("taid",)),
+    "taid_t_end": ("divergence", ("taid",)),
+    "taid_alpha": ("divergence", ("taid",)),
+    "taid_beta": ("divergence", ("taid",)),
+    "loss_top_k": ("teacher_payload", ("topk_logits",)),
+    "loss_add_tail": ("teacher_payload", ("topk_logits",)),
+    "seq_kd_max_new_tokens": ("seq_kd", (True,)),
+}
+"""Fields that mean something only beside a value of another one."""
+
+
 class ObjectiveSpec(Strict):
     """L = kd_ratio * temperature^2 * divergence + (1 - kd_ratio) * cross-entropy + weighted intermediate matches."""
 
@@ -119,6 +134,17 @@ class ObjectiveSpec(Strict):
     """Let the first teacher write the completions of the training prompts (sequence-level KD, arXiv 1606.07947)."""
     seq_kd_max_new_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Most tokens of a written completion; without it what prompts leave of `data.max_length`, at most 256."""
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> ObjectiveSpec:
+        """By values and not by what was written: a stored job file has every field."""
+        for field, (reader, values) in _READ_WITH.items():
+            chosen = getattr(self, reader)
+            if chosen not in values and getattr(self, field) != type(self).model_fields[field].default:
+                needed = " or ".join(str(value).lower() for value in values)
+                rule = f"is read with {reader} {needed} only, and that is {str(chosen).lower()}"
+                raise ValueError(f"{field}: {rule}; set that, or leave this out")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> ObjectiveSpec:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from trainer.errors import SpecError as SpecError
 from trainer.errors import Violation as Violation
 from trainer.fields import Duration, ModelReference, Strict
+from trainer.objective_spec import LAYERED
 from trainer.objective_spec import MatchSpec as MatchSpec
 from trainer.objective_spec import ObjectiveSpec as ObjectiveSpec
 from trainer.objective_spec import TeacherSpec as TeacherSpec
@@ -59,7 +60,7 @@ class ColumnsSpec(Strict):
     prompt: str = "prompt"
     completion: str = "completion"
     text: str = "text"
-    teacher_key: str | None = None
+    teacher_key: Annotated[str, Field(min_length=1)] | None = None
     """Column that names the teacher of each training sample; without it every teacher answers every sample."""
 
     def without_teachers(self) -> ColumnsSpec:
@@ -169,6 +170,12 @@ class FineTuneSpec(Strict):
     publish: PublishSpec | None = None
     schedule: ScheduleSpec = ScheduleSpec()
 
+    @model_validator(mode="after")
+    def _teachers_are_there_to_be_named(self) -> FineTuneSpec:
+        if self.data.columns.teacher_key is not None and not isinstance(self, DistillSpec):
+            raise ValueError("data.columns.teacher_key: a FineTune has no teachers; leave it out, or use kind: Distill")
+        return self
+
     @property
     def has_written_labels(self) -> bool:
         """Whether a teacher writes the completions that the student learns (seq_kd)."""
@@ -209,11 +216,31 @@ class DistillSpec(FineTuneSpec):
 
     @model_validator(mode="after")
     def _inner_values_are_kept(self) -> DistillSpec:
-        if self.training.gradient_checkpointing and self.objective.intermediate_matches:
+        layered = [match.feature for match in self.objective.intermediate_matches if match.feature in LAYERED]
+        if self.training.gradient_checkpointing and layered:
             raise ValueError(
-                "training.gradient_checkpointing: throws away the inner values that objective.intermediate_matches "
-                "reads; leave one of the two out"
+                f"training.gradient_checkpointing: throws away the inner values of layers that {layered[0]} in "
+                "objective.intermediate_matches reads; leave one of the two out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _everyone_is_asked(self) -> DistillSpec:
+        """Nobody is loaded for nothing, and the same model is not set up in two ways."""
+        if self.objective.kd_ratio == 0.0 and (len(self.teachers) > 1 or self.data.columns.teacher_key is not None):
+            raise ValueError(
+                "objective.kd_ratio: 0 asks only the first teacher (for labels and inner values); raise it, or name "
+                "one teacher and no data.columns.teacher_key"
+            )
+        seen: dict[tuple[str, str], tuple[int, TeacherSpec]] = {}
+        for at, teacher in enumerate(self.teachers):
+            first, same = seen.setdefault((teacher.model, teacher.dtype), (at, teacher))
+            for field in ("shards", "replicas", "answer_timeout"):
+                if getattr(teacher, field) != getattr(same, field):
+                    raise ValueError(
+                        f"teachers[{at}].{field}: is the same model as teachers[{first}] and loaded once, but this "
+                        "differs; give both the same"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -158,7 +158,9 @@ class TeacherModel:
         check_rows(model, self._tokens.num_tokens, source)
         if not keeps_samples_apart(model, lambda batch: self._forward(_Look(batch))[0]):
             self._refused = packing_refused(model, source)
-        self._has_plain_head = self.facts(self._probe()).has_plain_head
+        self._head_error = 0.0
+        probed = self.facts(self._probe())
+        self._head_error, self._has_plain_head = probed.head_error, probed.has_plain_head
 
     def _load(self, source: str, dtype: torch.dtype) -> PreTrainedModel:
         """A sharded model is checked as it runs, by all shards: none of them has it whole."""
@@ -189,7 +191,7 @@ class TeacherModel:
         own_NV, _ = self._forward(_OwnLogits(batch))
         head = self.head()
         dtype = head.weight_VD.dtype
-        error = self._peers.largest(head_error(head.logits_RV(hidden_ND), own_NV))
+        error = max(self._head_error, self._peers.largest(head_error(head.logits_RV(hidden_ND), own_NV)))
         return TeacherFacts(self._shape, self._tokens.num_tokens, dtype.itemsize, error, head_tolerance(dtype))
 
     @torch.no_grad()

@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from cluster.driver.parcel import pack, pack_tokens, unpack, unpack_tokens
-from cluster.driver.teacher_dispatch import Operation
+from cluster.driver.teacher_dispatch import Operation, Policy, TeacherLost
 from cluster.driver.teacher_group import gateway_name
 from cluster.errors import ClusterError
 from trainer.batch import Batch
@@ -26,24 +26,22 @@ from trainer.teacher import Targets
 from trainer.wanted import TeacherFacts, Wanted
 
 _MOST_ATTEMPTS = 5
-_TIMEOUT_S = 3600.0
-"""Longer than the gateway needs to lose a hanging teacher and to load it again."""
 
 
 class RemoteTeacher:
     """Same answers as a `LocalTeacher`, bit for bit."""
 
-    def __init__(self, gateway: ActorHandle, *, num_students: int = 1, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, gateway: ActorHandle, *, num_students: int = 1, timeout_s: float | None = None) -> None:
         self._gateway = gateway
         self._num_students = num_students
-        self._timeout_s = timeout_s
-        self._num_shards = int(ray.get(gateway.num_shards.remote(), timeout=timeout_s))
+        self._timeout_s = timeout_s or Policy().longest_wait_s
+        self._num_shards = int(ray.get(gateway.num_shards.remote(), timeout=self._timeout_s))
         self._head: Head | None = None
 
     @classmethod
-    def connect(cls, index: int, num_students: int) -> RemoteTeacher:
-        """The teacher of this job with that number, which so many students share."""
-        return cls(ray.get_actor(gateway_name(index)), num_students=num_students)
+    def connect(cls, index: int, num_students: int, policy: Policy) -> RemoteTeacher:
+        """The teacher of this job with that number, which so many students share; it dispatches by that policy."""
+        return cls(ray.get_actor(gateway_name(index)), num_students=num_students, timeout_s=policy.longest_wait_s)
 
     def facts(self, batch: Batch) -> TeacherFacts:
         found: TeacherFacts = self._send(Operation("facts"), pack(batch))()
@@ -95,6 +93,9 @@ class RemoteTeacher:
                 if attempt == _MOST_ATTEMPTS:
                     raise
                 call = self._gateway.ask.remote(operation, parcel)
+            except GetTimeoutError as error:
+                message = f"no answer within {self._timeout_s:g} s, in which it could be started anew several times"
+                raise TeacherLost("TEACHER_LOST", message) from error
             except RayTaskError as error:
                 if isinstance(error.cause, TrainerError | ClusterError):
                     raise error.cause from None

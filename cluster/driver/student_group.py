@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -24,11 +25,15 @@ from ray.train import TrainingFailedError
 from cluster.driver.attempt import INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt, ended, first_line, write_record
 from cluster.driver.listener import WorkerListener
 from cluster.driver.ray_train import run_workers
-from cluster.driver.teacher_dispatch import TeacherLost
+from cluster.driver.teacher_dispatch import Policy, TeacherLost
+from cluster.driver.teacher_plan import teacher_plans
 from cluster.errors import ClusterError
 from trainer.errors import TrainerError, UserError
 from trainer.spec import DistillSpec
 from trainer.storage import storage_error
+
+if TYPE_CHECKING:
+    from cluster.driver.remote_teacher import RemoteTeacher
 
 _GROUP_RESTARTS = 2
 """Starts of lost workers within one attempt; more than that is the control plane's to decide, with a new attempt."""
@@ -114,7 +119,6 @@ def _join_peers(attempt: Attempt, rank: int, world: int) -> None:
 
 
 def _learn(attempt: Attempt, rank: int, world: int) -> None:
-    from cluster.driver.remote_teacher import RemoteTeacher
     from trainer.faculty import Faculty
     from trainer.peers import Peers
     from trainer.stages import run_stages
@@ -128,11 +132,19 @@ def _learn(attempt: Attempt, rank: int, world: int) -> None:
     ray.train.collective.barrier()
     spec, faculty = attempt.ctx.spec, None
     if isinstance(spec, DistillSpec):
-        faculty = Faculty.of(spec, attempt.ctx.teachers, lambda index: RemoteTeacher.connect(index, world))
+        policies = [plan.policy for plan in teacher_plans(attempt.ctx)]
+        connect = partial(_teacher, policies, world)
+        faculty = Faculty.of(spec, attempt.ctx.teachers, connect)
     run_stages(attempt.ctx, Peers(rank, world), faculty, listener)
     if rank == 0:
         listener.progress("publish", 0, 1)
         write_record(attempt.outcome_path(rank), _publish(attempt))
+
+
+def _teacher(policies: Sequence[Policy], world: int, index: int) -> RemoteTeacher:
+    from cluster.driver.remote_teacher import RemoteTeacher
+
+    return RemoteTeacher.connect(index, world, policies[index])
 
 
 def _publish(attempt: Attempt) -> TerminalRecord:

@@ -12,7 +12,6 @@ import queue
 import signal
 import threading
 import traceback
-from functools import partial
 from typing import Any
 
 import ray
@@ -35,13 +34,10 @@ from cluster.driver.demand import shortage
 from cluster.driver.listener import write_event
 from cluster.driver.reporting import Order, Reporter
 from cluster.driver.student_group import end_of_workers, record_of, train_students
-from cluster.driver.teacher_dispatch import Policy
-from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
-from cluster.driver.teacher_shard import Compute
+from cluster.driver.teacher_group import TeacherGroup, start_teacher
+from cluster.driver.teacher_plan import teacher_plans
 from cluster.lifecycle import DRIVER_TERMINATED
 from trainer.errors import UserError
-from trainer.job import JobContext, distinct
-from trainer.spec import DistillSpec
 from trainer.storage import storage_error
 
 log = logging.getLogger(__name__)
@@ -176,30 +172,3 @@ def _workers_env() -> dict[str, Any]:
     if address := os.environ.get("RAY_ADDRESS"):
         variables["RAY_ADDRESS"] = address  # Ray Train looks for the cluster by it, and fails where it finds several
     return {"env_vars": variables}
-
-
-def teacher_plans(ctx: JobContext) -> list[TeacherPlan]:
-    """A teacher group for each different teacher of the job; none for a job without."""
-    if not isinstance(ctx.spec, DistillSpec):
-        return []
-    resources, places = ctx.spec.resources.teacher, distinct(ctx.spec, ctx.teachers)
-    firsts = [places.index(index) for index in range(max(places) + 1)]
-    return [
-        TeacherPlan(
-            load=partial(load_teacher, ctx.teachers[first], ctx.spec.teachers[first].dtype),
-            shards=ctx.spec.teachers[first].shards,
-            cpus_per_shard=resources.cpus_per_worker,
-            gpus_per_shard=resources.gpus_per_worker,
-            replicas=ctx.spec.teachers[first].replicas,
-            index=index,
-            policy=Policy(round_timeout_s=ctx.spec.teachers[first].answer_timeout.total_seconds()),
-        )
-        for index, first in enumerate(firsts)
-    ]
-
-
-def load_teacher(source: str, dtype: str, rank: int, world: int) -> Compute:
-    """In the shard's process: its share of the model."""
-    from trainer.teacher import TeacherModel
-
-    return TeacherModel(source, dtype=dtype, rank=rank, world=world)

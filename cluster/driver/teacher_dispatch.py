@@ -54,6 +54,12 @@ class Policy:
     round_timeout_s: float = 900.0
     """After this long without an answer a shard counts as hanging."""
     max_restarts: int = 3
+    """In a row, without an answer in between."""
+
+    @property
+    def longest_wait_s(self) -> float:
+        """After which a question is answered, or the teacher given up."""
+        return (self.max_restarts + 1) * (self.start_timeout_s + self.round_timeout_s)
 
 
 class ShardGroup(Protocol):
@@ -161,7 +167,7 @@ class Dispatcher:
                 for question, answer in zip(self._asked, answers, strict=False):
                     if not question.answer.done():
                         question.answer.set_result(answer)
-                self._asked = []
+                self._asked, self._restarts = [], 0
 
     async def _start(self) -> None:
         try:

@@ -13,9 +13,9 @@ import torch
 from drivers import actors_of, no_actors, until
 
 from cluster.driver.remote_teacher import RemoteTeacher
-from cluster.driver.supervise import load_teacher
 from cluster.driver.teacher_dispatch import Policy
 from cluster.driver.teacher_group import TeacherPlan, start_teacher
+from cluster.driver.teacher_plan import load_teacher
 from cluster.ray_head import RayHead
 from tests.tiny_jobs import distill_job
 from trainer.atomic import sha256_file

@@ -16,9 +16,9 @@ from drivers import actors_of, kill, until
 from ray import cloudpickle
 
 from cluster.driver.remote_teacher import RemoteTeacher
-from cluster.driver.supervise import load_teacher
 from cluster.driver.teacher_dispatch import Policy, TeacherLost
 from cluster.driver.teacher_group import TeacherGroup, TeacherPlan, start_teacher
+from cluster.driver.teacher_plan import load_teacher
 from cluster.ray_head import RayHead
 from trainer.batch import Batch, Sample, collate, empty_batch
 from trainer.errors import UserError
@@ -239,7 +239,7 @@ def test_errors_of_the_teacher_arrive_as_they_were_raised(start) -> None:
 
 def ask_for_large_answers(count: int) -> int:
     """A student's part, in a process of its own: the bytes that arrived."""
-    teacher = RemoteTeacher.connect(0, num_students=1)
+    teacher = RemoteTeacher.connect(0, 1, Policy())
     sizes = [teacher.request(batch([4, 5, 6]), Wanted())().hidden_ND.nbytes for _ in range(count)]
     return sum(sizes)
 

@@ -182,7 +182,7 @@ def test_taid_ends_at_the_teacher_and_starts_at_the_student(t: float, name: str 
         torch.testing.assert_close((value, gradient), ours(name, TEACHER, STUDENT))
 
 
-LOSSES = st.lists(st.floats(0, 20), min_size=1, max_size=30)
+LOSSES = st.lists(st.floats(1e-6, 20), min_size=1, max_size=30)
 PACES = st.builds(
     lambda a, b, alpha, beta: TaidSettings(min(a, b), max(a, b), alpha, beta),
     st.floats(0, 1),

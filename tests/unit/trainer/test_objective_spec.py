@@ -45,7 +45,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"objective": {"loss_top_k": 0}}, "spec.objective.loss_top_k", "must be at least 1"),
     ({"objective": {"teacher_payload": "hidden"}}, "spec.objective.teacher_payload", "did you mean 'hidden_states'?"),
     (
-        {"objective": {"taid_t_start": 0.5, "taid_t_end": 0.4}},
+        {"objective": {"divergence": "taid", "taid_t_start": 0.5, "taid_t_end": 0.4}},
         "spec.objective.taid_t_end",
         "0.4 is before taid_t_start (0.5)",
     ),
