@@ -20,6 +20,7 @@ from trainer.errors import UserError
 from trainer.generate import TokenIds
 from trainer.models import fresh_model, write_model
 from trainer.peers import Peers
+from trainer.taps import reads_attention
 from trainer.teacher import TeacherModel
 from trainer.tokenizer import train_tokenizer
 from trainer.wanted import Wanted
@@ -44,6 +45,8 @@ def payloads(teacher: TeacherModel, batch: Batch | None) -> dict[str, torch.Tens
     """Every form and inner value, by name."""
     found: dict[str, torch.Tensor] = {}
     for name, wanted in WANTED.items():
+        if reads_attention(wanted.taps) and teacher._root.model.config.model_type == "bloom":
+            continue  # its attention is its own, and refused
         targets = teacher.targets(batch, wanted)
         parts = {"hidden": targets.hidden_ND, "logits": targets.logits_NV, **targets.inner}
         if targets.topk is not None:
