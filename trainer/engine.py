@@ -108,7 +108,10 @@ class TorchEngine:
 
 
 class DeepSpeedEngine:
-    """ZeRO by `training.zero_stage`, our own AdamW inside, micro-batches added up by hand."""
+    """ZeRO by `training.zero_stage`, our own AdamW inside.
+
+    DeepSpeed adds the gradients of micro-batches up in the precision of the weights.
+    """
 
     def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
         open_lone_group()

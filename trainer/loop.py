@@ -22,7 +22,7 @@ from trainer.feed import Feed, MicroBatch, no_answers, with_answers
 from trainer.learner import LOSS
 from trainer.listener import Listener, Stopped
 from trainer.metrics import MetricsLog
-from trainer.objective import Objective, Step
+from trainer.objective import Needs, Objective, Step
 from trainer.peers import Peers
 from trainer.sample_log import SampleLog
 from trainer.schedule import learning_rate
@@ -57,6 +57,7 @@ def run(this: Run, progress: Progress) -> Progress:
     micro_batches = this.feed.micro_batches(progress.step, this.total_steps)
     tally, told = _Tally(), _Told(this, progress)
     for micro_batch, answers in with_answers(micro_batches, ask, this.training.prefetch_depth):
+        _check_whole(this, micro_batch)
         step = Step(this.feed.num_targets(micro_batch.step), progress.memory)
         sums = this.engine.forward(micro_batch.batch.to(compute_device()), answers, step)
         scale = this.peers.world / step.num_targets  # the engine takes the mean over workers
@@ -148,6 +149,15 @@ class _Told:
         )
         figures = {"loss": progress.loss, "tokens": progress.tokens, "tokens_per_second": speed, "eta_s": left}
         self.this.listener.progress(self.this.role, progress.step, self.this.total_steps, **figures)
+
+
+def _check_whole(this: Run, micro_batch: MicroBatch) -> None:
+    """A relation between all samples of a step cannot be told from parts of it."""
+    if Needs.WHOLE_STEP in this.objective.needs and not (micro_batch.last and micro_batch.place == 0):
+        message = (
+            f"{this.role}: step {micro_batch.step + 1} does not fit one micro-batch a worker, as its objective needs"
+        )
+        raise UserError("STEP_DIVIDED", f"{message}; raise training.micro_batch_tokens")
 
 
 def _save_if_due(this: Run, progress: Progress, outcome: _Outcome) -> None:

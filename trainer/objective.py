@@ -1,7 +1,7 @@
 """What is minimised: objectives give named terms, and their weighted sum is the loss.
 
 Terms are sums over positions, never means, so that micro-batches and workers add up exactly (I3). A new method is a
-class here or in `matches.py` and a line in `build_objective`; the loop does not change.
+class here or in `matches.py`, and a line where `learn_tokens` or `match_objectives` chooses; the loop does not change.
 
 Shapes: N learned positions, D hidden size.
 """

@@ -20,7 +20,7 @@ from trainer.device import compute_device
 
 @dataclass(frozen=True)
 class Peers:
-    """`world` workers in lockstep; every method but `is_first` is collective."""
+    """`world` workers in lockstep; every method of one is collective, `is_first` apart."""
 
     rank: int
     world: int

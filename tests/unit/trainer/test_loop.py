@@ -8,6 +8,7 @@ from trainer.errors import UserError
 from trainer.feed import Feed
 from trainer.listener import Silent
 from trainer.loop import Run, run
+from trainer.objective import CrossEntropy, Needs
 from trainer.order import SampleOrder
 from trainer.peers import Peers
 from trainer.spec import CheckpointSpec, TrainingSpec
@@ -50,10 +51,27 @@ def test_what_one_worker_meets_ends_the_other_before_its_update_with_the_rows_of
     engine, order = Healthy(), SampleOrder([8] * len(SAMPLES), seed=1, batch_tokens=96, max_length=8)
     peers = PoisonedPeer(rank=0, world=2)
     feed = Feed(SAMPLES, order, peers, TRAINING.micro_batch_tokens, 0)
-    this = Run("student", engine, feed, TRAINING, CheckpointSpec(), 3, peers, None, None, Silent(), None, None)
+    this = Run(
+        "student", engine, feed, TRAINING, CheckpointSpec(), 3, peers, CrossEntropy(9), None, Silent(), None, None
+    )
     poisoned = [sample_id + 1 for sample_id in feed.sample_ids(0, 1, 1)]
     with pytest.raises(UserError, match="loss of step 1 is not finite") as error:
         run(this, Progress())
     assert len(poisoned) == 2
     assert f"Rows of the training data: {', '.join(map(str, sorted(poisoned)))}." in str(error.value)
+    assert engine.updates == 0
+
+
+def test_a_step_in_parts_is_no_whole_step():
+    order = SampleOrder([8] * len(SAMPLES), seed=1, batch_tokens=96, max_length=8)
+    feed = Feed(SAMPLES, order, Peers.alone(), TRAINING.micro_batch_tokens, 0)
+    objective = CrossEntropy(9)
+    objective.needs = Needs.WHOLE_STEP
+    engine = Healthy()
+    this = Run(
+        "student", engine, feed, TRAINING, CheckpointSpec(), 3, Peers.alone(), objective, None, Silent(), None, None
+    )
+    with pytest.raises(UserError, match="step 1 does not fit one micro-batch") as error:
+        run(this, Progress())
+    assert error.value.reason == "STEP_DIVIDED"
     assert engine.updates == 0
