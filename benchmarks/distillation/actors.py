@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,23 +34,40 @@ _LOOK_EVERY_S = 1.0
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("workload", type=Path)
-    parser.add_argument("--threads", type=int, required=True, help="of each of the two")
+    parser.add_argument("--threads", type=int, required=True, help="of each process")
+    parser.add_argument("--changes", type=json.loads, default={}, help="JSON over the sections of the job's spec")
     chosen = parser.parse_args()
-    print(json.dumps(measure(Workload(chosen.workload), chosen.threads)))
+    print(json.dumps(measure(Workload(chosen.workload), chosen.threads, chosen.changes)))
 
 
-def measure(workload: Workload, threads: int) -> dict[str, Any]:
+def measure(workload: Workload, threads: int, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     storage = workload.root / f"storage-{threads}"
     shutil.rmtree(storage, ignore_errors=True)
-    attempt = _write_attempt(storage, workload.spec(taught=True, student_cpus=threads, teacher_cpus=threads))
+    spec = merged(workload.spec(taught=True, student_cpus=threads, teacher_cpus=threads), changes or {})
+    attempt = _write_attempt(storage, spec)
     root = Path(tempfile.mkdtemp(prefix="ath-"))
-    head = start_head(root / "ray", num_cpus=2 * threads, log_path=root / "ray.log", token_path=root / "token")
+    cpus = threads * _processes(spec)
+    head = start_head(root / "ray", num_cpus=cpus, log_path=root / "ray.log", token_path=root / "token")
     try:
         peaks = _drive(attempt, head)
     finally:
         end(head.process)
         shutil.rmtree(root, ignore_errors=True)
     return {**logged(workload, attempt.ctx.metrics_path("student")), "peak_mib": peaks}
+
+
+def merged(spec: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Blocks are merged, everything else is replaced."""
+    found = dict(spec)
+    for name, change in changes.items():
+        old = found.get(name)
+        found[name] = merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+    return found
+
+
+def _processes(spec: Mapping[str, Any]) -> int:
+    shards: int = sum(teacher.get("shards", 1) * teacher.get("replicas", 1) for teacher in spec["teachers"])
+    return int(spec["resources"]["student"].get("workers", 1)) + shards
 
 
 def _write_attempt(storage: Path, spec: dict[str, Any]) -> Attempt:
