@@ -3,7 +3,7 @@
     python examples/banking77/methods.py --train train.csv --test test.csv
 
 Needs a control plane (`athanor up`) and the teacher of teacher.yaml. May be stopped and run again at any time: a job
-that was submitted before is found by its request id, and a finished one is not run twice.
+that was submitted before is found by its request id, and a finished one is not run twice. `--again 1` runs them anew.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ def manifest_of(base: Mapping[str, Any], method: str, seed: int, train: Path, te
     return document
 
 
-def run(client: AthanorClient, manifest: Mapping[str, Any], method: str, seed: int) -> Result | None:
+def run(client: AthanorClient, manifest: Mapping[str, Any], method: str, seed: int, again: int) -> Result | None:
     """Submits the job, or finds it, and waits; None when it did not succeed."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    job = client.create_job(manifest, request_id=f"banking77-{digest[:32]}")
+    teacher = client.get_model(manifest["spec"]["teachers"][0]["model"])
+    asked = json.dumps([manifest, teacher.version, again], sort_keys=True)
+    job = client.create_job(manifest, request_id=f"banking77-{hashlib.sha256(asked.encode()).hexdigest()[:32]}")
     print(f"{method}, seed {seed}: {job.uid}", file=sys.stderr)
     job = client.wait_job(job.uid)
     if job.state != job_pb2.JOB_STATE_SUCCEEDED:
@@ -112,6 +113,9 @@ def main() -> int:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument(
+        "--again", type=int, default=0, metavar="N", help="another N runs all jobs anew, after failures"
+    )
     parser.add_argument("--address", default="", help="host:port of the control plane")
     chosen = parser.parse_args()
     base = yaml.safe_load(Path(__file__).with_name("method.yaml").read_text())
@@ -120,7 +124,7 @@ def main() -> int:
         for seed in chosen.seeds:
             for method in chosen.methods:
                 manifest = manifest_of(base, method, seed, chosen.train, chosen.test)
-                result = run(client, manifest, method, seed)
+                result = run(client, manifest, method, seed, chosen.again)
                 results += [result] if result else []
     print("\n".join(table(results)))
     return 0 if len(results) == len(chosen.seeds) * len(chosen.methods) else 1
