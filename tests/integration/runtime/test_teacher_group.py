@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -71,6 +72,18 @@ class Echo:
     def _meet(self) -> None:
         if self._world > 1:
             torch.distributed.barrier()
+
+
+class Mortal(Echo):
+    """Dies of every question about a batch."""
+
+    def targets(self, batch: Batch | None, wanted: Wanted) -> Targets:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError((batch, wanted))
+
+
+def load_mortal(rank: int, world: int) -> Mortal:
+    return Mortal(rank, world)
 
 
 def load_echo(rank: int, world: int) -> Echo:
@@ -218,11 +231,15 @@ def test_a_killed_gateway_comes_back_with_new_shards(start) -> None:
     assert torch.equal(teacher.request(question, Wanted())().hidden_ND, question.input_ids_BT.float())
 
 
-def test_a_teacher_killed_again_and_again_is_lost(start) -> None:
+def test_losses_far_apart_do_not_add_up(start) -> None:
     teacher, question = start(load_echo, 1, max_restarts=1), batch([4, 5, 6])
-    for _ in range(2):
-        teacher.request(question, Wanted())()
+    for _ in range(3):
+        assert torch.equal(teacher.request(question, Wanted())().hidden_ND, question.input_ids_BT.float())
         kill(actors_of("TeacherShard")[0])
+
+
+def test_a_teacher_that_dies_of_its_question_again_and_again_is_lost(start) -> None:
+    teacher, question = start(load_mortal, 1, max_restarts=1), batch([4, 5, 6])
     with pytest.raises(TeacherLost, match="2 times"):
         teacher.request(question, Wanted())()
 
