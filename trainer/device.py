@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
     """Keeps what tensors on the CPU give back for the next ones of this process; False where that cannot be asked for.
 
     glibc would return each freed block of some MiB to the system, and the next tensor would be faulted in page by page:
-    the loss was measured to take 3 to 5 times as long by that.
+    the loss took 3 to 5 times as long by that, measured beside other work.
     """
     if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
         return False

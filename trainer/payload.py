@@ -24,7 +24,7 @@ def choose_payload(
     """
     objective = spec.objective
     if objective.kd_ratio == 0.0:
-        return Wanted(payload=None, taps=taps), "inner values alone: objective.kd_ratio is 0"
+        return Wanted(payload=None, taps=taps), "inner values beside the labels, as objective.kd_ratio is 0"
     if objective.teacher_payload == "auto":
         form, why = _smallest_exact(facts)
     else:
@@ -35,7 +35,7 @@ def choose_payload(
     top_k = objective.loss_top_k if form == "topk_logits" else 0
     own_logits = form != "hidden_states" and not all(one.has_plain_head for one in facts)
     wanted = Wanted(form, top_k, objective.temperature if top_k else 1.0, own_logits, taps)
-    return wanted, f"{form}, {sizes} a position, {why}"
+    return wanted, f"{form}, {sizes} a position{' beside the inner values' if taps else ''}, {why}"
 
 
 def _smallest_exact(facts: Sequence[TeacherFacts]) -> tuple[PayloadForm, str]:

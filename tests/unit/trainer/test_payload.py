@@ -60,7 +60,8 @@ def test_the_top_travels_at_the_temperature_of_the_loss_and_weighs_its_entries()
     chosen = spec(teacher_payload="topk_logits", loss_top_k=50, temperature=3.0)
     wanted, why = choose_payload(chosen, [facts(), facts(tokens=20)], (0, 1), ("scores:1",))
     assert wanted == Wanted("topk_logits", 50, 3.0, taps=("scores:1",))
-    assert why == "topk_logits, 404 bytes, 164 bytes a position, as objective.teacher_payload says"
+    told = "404 bytes, 164 bytes a position beside the inner values"
+    assert why == f"topk_logits, {told}, as objective.teacher_payload says"
 
 
 @pytest.mark.parametrize("form", ["hidden_states", "full_logits"])
@@ -73,7 +74,7 @@ def test_inner_values_alone_need_no_payload() -> None:
     chosen = spec(kd_ratio=0.0, intermediate_matches=[{"feature": "hidden"}])
     wanted, why = choose_payload(chosen, [facts(error=1.0)], (0,), ("hidden:last",))
     assert wanted == Wanted(None, taps=("hidden:last",))
-    assert why == "inner values alone: objective.kd_ratio is 0"
+    assert why == "inner values beside the labels, as objective.kd_ratio is 0"
 
 
 def test_hidden_states_that_would_not_be_exact_are_refused_by_the_name_of_their_teacher() -> None:
