@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trainer import atomic
+from trainer.attention import choose_attention
 from trainer.checkpoint import Checkpoint, CheckpointWriter, Progress, Topology, latest_good, read
 from trainer.device import trim_memory
 from trainer.engine import ENGINES, Engine
@@ -30,7 +31,6 @@ from trainer.models import (
     check_length,
     check_rows,
     checkpoint_activations,
-    choose_attention,
     fresh_model,
     keeps_samples_apart,
     load_model,

@@ -21,7 +21,7 @@ from trainer.head import Head
 
 _BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 """Rows x vocabulary of one matrix product: 16 MiB in bfloat16 on a CPU, 256 MiB on a GPU."""
-_TILE_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 27}
+_TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 """Rows x vocabulary between softmax and gradient: what the caches of a CPU hold."""
 _LEAST_ROWS = 64
 """Of a block, however large the vocabulary: fewer would read the head's weight more often than it is worth."""
@@ -94,25 +94,41 @@ class _Plan:
     pieces: Pieces
 
 
-class _Sums:
-    """Running sums and gradients over the blocks; the head's gradients are summed in at least float32."""
+class _Found:
+    """Losses of the rows and gradients so far; the head's gradients are summed in at least float32."""
 
     def __init__(self, hidden_ND: Tensor, head: Head, needed: tuple[bool, ...]) -> None:
-        dtype = _at_least_float32(hidden_ND.dtype)
-        self.cross_entropy = hidden_ND.new_zeros((), dtype=torch.float64)
-        self.divergence = hidden_ND.new_zeros((), dtype=torch.float64)
+        self._dtype = _at_least_float32(hidden_ND.dtype)
+        self.cross_entropy_N, self.divergence_N = hidden_ND.new_zeros(2, len(hidden_ND), dtype=self._dtype)
         self.hidden_ND = torch.zeros_like(hidden_ND) if needed[0] else None
-        self.weight_VD = torch.zeros_like(head.weight_VD, dtype=dtype) if needed[1] else None
+        self._whole = head.weight_VD.shape if needed[1] else None
+        self._weight_VD: Tensor | None = None
         has_bias = needed[2] and head.bias_V is not None
-        self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if has_bias else None  # type: ignore[arg-type]
+        self.bias_V = torch.zeros_like(head.bias_V, dtype=self._dtype) if has_bias else None  # type: ignore[arg-type]
 
     def add_gradient(self, block: slice, gradient_RV: Tensor, hidden_RD: Tensor, real: Head) -> None:
         if self.bias_V is not None:
             self.bias_V[: gradient_RV.shape[1]] += gradient_RV.sum(dim=0, dtype=self.bias_V.dtype)
         if self.hidden_ND is not None:
             self.hidden_ND[block] = (gradient_RV @ real.weight_VD).to(self.hidden_ND.dtype)
-        if self.weight_VD is not None:
-            self.weight_VD[: gradient_RV.shape[1]] += gradient_RV.T @ hidden_RD.to(real.weight_VD.dtype)
+        if self._whole is not None:
+            self._add_weight(gradient_RV.T @ hidden_RD.to(real.weight_VD.dtype), self._whole)
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """For hidden states, weight and bias; zero where there was no row."""
+        weight_VD = self._weight_VD
+        if weight_VD is None and self._whole is not None:
+            weight_VD = self.cross_entropy_N.new_zeros(self._whole)
+        return self.hidden_ND, weight_VD, self.bias_V
+
+    def _add_weight(self, gradient_VD: Tensor, whole: torch.Size) -> None:
+        """The first block's is copied: to fill 4 V D bytes with zeros and read them again costs as much as to add."""
+        if self._weight_VD is None:
+            self._weight_VD = gradient_VD.new_empty(whole, dtype=self._dtype)
+            self._weight_VD[: len(gradient_VD)] = gradient_VD
+            self._weight_VD[len(gradient_VD) :] = 0.0
+        else:
+            self._weight_VD[: len(gradient_VD)] += gradient_VD
 
 
 class _DistillationLoss(torch.autograd.Function):
@@ -122,33 +138,35 @@ class _DistillationLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sums, real = _Sums(hidden_ND, plan.head, ctx.needs_input_grad), plan.head.first(plan.num_tokens)
+        found, real = _Found(hidden_ND, plan.head, ctx.needs_input_grad), plan.head.first(plan.num_tokens)
         for block in _parts(len(hidden_ND), plan.pieces.block_rows):
             student_RV = real.logits_RV(hidden_ND[block])
             teachers = [teacher.open(block, plan.num_tokens) for teacher in plan.teachers]
             label_ids_R = plan.target_ids_N[block]
+            rows = found.cross_entropy_N[block], found.divergence_N[block]
             for tile in _parts(len(student_RV), plan.pieces.tile_rows):
                 opened = [teacher.tile(tile) for teacher in teachers]
-                terms = mixed_terms(student_RV[tile], opened, label_ids_R[tile], plan.mix)
-                sums.cross_entropy += terms[0]
-                sums.divergence += terms[1]
-                student_RV[tile] = real.before_transforms(terms[2], student_RV[tile])  # its gradient takes its place
+                rows[0][tile], rows[1][tile], gradient_RV = mixed_terms(
+                    student_RV[tile], opened, label_ids_R[tile], plan.mix
+                )
+                student_RV[tile] = real.before_transforms(gradient_RV, student_RV[tile])  # which it takes the place of
             if any(ctx.needs_input_grad):
-                sums.add_gradient(block, student_RV, hidden_ND[block], real)
-        ctx.sums, ctx.dtypes = sums, (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
-        ctx.mark_non_differentiable(sums.cross_entropy, sums.divergence)
+                found.add_gradient(block, student_RV, hidden_ND[block], real)
+        ctx.found, ctx.dtypes = found, (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        cross_entropy = found.cross_entropy_N.sum(dtype=torch.float64)
+        divergence = found.divergence_N.sum(dtype=torch.float64)
+        ctx.mark_non_differentiable(cross_entropy, divergence)
         weight = plan.mix.kd_ratio * plan.mix.temperature**2
-        total = weight * sums.divergence + (1.0 - plan.mix.kd_ratio) * sums.cross_entropy
-        return total, sums.cross_entropy, sums.divergence
+        return weight * divergence + (1.0 - plan.mix.kd_ratio) * cross_entropy, cross_entropy, divergence
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """The gradients are scaled in place: a second backward through the same loss is refused by `del`."""
-        sums, dtypes = ctx.sums, ctx.dtypes
-        del ctx.sums
-        found = (sums.hidden_ND, sums.weight_VD, sums.bias_V)
+        found, dtypes = ctx.found, ctx.dtypes
+        del ctx.found
         scaled = [
-            None if one is None else one.mul_(grads[0]).to(dtype) for one, dtype in zip(found, dtypes, strict=True)
+            None if one is None else one.mul_(grads[0]).to(dtype)
+            for one, dtype in zip(found.gradients(), dtypes, strict=True)
         ]
         return scaled[0], scaled[1], scaled[2], None
 
@@ -156,22 +174,22 @@ class _DistillationLoss(torch.autograd.Function):
 def mixed_terms(
     student_RV: Tensor, teachers: Sequence[Opened], label_ids_R: Tensor, mix: Mix
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums (cross-entropy, divergence) over rows of logits, and the gradient [R, V] of their mix for these logits.
+    """Cross-entropy [R] and divergence [R] of rows of logits, and the gradient [R, V] of their mix for these logits.
 
     A divergence of softmax(logits / T) has 1 / T of its gradient, which T^2 makes T. The cross-entropy is at
     temperature 1; its gradient is softmax minus one-hot.
     """
     log_probs_RV = soften(student_RV, 1.0)
-    cross_entropy = -log_probs_RV.gather(1, label_ids_R[:, None]).sum()
+    cross_entropy_R = -log_probs_RV.gather(1, label_ids_R[:, None])[:, 0]
     if not teachers:
-        return cross_entropy, cross_entropy.new_zeros(()), _cross_entropy_gradient(log_probs_RV, label_ids_R)
+        return cross_entropy_R, torch.zeros_like(cross_entropy_R), _cross_entropy_gradient(log_probs_RV, label_ids_R)
     log_q_RV = log_probs_RV if mix.temperature == 1.0 else soften(student_RV, mix.temperature)
     value_R, gradient_RV = divergence_rows(log_q_RV, teachers, label_ids_R, mix)
     if mix.kd_ratio * mix.temperature != 1.0:
         gradient_RV.mul_(mix.kd_ratio * mix.temperature)
     if mix.kd_ratio < 1.0:
         gradient_RV.add_(_cross_entropy_gradient(log_probs_RV, label_ids_R), alpha=1.0 - mix.kd_ratio)
-    return cross_entropy, value_R.sum(), gradient_RV
+    return cross_entropy_R, value_R, gradient_RV
 
 
 def _cross_entropy_gradient(log_probs_RV: Tensor, label_ids_R: Tensor) -> Tensor:

@@ -42,8 +42,6 @@ transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROBE_TOKENS = 8
-_SHORT_ROW = 192
-"""Tokens up to which the plain attention was measured to be the faster one (5.5 times at 48, 1.9 times at 192)."""
 _OLDER_SETTINGS = {"rope_theta", "rope_scaling"}
 """Names that transformers still takes and turns into newer ones."""
 
@@ -247,12 +245,6 @@ def logits_at_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
     positions_BT = batch.position_ids_BT if batch.is_packed() else None
     logits_BTV: Tensor = model(input_ids=batch.input_ids_BT, position_ids=positions_BT, use_cache=False).logits
     return logits_BTV.flatten(0, 1)[batch.rows_N]
-
-
-def choose_attention(model: PreTrainedModel, max_length: int, dtype: torch.dtype) -> None:
-    """On a CPU the fused attention is slow to differentiate in bfloat16: on short rows the plain one is faster."""
-    if not torch.cuda.is_available() and dtype == torch.bfloat16 and max_length <= _SHORT_ROW:
-        model.set_attn_implementation("eager")
 
 
 def checkpoint_activations(model: PreTrainedModel, source: str) -> None:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trainer.attention import attention
 from trainer.batch import Batch
 from trainer.errors import UserError
 from trainer.models import hidden_at_rows
@@ -152,7 +152,4 @@ def _tapped_attention(
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         layer, window = int(module.layer_idx) + 1, kwargs.get("sliding_window")  # type: ignore[arg-type]
         taps.attention(layer, query, key, value, scale, window)
-    answer: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS[_PLAIN](
-        module, query, key, value, attention_mask, **kwargs
-    )
-    return answer
+    return attention(module, query, key, value, attention_mask, **kwargs)

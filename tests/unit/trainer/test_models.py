@@ -17,7 +17,6 @@ from trainer.hub import unreadable
 from trainer.models import (
     check_head,
     checkpoint_activations,
-    choose_attention,
     fresh_model,
     has_plain_head,
     hidden_at_rows,
@@ -250,14 +249,6 @@ def test_families_that_take_positions_keep_packed_samples_apart(config, tokenize
 @pytest.mark.parametrize("family", MIXERS)
 def test_families_that_mix_packed_samples_up_are_known(family, tokenizer):
     assert not keeps_samples_apart(fresh_model({"model_type": family, **MIXERS[family]}, tokenizer, 0))
-
-
-def test_plain_and_fused_attention_agree(tokenizer):
-    model = fresh_model(TINY_LLAMA, tokenizer, 0).eval().bfloat16()
-    ids = torch.arange(20)[None]
-    fused = model(ids).logits
-    choose_attention(model, 20, torch.bfloat16)
-    torch.testing.assert_close(model(ids).logits, fused, rtol=0.1, atol=0.02)
 
 
 def test_the_head_of_a_tied_model_is_its_embedding(tokenizer):
