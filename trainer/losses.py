@@ -21,7 +21,7 @@ from trainer.head import Head
 
 _BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 """Rows x vocabulary of one matrix product: 16 MiB in bfloat16 on a CPU, 256 MiB on a GPU."""
-_TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
+_TILE_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 27}
 """Rows x vocabulary between softmax and gradient: what the caches of a CPU hold."""
 _LEAST_ROWS = 64
 """Of a block, however large the vocabulary: fewer would read the head's weight more often than it is worth."""
