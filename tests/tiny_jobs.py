@@ -72,5 +72,5 @@ def distill_job(directory: Path, teacher: Path, **changes: Any) -> JobContext:
 
 def _job(directory: Path, kind: str, spec: dict[str, Any], changes: dict[str, Any]) -> JobContext:
     for name, change in changes.items():
-        spec[name] = change if name == "student" else {**spec.get(name, {}), **change}
+        spec[name] = change if name in ("student", "teachers") else {**spec.get(name, {}), **change}
     return JobContext(directory, kind, parse_spec(kind, spec))

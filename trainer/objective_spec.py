@@ -71,6 +71,9 @@ class MatchSpec(Strict):
             raise ValueError(f"loss: {self.feature} is not compared by {self.loss}; {allowed}")
         if self.layers is not None and not losses:
             raise ValueError(f"layers: {self.feature} reads the final hidden states; leave layers out")
+        if self.layer_mapping != "last" and (self.layers is not None or not losses):
+            why = "the pairs in layers say that already" if losses else f"{self.feature} reads the final hidden states"
+            raise ValueError(f"layer_mapping: {self.layer_mapping} chooses layers, but {why}; leave this out")
         lowest = 0 if self.feature == "hidden" else 1
         if self.layers is not None and (not self.layers or min(min(pair) for pair in self.layers) < lowest):
             raise ValueError(f"layers: give at least one pair of layers from {lowest} on")

@@ -244,6 +244,24 @@ class DistillSpec(FineTuneSpec):
         return self
 
     @model_validator(mode="after")
+    def _several_are_joined(self) -> DistillSpec:
+        """Modes and shares mean something only among teachers that answer together."""
+        mode, alone = self.objective.kd_loss_mode, len(self.teachers) == 1
+        if alone and mode != "sum":
+            raise ValueError(f"objective.kd_loss_mode: {mode} joins several teachers, but one is named; leave this out")
+        weighted = [at for at, teacher in enumerate(self.teachers) if teacher.weight != 1.0]
+        reasons = {
+            "there is no other teacher": alone,
+            "data.columns.teacher_key gives each sample one teacher": self.data.columns.teacher_key is not None,
+            "objective.kd_loss_mode select_teacher takes one of them at each position": mode == "select_teacher",
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), None)
+        if weighted and why is not None:
+            rule = f"is a share of teachers that answer together, but {why}; leave this out"
+            raise ValueError(f"teachers[{weighted[0]}].weight: {rule}")
+        return self
+
+    @model_validator(mode="after")
     def _routing_is_possible(self) -> DistillSpec:
         """Where each sample has its own teacher, nothing may ask for all of them, or for the first."""
         if self.data.columns.teacher_key is None:

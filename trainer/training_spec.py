@@ -8,6 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from trainer.fields import Strict
 
+_DECAY_RATIO = 0.1
+
 
 class TrainingSpec(Strict):
     """How the student is optimised (AdamW)."""
@@ -23,7 +25,7 @@ class TrainingSpec(Strict):
     lr_scheduler_type: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the steps over which the learning rate rises from 0."""
-    decay_ratio: Annotated[float, Field(ge=0, le=1, validate_default=True)] = 0.1
+    decay_ratio: Annotated[float, Field(ge=0, le=1, validate_default=True)] = _DECAY_RATIO
     """With `warmup_stable_decay`: share of the steps, the last ones, over which the learning rate falls to 0."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -53,8 +55,11 @@ class TrainingSpec(Strict):
     @field_validator("decay_ratio")
     @classmethod
     def _decay_after_warmup(cls, decay_ratio: float, info: ValidationInfo) -> float:
-        warmup_ratio = info.data.get("warmup_ratio", 0.0)
-        if info.data.get("lr_scheduler_type") == "warmup_stable_decay" and warmup_ratio + decay_ratio > 1 + 1e-9:
+        warmup_ratio, schedule = info.data.get("warmup_ratio", 0.0), info.data.get("lr_scheduler_type")
+        if schedule is not None and schedule != "warmup_stable_decay" and decay_ratio != _DECAY_RATIO:
+            words = f"is read with lr_scheduler_type warmup_stable_decay only, and that is {schedule}"
+            raise ValueError(f"{words}; set that, or leave this out")
+        if schedule == "warmup_stable_decay" and warmup_ratio + decay_ratio > 1 + 1e-9:
             words = f"{decay_ratio:g} is too large beside warmup_ratio {warmup_ratio:g}"
             raise ValueError(f"{words}; with warmup_stable_decay the two are at most 1 together: lower one of them")
         return decay_ratio

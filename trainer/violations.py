@@ -36,7 +36,7 @@ _WORDS = {
     "too_short": "has {actual_length} entries; at least {min_length} needed",
     "too_long": "has {actual_length} entries; at most {max_length} allowed",
 }
-_NAMED_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): (.*)$", re.DOTALL)
+_NAMED_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+|\[\d+\])*): (.*)$", re.DOTALL)
 
 
 def violations(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[Violation]:
@@ -57,10 +57,14 @@ def _violation(detail: ErrorDetails, model: type[BaseModel], prefix: str) -> Vio
     names = [name for name in detail["loc"] if not _is_union_member(name)]
     message = _sentence(detail, _model_at(model, names[:-1]), model)
     if detail["type"] == "value_error" and (match := _NAMED_FIELD.match(message)):
-        named, at = match[1].split("."), _model_at(model, names)
+        named, at = _names(match[1]), _model_at(model, names)
         if at is not None and named[0] in field_names(at):
             names, message = [*names, *named], match[2]
     return Violation(_path(prefix, names), message)
+
+
+def _names(path: str) -> list[int | str]:
+    return [int(name) if name.isdigit() else name for name in re.findall(r"[a-z_]+|\d+", path)]
 
 
 def _path(prefix: str, names: list[int | str]) -> str:

@@ -76,7 +76,7 @@ def ask(this: Faculty, question: Batch, wanted: Wanted = HIDDEN) -> list[Answere
     return this.request(question, wanted, [None] * len(this.teachers))()
 
 
-MODELS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 9)), min_size=1, max_size=6)
+MODELS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 9)), min_size=2, max_size=6)
 
 
 @settings(deadline=None)

@@ -153,10 +153,12 @@ def test_packing_changes_neither_loss_nor_gradient(packing, teacher_dir, teacher
 
 @pytest.mark.parametrize("mode", ["sum", "averaged_logits", "select_teacher"])
 def test_two_equal_teachers_are_one(mode, teacher_dir, teacher, tmp_path) -> None:
-    alone, twice = (
-        distill_job(tmp_path / name, teacher_dir, objective={"kd_loss_mode": mode}, training={"max_steps": 3})
-        for name in ("alone", "twice")
-    )
+    alone = distill_job(tmp_path / "alone", teacher_dir, training={"max_steps": 3})
+    named = [{"model": str(teacher_dir), "dtype": "float32", "weight": weight} for weight in (1.0, 3.0)]
+    if mode == "select_teacher":
+        named = [{name: one[name] for name in ("model", "dtype")} for one in named]
+    joined = {"objective": {"kd_loss_mode": mode}, "training": {"max_steps": 3}, "teachers": named}
+    twice = distill_job(tmp_path / "twice", teacher_dir, **joined)
     both = Faculty((teacher, teacher), (0, 1), (0.25, 0.75))
     assert_close(learn(twice, both), learn(alone, Faculty.alone(teacher)))
 

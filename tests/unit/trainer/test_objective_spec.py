@@ -34,6 +34,8 @@ def match(**fields: Any) -> dict[str, Any]:
 
 ROUTED = {"data": {"train": "org/data", "columns": {"teacher_key": "who"}}}
 MATCH = "spec.objective.intermediate_matches[0]"
+PAIR = [{"model": "a/a"}, {"model": "b/b"}]
+WEIGHTED = [{"model": "a/a", "weight": 2}, {"model": "b/b"}]
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"objective": {"divergence": "forward_k"}}, "spec.objective.divergence", "did you mean 'forward_kl'?"),
     ({"objective": {"beta": 1.5}}, "spec.objective.beta", "1.5 is too large; it must be at most 1"),
@@ -80,9 +82,40 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "names must differ, these do not: teacher-1, teacher-1",
     ),
     ({"teachers": [{"model": "a/a", "weight": 0}]}, "spec.teachers[0].weight", "must be more than 0"),
+    (
+        {"objective": {"kd_loss_mode": "select_teacher"}},
+        "spec.objective.kd_loss_mode",
+        "select_teacher joins several teachers, but one is named; leave this out",
+    ),
+    (
+        {"teachers": [{"model": "a/a", "weight": 2}]},
+        "spec.teachers[0].weight",
+        "is a share of teachers that answer together, but there is no other teacher; leave this out",
+    ),
+    ({**ROUTED, "teachers": WEIGHTED}, "spec.teachers[0].weight", "teacher_key gives each sample one teacher; leave"),
+    (
+        {"teachers": WEIGHTED, "objective": {"kd_loss_mode": "select_teacher"}},
+        "spec.teachers[0].weight",
+        "select_teacher takes one of them at each position; leave this out",
+    ),
+    (
+        match(feature="hidden", layers=[[1, 1]], layer_mapping="all"),
+        f"{MATCH}.layer_mapping",
+        "all chooses layers, but the pairs in layers say that already; leave this out",
+    ),
+    (
+        match(feature="rkd_angle", layer_mapping="uniform"),
+        f"{MATCH}.layer_mapping",
+        "uniform chooses layers, but rkd_angle reads the final hidden states; leave this out",
+    ),
+    (
+        {"training": {"max_steps": 1, "decay_ratio": 0.3}},
+        "spec.training.decay_ratio",
+        "is read with lr_scheduler_type warmup_stable_decay only, and that is cosine; set that, or leave this out",
+    ),
     ({"teachers": [{"model": "a/a"}] * 17}, "spec.teachers", "17"),
     (
-        {**ROUTED, "objective": {"kd_loss_mode": "averaged_logits"}},
+        {**ROUTED, "teachers": PAIR, "objective": {"kd_loss_mode": "averaged_logits"}},
         "spec.objective.kd_loss_mode",
         "averaged_logits joins teachers, but data.columns.teacher_key gives each sample one teacher; leave one",
     ),
@@ -144,6 +177,7 @@ def test_teachers_without_names_are_numbered() -> None:
 
 
 def test_a_student_may_be_routed_and_weighted() -> None:
-    spec = parse(**ROUTED, teachers=[{"model": "a/a", "weight": 2}, {"model": "b/b", "name": "big"}])
+    spec = parse(**ROUTED, teachers=[{"model": "a/a"}, {"model": "b/b", "name": "big"}])
     assert spec.data.columns.teacher_key == "who"
     assert spec.data.columns.without_teachers().teacher_key is None
+    assert [teacher.weight for teacher in parse(teachers=WEIGHTED).teachers] == [2.0, 1.0]
