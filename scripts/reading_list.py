@@ -67,7 +67,8 @@ GROUPS = (
         trainer/labels.py
         trainer/fit.py trainer/teaching.py trainer/faculty.py trainer/payload.py trainer/wanted.py trainer/loop.py
         trainer/feed.py trainer/learner.py trainer/objective.py trainer/losses.py trainer/head.py trainer/answers.py
-        trainer/divergences.py trainer/matches.py trainer/taps.py trainer/imitation.py trainer/engine.py
+        trainer/divergences.py trainer/layers.py trainer/matches.py trainer/taps.py trainer/imitation.py
+        trainer/attention.py trainer/engine.py
         trainer/schedule.py trainer/checkpoint.py trainer/peers.py
         trainer/listener.py trainer/evaluate.py trainer/bootstrap.py trainer/transfer.py trainer/report.py
         trainer/wording.py trainer/pictures.py trainer/page.py

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import UserError
 from trainer.imitation import (
     attention_kl,
     attention_mse,
@@ -24,6 +23,7 @@ from trainer.imitation import (
     rkd_distance,
     token_similarity,
 )
+from trainer.layers import layer_pairs
 from trainer.objective import Forward, Needs, Objective, Term
 from trainer.objective_spec import COMPARES_SAMPLES, LAYERED, MatchSpec
 from trainer.peers import Peers
@@ -39,8 +39,6 @@ COMPARE: dict[tuple[str, str], Compare] = {
 }
 RELATIONS: dict[str, Compare] = {"rkd_distance": rkd_distance, "rkd_angle": rkd_angle}
 _TAPS = {"hidden": "hidden", "attention": "scores", "value_relation": "values"}
-Pair = tuple[int, int]
-"""Teacher layer, student layer."""
 
 
 class Match(Objective):
@@ -140,32 +138,6 @@ def match_objectives(
 def teacher_taps(matches: list[Match]) -> tuple[str, ...]:
     """Inner values that the teacher must send."""
     return tuple(dict.fromkeys(name for match in matches for name in match.teacher_taps))
-
-
-def layer_pairs(match: MatchSpec, teacher_layers: int, student_layers: int) -> tuple[Pair, ...]:
-    """Which layers go together; UserError if one is not there."""
-    if match.layers is not None:
-        _check_layers(match.layers, teacher_layers, student_layers)
-        return match.layers
-    if match.layer_mapping == "last":
-        return ((teacher_layers, student_layers),)
-    if match.layer_mapping == "all" and teacher_layers != student_layers:
-        raise UserError(
-            "LAYERS_UNMATCHED",
-            f"objective.intermediate_matches.layer_mapping: all needs as many layers on both sides, but the teacher "
-            f"has {teacher_layers} and the student {student_layers}; use uniform or last, or name pairs in layers",
-        )
-    return tuple((max(1, m * teacher_layers // student_layers), m) for m in range(1, student_layers + 1))
-
-
-def _check_layers(pairs: tuple[Pair, ...], teacher_layers: int, student_layers: int) -> None:
-    for teacher, student in pairs:
-        if teacher > teacher_layers or student > student_layers:
-            raise UserError(
-                "LAYERS_UNMATCHED",
-                f"objective.intermediate_matches.layers: there is no pair [{teacher}, {student}]: the teacher has "
-                f"{teacher_layers} layers and the student {student_layers}",
-            )
 
 
 def _tap(feature: str, layer: int, num_layers: int) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from trainer.errors import SpecError, UserError, Violation
 from trainer.job import model_form
+from trainer.layers import unmatched
+from trainer.objective_spec import LAYERED
 from trainer.sources import columns, missing_columns
 from trainer.spec import DistillSpec, FineTuneSpec
 
@@ -22,11 +24,17 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vo
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
 """What families call the number of tokens that they know positions for."""
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def check_inputs(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> None:
     """SpecError with one violation for each thing that is not there; `models` is registry reference -> directory."""
-    found = [*_data_violations(spec), *_model_violations(spec, models), *_length_violations(spec, models)]
+    found = [
+        *_data_violations(spec),
+        *_model_violations(spec, models),
+        *_length_violations(spec, models),
+        *_layer_violations(spec, models),
+    ]
     if found:
         raise SpecError(found)
 
@@ -87,18 +95,32 @@ def _model_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str
 def _length_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> Iterator[Violation]:
     """Samples may be no longer than what each model has positions for."""
     longest = spec.data.max_length
-    positions = _positions(spec.student.config or {})
+    positions = _number(spec.student.config or {}, _POSITIONS)
     if positions is not None and positions < longest:
         message = f"{positions} positions are fewer than data.max_length ({longest}); raise them, or lower that"
         yield Violation("spec.student.config.max_position_embeddings", message)
     teachers = spec.teachers if isinstance(spec, DistillSpec) else ()
     for reference in (spec.student.model, *(teacher.model for teacher in teachers)):
-        positions = None if reference is None else _positions(_config(Path(models.get(reference, reference))))
+        positions = None if reference is None else _number(_config(Path(models.get(reference, reference))), _POSITIONS)
         if positions is not None and positions < longest:
             mend = "lower it, or take a model of more positions"
             yield Violation(
                 "spec.data.max_length", f"{longest} is more than the {positions} positions of {reference}; {mend}"
             )
+
+
+def _layer_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> Iterator[Violation]:
+    """Layers that are to go together must be there; what does not say its number is judged when the job runs."""
+    if not isinstance(spec, DistillSpec):
+        return
+    of_student = spec.student.config or _config(Path(models.get(str(spec.student.model), str(spec.student.model))))
+    teacher = spec.teachers[0].model
+    theirs, ours = _number(_config(Path(models.get(teacher, teacher))), _LAYERS), _number(of_student, _LAYERS)
+    if theirs is None or ours is None:
+        return
+    for at, match in enumerate(spec.objective.intermediate_matches):
+        if match.feature in LAYERED and (wrong := unmatched(match, theirs, ours)):
+            yield Violation(f"spec.objective.intermediate_matches[{at}].{wrong[0]}", wrong[1])
 
 
 def _config(directory: Path) -> Mapping[str, object]:
@@ -110,9 +132,10 @@ def _config(directory: Path) -> Mapping[str, object]:
     return config if isinstance(config, dict) else {}
 
 
-def _positions(config: Mapping[str, object]) -> int | None:
+def _number(config: Mapping[str, object], names: tuple[str, ...]) -> int | None:
+    """The first of these settings that a config has; families differ in how they call them."""
     text = config.get("text_config", config)
-    found = [text.get(name) for name in _POSITIONS] if isinstance(text, Mapping) else []
+    found = [text.get(name) for name in names] if isinstance(text, Mapping) else []
     return next((one for one in found if isinstance(one, int)), None)
 
 

@@ -17,7 +17,8 @@ from trainer.errors import UserError
 from trainer.faculty import Answered
 from trainer.head import Head
 from trainer.imitation import hidden_mse, pooled, rkd_distance, token_similarity
-from trainer.matches import Match, layer_pairs, match_objectives, teacher_taps
+from trainer.layers import layer_pairs
+from trainer.matches import Match, match_objectives, teacher_taps
 from trainer.objective import Forward, Needs, Step, Together
 from trainer.objective_spec import MatchSpec
 from trainer.peers import Peers
@@ -54,7 +55,7 @@ def test_layers_by_name_or_last_or_one_by_one() -> None:
     assert layer_pairs(MatchSpec(feature="attention"), 12, 4) == ((12, 4),)
     assert layer_pairs(MatchSpec(feature="attention", layer_mapping="all"), 3, 3) == ((1, 1), (2, 2), (3, 3))
     assert layer_pairs(MatchSpec(feature="hidden", layers=((0, 0), (7, 2))), 12, 4) == ((0, 0), (7, 2))
-    with pytest.raises(UserError, match=r"the teacher has 4 and the student 2; use uniform or last") as error:
+    with pytest.raises(UserError, match=r"the teacher has 4 layers and the student 2; use uniform or last") as error:
         made({"feature": "hidden", "layer_mapping": "all"})
     assert error.value.reason == "LAYERS_UNMATCHED"
     with pytest.raises(UserError, match=r"no pair \[4, 3\]: the teacher has 4 layers and the student 2"):

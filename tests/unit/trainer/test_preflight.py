@@ -169,3 +169,28 @@ def test_the_column_of_teachers_is_needed_by_the_training_data_alone(data: Path,
     told = problems(labelled(data, eval=plain, columns=columns), **more)
     assert told.keys() == {"spec.data.columns.teacher_key"}
     assert "there is no column 'who', only text, category" in told["spec.data.columns.teacher_key"]
+
+
+def test_layers_that_are_not_there_are_told_before_anything_runs(data: Path, model: Path) -> None:
+    (model / "config.json").write_text('{"text_config": {"num_hidden_layers": 4}}')
+    student = {"config": {"model_type": "llama", "num_hidden_layers": 2}}
+    matches = [
+        {"feature": "hidden", "layer_mapping": "all"},
+        {"feature": "rkd_angle"},
+        {"feature": "attention", "layers": [[4, 2], [4, 3]]},
+        {"feature": "hidden", "layer_mapping": "uniform"},
+    ]
+    job = {
+        "teachers": [{"model": "bot@champion"}],
+        "objective": {"intermediate_matches": matches},
+        "training": {"max_steps": 1, "batch_tokens": 4096, "micro_batch_tokens": 4096},
+    }
+    models, path = {"bot@champion": str(model)}, "spec.objective.intermediate_matches"
+    has = "the teacher has 4 layers and the student 2"
+    assert problems(labelled(data), models, student=student, **job) == {
+        f"{path}[0].layer_mapping": f"all needs as many layers on both sides, but {has}; use uniform or last, "
+        "or name pairs in layers",
+        f"{path}[2].layers": f"there is no pair [4, 3]: {has}; name layers that are there",
+    }
+    unknown = {"config": {"model_type": "llama"}}
+    assert problems(labelled(data), models, student=unknown, **job) == {}
