@@ -194,5 +194,30 @@ class Dispatcher:
                 question.answer.set_exception(error)
 
 
+class Replicas:
+    """Dispatchers of one teacher that answer side by side."""
+
+    def __init__(self, dispatchers: Sequence[Dispatcher]) -> None:
+        self._dispatchers = list(dispatchers)
+        self._asked = [0] * len(self._dispatchers)
+        self._lost: set[int] = set()
+
+    async def ask(self, operation: Operation, parcel: Any) -> Answer:
+        """By the replica with the fewest questions; what a lost one leaves, others answer. TeacherLost by the last."""
+        while True:
+            left = [at for at in range(len(self._dispatchers)) if at not in self._lost] or [0]
+            at = min(left, key=self._asked.__getitem__)
+            self._asked[at] += 1
+            try:
+                return await self._dispatchers[at].ask(operation, parcel)
+            except TeacherLost as error:
+                self._lost.add(at)
+                if len(self._lost) == len(self._dispatchers):
+                    raise
+                log.warning("replica %d of the teacher is lost, the others go on: %s", at, error)
+            finally:
+                self._asked[at] -= 1
+
+
 def _silent(what: str, seconds: float) -> ShardLost:
     return ShardLost("SHARD_SILENT", f"{what} within {seconds:g} s, so a shard counts as hanging")

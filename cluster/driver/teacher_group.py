@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.driver.teacher_dispatch import Answer, Dispatcher, Operation, Policy, ShardLost
+from cluster.driver.teacher_dispatch import Answer, Dispatcher, Operation, Policy, Replicas, ShardLost
 from cluster.driver.teacher_shard import Load, TeacherShard
 from trainer.errors import TrainerError
 
@@ -118,7 +118,7 @@ class TeacherGateway:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self._num_shards = plan.num_actors
         self._dispatchers = [Dispatcher(RayShards(plan, place, at), plan.policy) for at in range(plan.replicas)]
-        self._asked = [0] * plan.replicas
+        self._replicas = Replicas(self._dispatchers)
         self._running: list[asyncio.Task[None]] = []
 
     async def num_shards(self) -> int:
@@ -129,14 +129,9 @@ class TeacherGateway:
         return self._num_shards
 
     async def ask(self, operation: Operation, parcel: list[ray.ObjectRef]) -> Answer:
-        """`[reference of the question]` -> `[reference of the answer]`, by the replica with the fewest questions."""
+        """`[reference of the question]` -> `[reference of the answer]`."""
         await self.num_shards()
-        at = self._asked.index(min(self._asked))
-        self._asked[at] += 1
-        try:
-            return await self._dispatchers[at].ask(operation, parcel)
-        finally:
-            self._asked[at] -= 1
+        return await self._replicas.ask(operation, parcel)
 
 
 @dataclass(frozen=True)

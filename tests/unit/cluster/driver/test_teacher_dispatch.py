@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cluster.driver.teacher_dispatch import Dispatcher, Operation, Policy, ShardLost, TeacherLost
+from cluster.driver.teacher_dispatch import Dispatcher, Operation, Policy, Replicas, ShardLost, TeacherLost
 from trainer.errors import UserError
 
 TARGETS = Operation("targets")
@@ -160,3 +160,33 @@ async def test_whoever_gave_up_waiting_disturbs_nobody() -> None:
         await asyncio.sleep(0)
         left.cancel()
         assert await dispatcher.ask(TARGETS, "stays") == "answer to stays"
+
+
+async def test_replicas_share_the_questions() -> None:
+    first, second = Shards(1), Shards(1)
+    async with dispatching(first) as one, dispatching(second) as other:
+        replicas = Replicas([one, other])
+        answers = await asyncio.gather(*(replicas.ask(TARGETS, str(n)) for n in range(6)))
+    assert answers == [f"answer to {n}" for n in range(6)]
+    assert [parcels for _, parcels in first.rounds] == [["0"], ["2"], ["4"]]
+    assert [parcels for _, parcels in second.rounds] == [["1"], ["3"], ["5"]]
+
+
+async def test_what_a_lost_replica_leaves_the_others_answer() -> None:
+    sick, well = Shards(1, calls=[LOST] * 9), Shards(1)
+    async with dispatching(sick, max_restarts=1) as one, dispatching(well) as other:
+        replicas = Replicas([one, other])
+        answers = await asyncio.gather(*(replicas.ask(TARGETS, str(n)) for n in range(6)))
+        assert await replicas.ask(TARGETS, "later") == "answer to later"
+    assert answers == [f"answer to {n}" for n in range(6)]
+    assert (len(sick.rounds), len(well.rounds)) == (2, 7)
+
+
+async def test_a_teacher_is_lost_with_its_last_replica() -> None:
+    groups = [Shards(1, calls=[LOST] * 9) for _ in range(2)]
+    async with dispatching(groups[0], max_restarts=0) as one, dispatching(groups[1], max_restarts=0) as other:
+        replicas = Replicas([one, other])
+        for _ in range(2):
+            with pytest.raises(TeacherLost, match="the teacher was lost 1 times"):
+                await replicas.ask(TARGETS, "a")
+    assert [len(group.rounds) for group in groups] == [1, 1]
