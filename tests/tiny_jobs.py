@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ def distill_job(directory: Path, teacher: Path, **changes: Any) -> JobContext:
         "objective": {"temperature": 2.0, "kd_ratio": 0.7},
     }
     return _job(directory, "Distill", spec, changes)
+
+
+def routed(ctx: JobContext, teachers: Sequence[Path]) -> JobContext:
+    """The same job, its training rows dealt out to these teachers in turn."""
+    spec = ctx.spec.model_dump(mode="json")
+    path = Path(spec["data"]["train"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    named = [{**row, "who": f"teacher-{at % len(teachers)}"} for at, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in named))
+    spec["data"]["columns"]["teacher_key"] = "who"
+    spec["teachers"] = [{**spec["teachers"][0], "model": str(teacher)} for teacher in teachers]
+    return JobContext(ctx.job_dir, "Distill", parse_spec("Distill", spec))
 
 
 def _job(directory: Path, kind: str, spec: dict[str, Any], changes: dict[str, Any]) -> JobContext:

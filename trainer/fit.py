@@ -24,7 +24,6 @@ from trainer.job import JobContext
 from trainer.learner import Learner
 from trainer.listener import Listener
 from trainer.loop import Run, run
-from trainer.metrics import MetricsLog
 from trainer.models import (
     DTYPES,
     check_head,
@@ -45,6 +44,7 @@ from trainer.peers import Peers
 from trainer.prepared import Prepared
 from trainer.sample_log import SampleLog
 from trainer.spec import DistillSpec
+from trainer.step_log import StepLog
 from trainer.taps import shape_of
 from trainer.teaching import Teaching
 
@@ -77,7 +77,7 @@ def fit(
         return done
     prepared = Prepared.open(ctx)
     feed, model = _feed(ctx, role, prepared, peers), first_model(ctx, prepared)
-    objective, teaching = _lessons(ctx, role, feed, model, faculty, listener)
+    objective, teaching = _lessons(ctx, role, len(prepared.tokenizer), feed, model, faculty, listener)
     topology = Topology(peers.world, ctx.spec.training.zero_stage, ctx.spec.training.precision, engine)
     found = _agreed_checkpoint(ctx, role, topology, peers, listener)
     size, driving = num_parameters(model), _engine(ctx, engine, model, objective, found, peers)
@@ -94,7 +94,7 @@ def fit(
         objective=objective,
         teaching=teaching,
         listener=listener,
-        metrics=MetricsLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
+        metrics=StepLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
         checkpoints=_writer(ctx, role, topology, peers),
         samples=_sample_log(ctx, role, peers, progress),
     )
@@ -137,10 +137,16 @@ def first_model(ctx: JobContext, prepared: Prepared) -> PreTrainedModel:
 
 
 def _lessons(
-    ctx: JobContext, role: str, feed: Feed, model: PreTrainedModel, faculty: Faculty | None, listener: Listener
+    ctx: JobContext,
+    role: str,
+    num_tokens: int,
+    feed: Feed,
+    model: PreTrainedModel,
+    faculty: Faculty | None,
+    listener: Listener,
 ) -> tuple[Objective, Teaching | None]:
     """What is minimised, and what the teachers are asked for; the same on every worker."""
-    spec, num_tokens = ctx.spec, len(Prepared.open(ctx).tokenizer)
+    spec = ctx.spec
     if not learns_from_teacher(spec, role):
         return learn_tokens(None, num_tokens), None
     assert isinstance(spec, DistillSpec)
@@ -149,6 +155,8 @@ def _lessons(
     teaching = Teaching.settle(spec, faculty, feed.probe(), shape_of(model), feed.peers)
     if feed.peers.is_first:
         listener.event("TEACHER_PAYLOAD", f"{role}: {teaching.why}")
+        for sentence in teaching.loaded_whole:
+            listener.event("TEACHER_LOADED_WHOLE", sentence)
     tokens = learn_tokens(spec.objective, num_tokens)
     return (Together([tokens, *teaching.matches]) if teaching.matches else tokens), teaching
 

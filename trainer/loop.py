@@ -21,12 +21,12 @@ from trainer.errors import UserError
 from trainer.feed import Feed, MicroBatch, no_answers, with_answers
 from trainer.learner import LOSS
 from trainer.listener import Listener, Stopped
-from trainer.metrics import MetricsLog
 from trainer.objective import Needs, Objective, Step
 from trainer.peers import Peers
 from trainer.sample_log import SampleLog
 from trainer.schedule import learning_rate
 from trainer.spec import CheckpointSpec, TrainingSpec
+from trainer.step_log import StepLog
 from trainer.teaching import Teaching
 
 
@@ -44,7 +44,7 @@ class Run:
     objective: Objective
     teaching: Teaching | None
     listener: Listener
-    metrics: MetricsLog | None
+    metrics: StepLog | None
     """On the first worker."""
     checkpoints: CheckpointWriter
     samples: SampleLog | None = None
@@ -131,7 +131,7 @@ class _Told:
             self.since = progress
         return progress
 
-    def _write(self, metrics: MetricsLog, progress: Progress, outcome: _Outcome, rate: float) -> None:
+    def _write(self, metrics: StepLog, progress: Progress, outcome: _Outcome, rate: float) -> None:
         speed = (progress.tokens - self.since.tokens) / max(1e-9, progress.seconds - self.since.seconds)
         steps = progress.step - self.since.step
         left = (self.this.total_steps - progress.step) * (progress.seconds - self.since.seconds) / steps

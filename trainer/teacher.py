@@ -151,6 +151,7 @@ class TeacherModel:
     ) -> None:
         self._peers = Peers(rank, world)
         self._device = compute_device()
+        self._loaded_whole: str | None = None
         model = self._load(source, DTYPES[dtype])
         self._shape = shape_of(model)
         self._tokens = tokens or TokenIds.of(load_tokenizer(source), model.generation_config)
@@ -170,7 +171,8 @@ class TeacherModel:
         else:
             model, reason = load_sharded(source, dtype, self._peers)
             if reason is not None:
-                log.warning("every shard of %s loads the whole model: %s", source, reason)
+                self._loaded_whole = f"every shard of {source} reads the whole model before it is parted: {reason}"
+                log.warning(self._loaded_whole)
         self._root = _Root(model).requires_grad_(False)
         if self._peers.world == 1:
             self._forward: nn.Module = self._root.to(self._device)
@@ -192,7 +194,10 @@ class TeacherModel:
         head = self.head()
         dtype = head.weight_VD.dtype
         error = max(self._head_error, self._peers.largest(head_error(head.logits_RV(hidden_ND), own_NV)))
-        return TeacherFacts(self._shape, self._tokens.num_tokens, dtype.itemsize, error, head_tolerance(dtype))
+        rounding = head_tolerance(dtype)
+        return TeacherFacts(
+            self._shape, self._tokens.num_tokens, dtype.itemsize, error, rounding, loaded_whole=self._loaded_whole
+        )
 
     @torch.no_grad()
     def head(self) -> Head:

@@ -30,6 +30,8 @@ class Teaching:
     matches: tuple[Match, ...]
     why: str
     """One sentence about the form of the answers, for people."""
+    loaded_whole: tuple[str, ...] = ()
+    """One sentence for each teacher whose shards could not read their own slices alone."""
 
     @classmethod
     def settle(cls, spec: DistillSpec, faculty: Faculty, sample: Batch, student: Shape, peers: Peers) -> Teaching:
@@ -40,7 +42,8 @@ class Teaching:
         wanted, why = choose_payload(spec, facts, faculty.places, teacher_taps(matches))
         device, needed = compute_device(), wanted.payload == "hidden_states"
         heads = tuple(teacher.head().to(device) if needed else None for teacher in faculty.teachers)
-        return cls(faculty, wanted, heads, tuple(matches), why)
+        whole = tuple(one.loaded_whole for one in facts if one.loaded_whole is not None)
+        return cls(faculty, wanted, heads, tuple(matches), why, whole)
 
     def request(self, batch: Batch) -> Callable[[], list[Answered]]:
         """Starts the work; the returned function waits for the answers, and puts them where the student computes."""

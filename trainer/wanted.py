@@ -49,6 +49,8 @@ class TeacherFacts:
     """Largest difference between the head's logits and the model's own, as a share of the largest logit."""
     head_tolerance: float
     """What rounding alone explains in the model's dtype."""
+    loaded_whole: str | None = None
+    """Why every shard read the whole model before it was parted; None where each read its own share alone."""
 
     @property
     def has_plain_head(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from workers import run_workers
 
-from tests.tiny_jobs import TINY_LLAMA, distill_job
+from tests.tiny_jobs import TINY_LLAMA, distill_job, routed
 from trainer.job import JobContext
 from trainer.listener import Silent
 from trainer.models import fresh_model, write_model
@@ -23,6 +23,8 @@ FEATURES = ("hidden", "attention", "value_relation", "token_similarity")
 METHODS: dict[str, dict[str, Any]] = {
     "kl": {"objective": {"divergence": "forward_kl"}},
     "taid": {"objective": {"divergence": "taid", "taid_alpha": 0.3, "teacher_payload": "topk_logits", "loss_top_k": 9}},
+    "routed": {"objective": {"divergence": "jsd"}},
+    "joined": {"objective": {"divergence": "tvd", "kd_loss_mode": "averaged_logits"}},
     "relations": {"objective": {"intermediate_matches": [{"feature": "rkd_distance"}, {"feature": "rkd_angle"}]}},
     "idle": {
         "objective": {"intermediate_matches": [{"feature": f} for f in (*FEATURES, "rkd_distance", "rkd_angle")]},
@@ -39,21 +41,28 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def fit_taught(peers: Peers, jobs: list[JobContext]) -> None:
-    """Every job's student, by a teacher in each worker's own process."""
+    """Every job's student, by teachers in each worker's own process."""
     from trainer.faculty import Faculty
     from trainer.fit import fit
     from trainer.teacher import LocalTeacher, TeacherModel
 
-    faculty = Faculty.alone(LocalTeacher(TeacherModel(str(jobs[0].teacher), dtype="float32")))
     for ctx in jobs:
+        distinct = list(dict.fromkeys(ctx.teachers))
+        teachers = [LocalTeacher(TeacherModel(path, dtype="float32")) for path in distinct]
+        faculty = Faculty.of(ctx.spec, ctx.teachers, teachers.__getitem__)
         fit(ctx, "student", peers, faculty, Silent())
 
 
-def make_jobs(root: Path, teacher: Path) -> dict[str, JobContext]:
+def make_jobs(root: Path, teachers: list[Path]) -> dict[str, JobContext]:
     jobs = {}
     for name, method in METHODS.items():
         training = {"max_steps": 4, **method.get("training", {})}
-        jobs[name] = distill_job(root / name, teacher, objective=method["objective"], training=training)
+        more = {"objective": method["objective"], "training": training}
+        if name == "joined":
+            more["teachers"] = [{"model": str(path), "dtype": "float32"} for path in teachers]
+        jobs[name] = distill_job(root / name, teachers[0], **more)
+        if name == "routed":
+            jobs[name] = routed(jobs[name], teachers)
         prepare(jobs[name])
     return jobs
 
@@ -63,11 +72,13 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Job
     """All methods by one worker and by two."""
     root = tmp_path_factory.mktemp("taught")
     tokenizer = train_tokenizer(["card lost top up refund pay fee limit account transfer about yes"], 320)
-    model = fresh_model({**TINY_LLAMA, "initializer_range": 0.3}, tokenizer, 1)
-    write_model(root / "teacher", model, dict(model.named_parameters()), tokenizer)
+    teachers = [root / "teacher", root / "another"]
+    for seed, path in enumerate(teachers, start=1):
+        model = fresh_model({**TINY_LLAMA, "initializer_range": 0.3}, tokenizer, seed)
+        write_model(path, model, dict(model.named_parameters()), tokenizer)
     found = {}
     for world in (1, 2):
-        found[world] = make_jobs(root / str(world), root / "teacher")
+        found[world] = make_jobs(root / str(world), teachers)
         assert run_workers(fit_taught, world, root, list(found[world].values())) == [0] * world
     return found
 

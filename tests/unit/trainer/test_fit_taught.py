@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tiny_jobs import TINY_LLAMA, distill_job
+from tests.tiny_jobs import TINY_LLAMA, distill_job, routed
+from trainer.batch import Batch
 from trainer.faculty import Faculty
 from trainer.fit import fit
 from trainer.job import JobContext
@@ -23,9 +25,9 @@ from trainer.listener import Silent, Stopped
 from trainer.models import fresh_model, write_model
 from trainer.peers import Peers
 from trainer.prepare import prepare
-from trainer.spec import parse_spec
 from trainer.teacher import LocalTeacher, TeacherModel
 from trainer.tokenizer import train_tokenizer
+from trainer.wanted import TeacherFacts
 
 TAID = {"divergence": "taid", "taid_alpha": 0.3, "taid_beta": 0.9, "temperature": 1.0}
 RKD = {"intermediate_matches": [{"feature": "rkd_distance"}, {"feature": "rkd_angle"}, {"feature": "hidden"}]}
@@ -168,17 +170,32 @@ def test_two_equal_teachers_are_one(mode, teacher_dir, teacher, tmp_path) -> Non
 def test_equal_teachers_of_different_samples_are_one(data, payload, teacher_dir, teacher, tmp_path) -> None:
     training = {"max_steps": 3, "micro_batch_tokens": 128}
     alone = distill_job(tmp_path / "alone", teacher_dir, objective=payload, training=training, data=data)
-    dealt = routed(distill_job(tmp_path / "dealt", teacher_dir, objective=payload, training=training, data=data))
+    dealt = distill_job(tmp_path / "dealt", teacher_dir, objective=payload, training=training, data=data)
+    dealt = routed(dealt, [teacher_dir, teacher_dir])
     learn(dealt, Faculty((teacher, teacher), (0, 1), (0.5, 0.5), is_routed=True))
     assert_close(dealt, learn(alone, Faculty.alone(teacher)))
 
 
-def routed(ctx: JobContext) -> JobContext:
-    """The same job with two teachers, each of every other row."""
-    spec = ctx.spec.model_dump(mode="json")
-    path = Path(spec["data"]["train"])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(row | {"who": f"teacher-{at % 2}"}) + "\n" for at, row in enumerate(rows)))
-    spec["data"]["columns"]["teacher_key"] = "who"
-    spec["teachers"] *= 2
-    return JobContext(ctx.job_dir, "Distill", parse_spec("Distill", spec))
+class LoadedWhole(LocalTeacher):
+    """As a shard is whose files could not be read by slices."""
+
+    def facts(self, batch: Batch) -> TeacherFacts:
+        return replace(super().facts(batch), loaded_whole="every shard reads the whole model: it is quantised")
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def event(self, reason: str, message: str) -> None:
+        self.events.append((reason, message))
+
+
+def test_what_the_answers_are_and_how_the_teacher_was_loaded_is_told(teacher_dir: Path, tmp_path: Path) -> None:
+    ctx, told = distill_job(tmp_path / "job", teacher_dir, training={"max_steps": 1}), Told()
+    prepare(ctx)
+    teacher = LoadedWhole(TeacherModel(str(teacher_dir), dtype="float32"))
+    fit(ctx, "student", Peers.alone(), Faculty.alone(teacher), told, engine="torch")
+    assert told.events[0][0] == "TEACHER_PAYLOAD"
+    assert told.events[0][1].startswith("student: hidden_states, ")
+    assert told.events[1] == ("TEACHER_LOADED_WHOLE", "every shard reads the whole model: it is quantised")
