@@ -174,7 +174,7 @@ def test_every_kind_of_model_and_file_answers_as_the_whole(tmp_path):
     for rank in range(3):
         (warning,) = (tmp_path / f"warned-3-{rank}").read_text().splitlines()
         assert "fused" in warning
-        assert "loads the whole model: model.layers.0.mlp.experts" in warning
+        assert "reads the whole model before it is parted: model.layers.0.mlp.experts" in warning
         for name, held in json.loads((tmp_path / f"held-3-{rank}").read_text()).items():
             assert held["share"] <= held["whole"] / 3 + held["parameters"], name
             assert held["matrices"] == 0, name
