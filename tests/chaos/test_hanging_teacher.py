@@ -19,6 +19,7 @@ from cluster.driver.teacher_plan import load_teacher
 from cluster.ray_head import RayHead
 from tests.tiny_jobs import distill_job
 from trainer.atomic import sha256_file
+from trainer.faculty import Faculty
 from trainer.fit import fit
 from trainer.job import JobContext
 from trainer.listener import Silent
@@ -57,7 +58,7 @@ class Hangs(Silent):
 
 def learned(ctx: JobContext, teacher: Teacher, listener: Silent) -> str:
     prepare(ctx)
-    fit(ctx, "student", Peers.alone(), teacher, listener, engine="torch")
+    fit(ctx, "student", Peers.alone(), Faculty.alone(teacher), listener, engine="torch")
     return sha256_file(ctx.model_dir("student") / "model.safetensors")
 
 
