@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 _FUSED = "sdpa"
 _NAME = "athanor_short_rows"
 _LONGEST_ROW = 512
-"""Positions: beyond, the fused kernel leaves out what causality hides, and wins."""
+"""Positions. At 512 the products were twice as fast; at 1,792 the fused kernel, which skips hidden halves, won."""
 _ELEMENTS = 1 << 20
 """Pairs x T x T at once: 2 MiB in bfloat16, for the caches."""
 _SPECIAL = ("softcap", "position_bias", "s_aux", "cache")
@@ -47,7 +47,9 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As transformers asks for it, [B, T, H, S]; whatever the short way does not cover is the fused kernel's."""
-    special = dropout or any(kwargs.get(name) is not None for name in _SPECIAL) or kwargs.get("is_causal") is False
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    special = dropout or not is_causal or any(kwargs.get(name) is not None for name in _SPECIAL)
     if special or not _covered(query_BHTS, key_BGTS, value_BGTS, attention_mask):
         fused: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS[_FUSED](
             module, query_BHTS, key_BGTS, value_BGTS, attention_mask, dropout=dropout, scaling=scaling, **kwargs

@@ -101,7 +101,7 @@ def _length_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, st
         yield Violation("spec.student.config.max_position_embeddings", message)
     teachers = spec.teachers if isinstance(spec, DistillSpec) else ()
     for reference in (spec.student.model, *(teacher.model for teacher in teachers)):
-        positions = None if reference is None else _number(_config(Path(models.get(reference, reference))), _POSITIONS)
+        positions = _number(_config(reference, models), _POSITIONS)
         if positions is not None and positions < longest:
             mend = "lower it, or take a model of more positions"
             yield Violation(
@@ -113,9 +113,8 @@ def _layer_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str
     """Layers that are to go together must be there; what does not say its number is judged when the job runs."""
     if not isinstance(spec, DistillSpec):
         return
-    of_student = spec.student.config or _config(Path(models.get(str(spec.student.model), str(spec.student.model))))
-    teacher = spec.teachers[0].model
-    theirs, ours = _number(_config(Path(models.get(teacher, teacher))), _LAYERS), _number(of_student, _LAYERS)
+    of_student = spec.student.config or _config(spec.student.model, models)
+    theirs, ours = _number(_config(spec.teachers[0].model, models), _LAYERS), _number(of_student, _LAYERS)
     if theirs is None or ours is None:
         return
     for at, match in enumerate(spec.objective.intermediate_matches):
@@ -123,10 +122,12 @@ def _layer_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str
             yield Violation(f"spec.objective.intermediate_matches[{at}].{wrong[0]}", wrong[1])
 
 
-def _config(directory: Path) -> Mapping[str, object]:
-    """Of a model directory; nothing where it cannot be read, which others say."""
+def _config(reference: str | None, models: Mapping[str, str]) -> Mapping[str, object]:
+    """Of a model's directory; nothing where there is none, or where it cannot be read, which others say."""
+    if reference is None:
+        return {}
     try:
-        config = json.loads((directory.expanduser() / "config.json").read_text())
+        config = json.loads((Path(models.get(reference, reference)).expanduser() / "config.json").read_text())
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

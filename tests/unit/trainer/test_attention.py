@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tiny_jobs import TINY_LLAMA
 from trainer import attention as ours
 from trainer.attention import attention, choose_attention
 from trainer.batch import Sample, collate
@@ -13,14 +14,6 @@ from trainer.models import fresh_model, hidden_at_rows
 from trainer.tokenizer import train_tokenizer
 
 ROWS, HEADS, LENGTH, SIZE = 3, 4, 24, 8
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 def drawn(groups: int, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Tensor], Tensor]:
@@ -81,7 +74,7 @@ def test_a_position_that_may_look_nowhere_gives_no_nan() -> None:
     assert all(found.isfinite().all() for found in gradients(answer, near, gradient))
 
 
-@pytest.mark.parametrize("why", ["float32", "no gradient", "long", "dropout", "soft cap", "not causal"])
+@pytest.mark.parametrize("why", ["float32", "no gradient", "long", "dropout", "soft cap", "not causal", "module"])
 def test_what_is_not_covered_is_left_to_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     asked: list[str] = []
 
@@ -94,15 +87,17 @@ def test_what_is_not_covered_is_left_to_the_fused_kernel(monkeypatch: pytest.Mon
     if why == "long":
         monkeypatch.setattr(ours, "_LONGEST_ROW", LENGTH - 1)
     more = {"dropout": {"dropout": 0.1}, "soft cap": {"softcap": 30.0}, "not causal": {"is_causal": False}}
+    module = nn.Module()
+    module.is_causal = why != "module"
     with torch.set_grad_enabled(why != "no gradient"):
-        attention(nn.Module(), *sides, None, **more.get(why, {}))
+        attention(module, *sides, None, **more.get(why, {}))
     assert asked == [why]
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_model_learns_the_same_by_it(packed: bool) -> None:
     tokenizer = train_tokenizer(["where is my card", "top up"], 300)
-    model = fresh_model(LLAMA, tokenizer, 0).bfloat16().train()
+    model = fresh_model(TINY_LLAMA, tokenizer, 0).bfloat16().train()
     texts = [tokenizer(text)["input_ids"] for text in ("where is my card", "top up", "the card has not arrived yet")]
     samples = [Sample(sample_id=at, input_ids=ids, labels=ids) for at, ids in enumerate(texts)]
     batch = collate([[0, 1], [2]] if packed else [[0], [1], [2]], samples, 0)

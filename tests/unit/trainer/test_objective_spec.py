@@ -176,7 +176,7 @@ def test_teachers_without_names_are_numbered() -> None:
     assert parse(teachers=[{"model": "a/a"}, {"model": "b/b", "name": "big"}]).teacher_names == ("teacher-0", "big")
 
 
-def test_a_student_may_be_routed_and_weighted() -> None:
+def test_samples_may_be_dealt_out_to_teachers_and_teachers_may_be_weighted() -> None:
     spec = parse(**ROUTED, teachers=[{"model": "a/a"}, {"model": "b/b", "name": "big"}])
     assert spec.data.columns.teacher_key == "who"
     assert spec.data.columns.without_teachers().teacher_key is None
