@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n athanor/v1/cluster_service.proto\x12\nathanor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\xed\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0c\x61pi_versions\x18\x02 \x03(\t\x12\x19\n\x11ray_dashboard_url\x18\x03 \x01(\t\x12\x15\n\rray_reachable\x18\x04 \x01(\x08\x12\x13\n\x0bray_version\x18\x05 \x01(\t\x12\x11\n\tserve_url\x18\x06 \x01(\t\x12\x14\n\x0cstorage_path\x18\x07 \x01(\t\x12\r\n\x05store\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp2k\n\x0e\x43lusterService\x12Y\n\rGetServerInfo\x12 .athanor.v1.GetServerInfoRequest\x1a!.athanor.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n athanor/v1/cluster_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\xed\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0c\x61pi_versions\x18\x02 \x03(\t\x12\x19\n\x11ray_dashboard_url\x18\x03 \x01(\t\x12\x15\n\rray_reachable\x18\x04 \x01(\x08\x12\x13\n\x0bray_version\x18\x05 \x01(\t\x12\x11\n\tserve_url\x18\x06 \x01(\t\x12\x14\n\x0cstorage_path\x18\x07 \x01(\t\x12\r\n\x05store\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10ListNodesRequest\"t\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x61live\x18\x03 \x01(\x08\x12\x0c\n\x04\x63pus\x18\x04 \x01(\x01\x12\x0c\n\x04gpus\x18\x05 \x01(\x01\x12\x11\n\tfree_cpus\x18\x06 \x01(\x01\x12\x11\n\tfree_gpus\x18\x07 \x01(\x01\"4\n\x11ListNodesResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.athanor.v1.Node\"$\n\x0fGetQueueRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\"\x99\x01\n\tQueuedJob\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x10\n\x08position\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x7f\n\x10GetQueueResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.athanor.v1.QueuedJob\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\x05\x12\x31\n\rdecision_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"{\n\x05Quota\x12\x11\n\x04\x63pus\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04gpus\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0crunning_jobs\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x42\x07\n\x05_cpusB\x07\n\x05_gpusB\x0f\n\r_running_jobs\"\x81\x01\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x05quota\x18\x02 \x01(\x0b\x32\x11.athanor.v1.Quota\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x14\n\x0crunning_jobs\x18\x05 \x01(\x05\x12\x14\n\x0cwaiting_jobs\x18\x06 \x01(\x05\"\x15\n\x13ListProjectsRequest\"=\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.athanor.v1.Project\"D\n\x0fSetQuotaRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12 \n\x05quota\x18\x02 \x01(\x0b\x32\x11.athanor.v1.Quota\"8\n\x10SetQuotaResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.athanor.v1.Project2\xd4\x03\n\x0e\x43lusterService\x12\x61\n\rGetServerInfo\x12 .athanor.v1.GetServerInfoRequest\x1a!.athanor.v1.GetServerInfoResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12U\n\tListNodes\x12\x1c.athanor.v1.ListNodesRequest\x1a\x1d.athanor.v1.ListNodesResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12R\n\x08GetQueue\x12\x1b.athanor.v1.GetQueueRequest\x1a\x1c.athanor.v1.GetQueueResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12^\n\x0cListProjects\x12\x1f.athanor.v1.ListProjectsRequest\x1a .athanor.v1.ListProjectsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12T\n\x08SetQuota\x12\x1b.athanor.v1.SetQuotaRequest\x1a\x1c.athanor.v1.SetQuotaResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x03\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +34,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'athanor.v1.cluster_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLUSTERSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
-  _globals['_CLUSTERSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=81
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=103
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=106
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=343
-  _globals['_CLUSTERSERVICE']._serialized_start=345
-  _globals['_CLUSTERSERVICE']._serialized_end=452
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_CLUSTERSERVICE'].methods_by_name['ListNodes']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['ListNodes']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetQueue']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetQueue']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_CLUSTERSERVICE'].methods_by_name['ListProjects']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['ListProjects']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_CLUSTERSERVICE'].methods_by_name['SetQuota']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['SetQuota']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\003\030\001'
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=107
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=129
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=132
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=369
+  _globals['_LISTNODESREQUEST']._serialized_start=371
+  _globals['_LISTNODESREQUEST']._serialized_end=389
+  _globals['_NODE']._serialized_start=391
+  _globals['_NODE']._serialized_end=507
+  _globals['_LISTNODESRESPONSE']._serialized_start=509
+  _globals['_LISTNODESRESPONSE']._serialized_end=561
+  _globals['_GETQUEUEREQUEST']._serialized_start=563
+  _globals['_GETQUEUEREQUEST']._serialized_end=599
+  _globals['_QUEUEDJOB']._serialized_start=602
+  _globals['_QUEUEDJOB']._serialized_end=755
+  _globals['_GETQUEUERESPONSE']._serialized_start=757
+  _globals['_GETQUEUERESPONSE']._serialized_end=884
+  _globals['_QUOTA']._serialized_start=886
+  _globals['_QUOTA']._serialized_end=1009
+  _globals['_PROJECT']._serialized_start=1012
+  _globals['_PROJECT']._serialized_end=1141
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=1143
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=1164
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=1166
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=1227
+  _globals['_SETQUOTAREQUEST']._serialized_start=1229
+  _globals['_SETQUOTAREQUEST']._serialized_end=1297
+  _globals['_SETQUOTARESPONSE']._serialized_start=1299
+  _globals['_SETQUOTARESPONSE']._serialized_end=1355
+  _globals['_CLUSTERSERVICE']._serialized_start=1358
+  _globals['_CLUSTERSERVICE']._serialized_end=1826
 # @@protoc_insertion_point(module_scope)

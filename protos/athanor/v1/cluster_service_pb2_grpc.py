@@ -40,6 +40,26 @@ class ClusterServiceStub:
                 request_serializer=athanor_dot_v1_dot_cluster__service__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_cluster__service__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/athanor.v1.ClusterService/ListNodes',
+                request_serializer=athanor_dot_v1_dot_cluster__service__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_cluster__service__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.GetQueue = channel.unary_unary(
+                '/athanor.v1.ClusterService/GetQueue',
+                request_serializer=athanor_dot_v1_dot_cluster__service__pb2.GetQueueRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_cluster__service__pb2.GetQueueResponse.FromString,
+                _registered_method=True)
+        self.ListProjects = channel.unary_unary(
+                '/athanor.v1.ClusterService/ListProjects',
+                request_serializer=athanor_dot_v1_dot_cluster__service__pb2.ListProjectsRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_cluster__service__pb2.ListProjectsResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/athanor.v1.ClusterService/SetQuota',
+                request_serializer=athanor_dot_v1_dot_cluster__service__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_cluster__service__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -53,6 +73,34 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNodes(self, request, context):
+        """Ray's nodes, and what of them is taken. UNAVAILABLE / RAY_UNREACHABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQueue(self, request, context):
+        """The queue in the order of the scheduler's last decision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjects(self, request, context):
+        """Quotas and use, of every project that the token reaches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Sets what a project may hold at once, and its weight beside others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +108,26 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=athanor_dot_v1_dot_cluster__service__pb2.GetServerInfoRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_cluster__service__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=athanor_dot_v1_dot_cluster__service__pb2.ListNodesRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_cluster__service__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'GetQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQueue,
+                    request_deserializer=athanor_dot_v1_dot_cluster__service__pb2.GetQueueRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_cluster__service__pb2.GetQueueResponse.SerializeToString,
+            ),
+            'ListProjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjects,
+                    request_deserializer=athanor_dot_v1_dot_cluster__service__pb2.ListProjectsRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_cluster__service__pb2.ListProjectsResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=athanor_dot_v1_dot_cluster__service__pb2.SetQuotaRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_cluster__service__pb2.SetQuotaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +158,114 @@ class ClusterService:
             '/athanor.v1.ClusterService/GetServerInfo',
             athanor_dot_v1_dot_cluster__service__pb2.GetServerInfoRequest.SerializeToString,
             athanor_dot_v1_dot_cluster__service__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ClusterService/ListNodes',
+            athanor_dot_v1_dot_cluster__service__pb2.ListNodesRequest.SerializeToString,
+            athanor_dot_v1_dot_cluster__service__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ClusterService/GetQueue',
+            athanor_dot_v1_dot_cluster__service__pb2.GetQueueRequest.SerializeToString,
+            athanor_dot_v1_dot_cluster__service__pb2.GetQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ClusterService/ListProjects',
+            athanor_dot_v1_dot_cluster__service__pb2.ListProjectsRequest.SerializeToString,
+            athanor_dot_v1_dot_cluster__service__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ClusterService/SetQuota',
+            athanor_dot_v1_dot_cluster__service__pb2.SetQuotaRequest.SerializeToString,
+            athanor_dot_v1_dot_cluster__service__pb2.SetQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,14 @@ class ClusterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.GetServerInfoRequest, _cluster_service_pb2.GetServerInfoResponse]
     """Versions and addresses."""
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.ListNodesRequest, _cluster_service_pb2.ListNodesResponse]
+    """Ray's nodes, and what of them is taken. UNAVAILABLE / RAY_UNREACHABLE."""
+    GetQueue: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.GetQueueRequest, _cluster_service_pb2.GetQueueResponse]
+    """The queue in the order of the scheduler's last decision."""
+    ListProjects: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.ListProjectsRequest, _cluster_service_pb2.ListProjectsResponse]
+    """Quotas and use, of every project that the token reaches."""
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.SetQuotaRequest, _cluster_service_pb2.SetQuotaResponse]
+    """Sets what a project may hold at once, and its weight beside others."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -43,6 +51,14 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.GetServerInfoRequest, _cluster_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Versions and addresses."""
+    ListNodes: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ListNodesRequest, _cluster_service_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """Ray's nodes, and what of them is taken. UNAVAILABLE / RAY_UNREACHABLE."""
+    GetQueue: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.GetQueueRequest, _cluster_service_pb2.GetQueueResponse]  # type: ignore[assignment]
+    """The queue in the order of the scheduler's last decision."""
+    ListProjects: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ListProjectsRequest, _cluster_service_pb2.ListProjectsResponse]  # type: ignore[assignment]
+    """Quotas and use, of every project that the token reaches."""
+    SetQuota: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.SetQuotaRequest, _cluster_service_pb2.SetQuotaResponse]  # type: ignore[assignment]
+    """Sets what a project may hold at once, and its weight beside others."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """What is running, and where."""
@@ -54,5 +70,37 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_service_pb2.GetServerInfoResponse, _abc.Awaitable[_cluster_service_pb2.GetServerInfoResponse]]:
         """Versions and addresses."""
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _cluster_service_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.ListNodesResponse, _abc.Awaitable[_cluster_service_pb2.ListNodesResponse]]:
+        """Ray's nodes, and what of them is taken. UNAVAILABLE / RAY_UNREACHABLE."""
+
+    @_abc_1.abstractmethod
+    def GetQueue(
+        self,
+        request: _cluster_service_pb2.GetQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.GetQueueResponse, _abc.Awaitable[_cluster_service_pb2.GetQueueResponse]]:
+        """The queue in the order of the scheduler's last decision."""
+
+    @_abc_1.abstractmethod
+    def ListProjects(
+        self,
+        request: _cluster_service_pb2.ListProjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.ListProjectsResponse, _abc.Awaitable[_cluster_service_pb2.ListProjectsResponse]]:
+        """Quotas and use, of every project that the token reaches."""
+
+    @_abc_1.abstractmethod
+    def SetQuota(
+        self,
+        request: _cluster_service_pb2.SetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.SetQuotaResponse, _abc.Awaitable[_cluster_service_pb2.SetQuotaResponse]]:
+        """Sets what a project may hold at once, and its weight beside others."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,40 +22,45 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#athanor/v1/deployment_service.proto\x12\nathanor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eresolved_model\x18\x03 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x04 \x01(\x05\x12\x18\n\x10\x63pus_per_replica\x18\x05 \x01(\x01\x12\x18\n\x10gpus_per_replica\x18\x06 \x01(\x01\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.athanor.v1.DeploymentState\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x17\x43reateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"F\n\x18\x43reateDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"\x18\n\x16ListDeploymentsRequest\"F\n\x17ListDeploymentsResponse\x12+\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x16.athanor.v1.Deployment\"\'\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse*\xc9\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_DEPLOYING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_DELETING\x10\x05\x32\x8d\x03\n\x11\x44\x65ploymentService\x12]\n\x10\x43reateDeployment\x12#.athanor.v1.CreateDeploymentRequest\x1a$.athanor.v1.CreateDeploymentResponse\x12Y\n\rGetDeployment\x12 .athanor.v1.GetDeploymentRequest\x1a!.athanor.v1.GetDeploymentResponse\"\x03\x90\x02\x01\x12_\n\x0fListDeployments\x12\".athanor.v1.ListDeploymentsRequest\x1a#.athanor.v1.ListDeploymentsResponse\"\x03\x90\x02\x01\x12]\n\x10\x44\x65leteDeployment\x12#.athanor.v1.DeleteDeploymentRequest\x1a$.athanor.v1.DeleteDeploymentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#athanor/v1/deployment_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eresolved_model\x18\x03 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x04 \x01(\x05\x12\x18\n\x10\x63pus_per_replica\x18\x05 \x01(\x01\x12\x18\n\x10gpus_per_replica\x18\x06 \x01(\x01\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.athanor.v1.DeploymentState\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x17\x43reateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"F\n\x18\x43reateDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"\x18\n\x16ListDeploymentsRequest\"F\n\x17ListDeploymentsResponse\x12+\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x16.athanor.v1.Deployment\"\'\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse*\xc9\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_DEPLOYING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_DELETING\x10\x05\x32\xb5\x03\n\x11\x44\x65ploymentService\x12i\n\x10\x43reateDeployment\x12#.athanor.v1.CreateDeploymentRequest\x1a$.athanor.v1.CreateDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12\x61\n\rGetDeployment\x12 .athanor.v1.GetDeploymentRequest\x1a!.athanor.v1.GetDeploymentResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12g\n\x0fListDeployments\x12\".athanor.v1.ListDeploymentsRequest\x1a#.athanor.v1.ListDeploymentsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12i\n\x10\x44\x65leteDeployment\x12#.athanor.v1.DeleteDeploymentRequest\x1a$.athanor.v1.DeleteDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'athanor.v1.deployment_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['CreateDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['CreateDeployment']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['GetDeployment']._loaded_options = None
-  _globals['_DEPLOYMENTSERVICE'].methods_by_name['GetDeployment']._serialized_options = b'\220\002\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['GetDeployment']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeployments']._loaded_options = None
-  _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeployments']._serialized_options = b'\220\002\001'
-  _globals['_DEPLOYMENTSTATE']._serialized_start=821
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1022
-  _globals['_DEPLOYMENT']._serialized_start=85
-  _globals['_DEPLOYMENT']._serialized_end=401
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=403
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=472
-  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_start=474
-  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_end=544
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=546
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=582
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=584
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=651
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=653
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=677
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=679
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=749
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=751
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=790
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=792
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=818
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=1025
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=1422
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeployments']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_DEPLOYMENTSTATE']._serialized_start=847
+  _globals['_DEPLOYMENTSTATE']._serialized_end=1048
+  _globals['_DEPLOYMENT']._serialized_start=111
+  _globals['_DEPLOYMENT']._serialized_end=427
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=429
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=498
+  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_start=500
+  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_end=570
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=572
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=608
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=610
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=677
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=679
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=703
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=705
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=775
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=777
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=816
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=818
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=844
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=1051
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=1488
 # @@protoc_insertion_point(module_scope)

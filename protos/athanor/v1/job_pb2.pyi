@@ -225,6 +225,36 @@ class Attempt(_message.Message):
 Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
+class QueueStanding(_message.Message):
+    """A place in the queue, as of the scheduler's last decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """1 goes next; 0 while the scheduler has not seen it."""
+    reason: _builtins.str
+    """UPPER_SNAKE word: RESOURCES, BEHIND_OTHERS, QUOTA, RUNNING_JOBS_LIMIT, TOO_LARGE, HELD, DEPENDENCY, RAY_UNREACHABLE."""
+    message: _builtins.str
+    """One sentence for people."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "position", b"position", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueStanding: _TypeAlias = QueueStanding  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """A job: what was asked, and how far it is."""
 
@@ -291,6 +321,12 @@ class Job(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    MAX_RUN_DURATION_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """Set by the server: `<name>-<8 random letters and digits>`. Unique for ever."""
     name: _builtins.str
@@ -311,6 +347,14 @@ class Job(_message.Message):
     """Output only. Grows with each stored change of any job; a cursor for WatchJobs."""
     etag: _builtins.str
     """Output only. Opaque tag of this version of the job."""
+    project: _builtins.str
+    """Whose job it is: 1-40 of [a-z0-9-], begins with a letter; empty at creation means "default"."""
+    priority: _builtins.int
+    """0-1000, higher goes first. Output only at creation: it is `spec.schedule.priority` until UpdateJob changes it."""
+    creator: _builtins.str
+    """Output only. Name of the token that made it."""
+    retry_of: _builtins.str
+    """Output only. Uid of the job that this one repeats."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free key=value marks."""
@@ -355,6 +399,14 @@ class Job(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def max_run_duration(self) -> _duration_pb2.Duration:
+        """The job is failed after this long in RUNNING. As `priority`: first `spec.schedule.max_run_duration`; absent: no limit."""
+
+    @_builtins.property
+    def queue(self) -> Global___QueueStanding:
+        """Output only. While QUEUED: where it stands, and why it waits."""
+
     def __init__(
         self,
         *,
@@ -379,10 +431,16 @@ class Job(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         resource_version: _builtins.int = ...,
         etag: _builtins.str = ...,
+        project: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        max_run_duration: _duration_pb2.Duration | None = ...,
+        queue: Global___QueueStanding | None = ...,
+        creator: _builtins.str = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "summary", b"summary", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "max_run_duration", b"max_run_duration", "progress", b"progress", "queue", b"queue", "spec", b"spec", "start_time", b"start_time", "summary", b"summary", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "conditions", b"conditions", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "kind", b"kind", "labels", b"labels", "message", b"message", "name", b"name", "progress", b"progress", "published_model", b"published_model", "reason", b"reason", "report_path", b"report_path", "resolved_models", b"resolved_models", "resource_version", b"resource_version", "spec", b"spec", "start_time", b"start_time", "state", b"state", "summary", b"summary", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "etag", b"etag", "kind", b"kind", "labels", b"labels", "max_run_duration", b"max_run_duration", "message", b"message", "name", b"name", "priority", b"priority", "progress", b"progress", "project", b"project", "published_model", b"published_model", "queue", b"queue", "reason", b"reason", "report_path", b"report_path", "resolved_models", b"resolved_models", "resource_version", b"resource_version", "retry_of", b"retry_of", "spec", b"spec", "start_time", b"start_time", "state", b"state", "summary", b"summary", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

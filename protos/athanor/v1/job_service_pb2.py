@@ -23,50 +23,108 @@ _sym_db = _symbol_database.Default()
 
 
 from athanor.v1 import job_pb2 as athanor_dot_v1_dot_job__pb2
+from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61thanor/v1/job_service.proto\x12\nathanor.v1\x1a\x14\x61thanor/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n\x10\x43reateJobRequest\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"1\n\x11\x43reateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"\x1c\n\rGetJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"l\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.athanor.v1.JobState\x12\x0c\n\x04name\x18\x04 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.athanor.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"?\n\x10WatchJobsRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x1e\n\x16\x61\x66ter_resource_version\x18\x02 \x01(\x03\"V\n\x11WatchJobsResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.athanor.v1.JobEvent\"\xac\x01\n\x08JobEvent\x12\x18\n\x10resource_version\x18\x01 \x01(\x03\x12\x0f\n\x07job_uid\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.athanor.v1.JobState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x14StreamJobLogsRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x14\n\x0c\x61\x66ter_offset\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"K\n\x15StreamJobLogsResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x32\xe0\x03\n\nJobService\x12H\n\tCreateJob\x12\x1c.athanor.v1.CreateJobRequest\x1a\x1d.athanor.v1.CreateJobResponse\x12\x44\n\x06GetJob\x12\x19.athanor.v1.GetJobRequest\x1a\x1a.athanor.v1.GetJobResponse\"\x03\x90\x02\x01\x12J\n\x08ListJobs\x12\x1b.athanor.v1.ListJobsRequest\x1a\x1c.athanor.v1.ListJobsResponse\"\x03\x90\x02\x01\x12H\n\tCancelJob\x12\x1c.athanor.v1.CancelJobRequest\x1a\x1d.athanor.v1.CancelJobResponse\x12O\n\tWatchJobs\x12\x1c.athanor.v1.WatchJobsRequest\x1a\x1d.athanor.v1.WatchJobsResponse\"\x03\x90\x02\x01\x30\x01\x12[\n\rStreamJobLogs\x12 .athanor.v1.StreamJobLogsRequest\x1a!.athanor.v1.StreamJobLogsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61thanor/v1/job_service.proto\x12\nathanor.v1\x1a\x14\x61thanor/v1/job.proto\x1a\x18\x61thanor/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n\x10\x43reateJobRequest\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"1\n\x11\x43reateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"\x1c\n\rGetJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"\x8e\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.athanor.v1.JobState\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x10\n\x08order_by\x18\x06 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.athanor.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x10UpdateJobRequest\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"1\n\x11UpdateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"-\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"a\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12/\n\x0cgrace_period\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"/\n\x0fPauseJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"0\n\x10PauseJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"\x1f\n\x10ResumeJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\"1\n\x11ResumeJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"K\n\x0fRetryJobRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_checkpoint\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"0\n\x10RetryJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\"c\n\x10WatchJobsRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x1e\n\x16\x61\x66ter_resource_version\x18\x02 \x01(\x03\x12\x11\n\tbookmarks\x18\x03 \x01(\x08\x12\x0f\n\x07project\x18\x04 \x01(\t\"\x81\x01\n\x11WatchJobsResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.athanor.v1.Job\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.athanor.v1.JobEvent\x12\x18\n\x10resource_version\x18\x03 \x01(\x03\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\"\xac\x01\n\x08JobEvent\x12\x18\n\x10resource_version\x18\x01 \x01(\x03\x12\x0f\n\x07job_uid\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.athanor.v1.JobState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x14StreamJobLogsRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x14\n\x0c\x61\x66ter_offset\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04rank\x18\x06 \x01(\x05\x12\x12\n\ntail_lines\x18\x07 \x01(\x05\"K\n\x15StreamJobLogsResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"X\n\x17StreamJobMetricsRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\nafter_step\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"c\n\x18StreamJobMetricsResponse\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12(\n\x07\x66igures\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07rewound\x18\x03 \x01(\x08\"J\n\x14ListJobEventsRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x15ListJobEventsResponse\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.athanor.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x13GetJobReportRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12(\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x18.athanor.v1.ReportFormat\"=\n\x14GetJobReportResponse\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c*]\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x02\x32\x80\n\n\nJobService\x12T\n\tCreateJob\x12\x1c.athanor.v1.CreateJobRequest\x1a\x1d.athanor.v1.CreateJobResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12L\n\x06GetJob\x12\x19.athanor.v1.GetJobRequest\x1a\x1a.athanor.v1.GetJobResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12R\n\x08ListJobs\x12\x1b.athanor.v1.ListJobsRequest\x1a\x1c.athanor.v1.ListJobsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12W\n\tUpdateJob\x12\x1c.athanor.v1.UpdateJobRequest\x1a\x1d.athanor.v1.UpdateJobResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12W\n\tDeleteJob\x12\x1c.athanor.v1.DeleteJobRequest\x1a\x1d.athanor.v1.DeleteJobResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12W\n\tCancelJob\x12\x1c.athanor.v1.CancelJobRequest\x1a\x1d.athanor.v1.CancelJobResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12T\n\x08PauseJob\x12\x1b.athanor.v1.PauseJobRequest\x1a\x1c.athanor.v1.PauseJobResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12W\n\tResumeJob\x12\x1c.athanor.v1.ResumeJobRequest\x1a\x1d.athanor.v1.ResumeJobResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12Q\n\x08RetryJob\x12\x1b.athanor.v1.RetryJobRequest\x1a\x1c.athanor.v1.RetryJobResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12W\n\tWatchJobs\x12\x1c.athanor.v1.WatchJobsRequest\x1a\x1d.athanor.v1.WatchJobsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x30\x01\x12\x63\n\rStreamJobLogs\x12 .athanor.v1.StreamJobLogsRequest\x1a!.athanor.v1.StreamJobLogsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x30\x01\x12l\n\x10StreamJobMetrics\x12#.athanor.v1.StreamJobMetricsRequest\x1a$.athanor.v1.StreamJobMetricsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x30\x01\x12\x61\n\rListJobEvents\x12 .athanor.v1.ListJobEventsRequest\x1a!.athanor.v1.ListJobEventsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12^\n\x0cGetJobReport\x12\x1f.athanor.v1.GetJobReportRequest\x1a .athanor.v1.GetJobReportResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'athanor.v1.job_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CreateJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
-  _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001'
+  _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
-  _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001'
+  _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\002\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\002\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\002\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\002\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\002\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['RetryJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['RetryJob']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
   _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._loaded_options = None
-  _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._serialized_options = b'\220\002\001'
+  _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
   _globals['_JOBSERVICE'].methods_by_name['StreamJobLogs']._loaded_options = None
-  _globals['_JOBSERVICE'].methods_by_name['StreamJobLogs']._serialized_options = b'\220\002\001'
-  _globals['_CREATEJOBREQUEST']._serialized_start=99
-  _globals['_CREATEJOBREQUEST']._serialized_end=190
-  _globals['_CREATEJOBRESPONSE']._serialized_start=192
-  _globals['_CREATEJOBRESPONSE']._serialized_end=241
-  _globals['_GETJOBREQUEST']._serialized_start=243
-  _globals['_GETJOBREQUEST']._serialized_end=271
-  _globals['_GETJOBRESPONSE']._serialized_start=273
-  _globals['_GETJOBRESPONSE']._serialized_end=319
-  _globals['_LISTJOBSREQUEST']._serialized_start=321
-  _globals['_LISTJOBSREQUEST']._serialized_end=429
-  _globals['_LISTJOBSRESPONSE']._serialized_start=431
-  _globals['_LISTJOBSRESPONSE']._serialized_end=505
-  _globals['_CANCELJOBREQUEST']._serialized_start=507
-  _globals['_CANCELJOBREQUEST']._serialized_end=555
-  _globals['_CANCELJOBRESPONSE']._serialized_start=557
-  _globals['_CANCELJOBRESPONSE']._serialized_end=606
-  _globals['_WATCHJOBSREQUEST']._serialized_start=608
-  _globals['_WATCHJOBSREQUEST']._serialized_end=671
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=673
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=759
-  _globals['_JOBEVENT']._serialized_start=762
-  _globals['_JOBEVENT']._serialized_end=934
-  _globals['_STREAMJOBLOGSREQUEST']._serialized_start=936
-  _globals['_STREAMJOBLOGSREQUEST']._serialized_end=1026
-  _globals['_STREAMJOBLOGSRESPONSE']._serialized_start=1028
-  _globals['_STREAMJOBLOGSRESPONSE']._serialized_end=1103
-  _globals['_JOBSERVICE']._serialized_start=1106
-  _globals['_JOBSERVICE']._serialized_end=1586
+  _globals['_JOBSERVICE'].methods_by_name['StreamJobLogs']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_JOBSERVICE'].methods_by_name['StreamJobMetrics']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['StreamJobMetrics']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_JOBSERVICE'].methods_by_name['GetJobReport']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['GetJobReport']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_REPORTFORMAT']._serialized_start=2478
+  _globals['_REPORTFORMAT']._serialized_end=2571
+  _globals['_CREATEJOBREQUEST']._serialized_start=221
+  _globals['_CREATEJOBREQUEST']._serialized_end=312
+  _globals['_CREATEJOBRESPONSE']._serialized_start=314
+  _globals['_CREATEJOBRESPONSE']._serialized_end=363
+  _globals['_GETJOBREQUEST']._serialized_start=365
+  _globals['_GETJOBREQUEST']._serialized_end=393
+  _globals['_GETJOBRESPONSE']._serialized_start=395
+  _globals['_GETJOBRESPONSE']._serialized_end=441
+  _globals['_LISTJOBSREQUEST']._serialized_start=444
+  _globals['_LISTJOBSREQUEST']._serialized_end=586
+  _globals['_LISTJOBSRESPONSE']._serialized_start=588
+  _globals['_LISTJOBSRESPONSE']._serialized_end=662
+  _globals['_UPDATEJOBREQUEST']._serialized_start=664
+  _globals['_UPDATEJOBREQUEST']._serialized_end=775
+  _globals['_UPDATEJOBRESPONSE']._serialized_start=777
+  _globals['_UPDATEJOBRESPONSE']._serialized_end=826
+  _globals['_DELETEJOBREQUEST']._serialized_start=828
+  _globals['_DELETEJOBREQUEST']._serialized_end=873
+  _globals['_DELETEJOBRESPONSE']._serialized_start=875
+  _globals['_DELETEJOBRESPONSE']._serialized_end=894
+  _globals['_CANCELJOBREQUEST']._serialized_start=896
+  _globals['_CANCELJOBREQUEST']._serialized_end=993
+  _globals['_CANCELJOBRESPONSE']._serialized_start=995
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1044
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1046
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1093
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=1095
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=1143
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1145
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1176
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=1178
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=1227
+  _globals['_RETRYJOBREQUEST']._serialized_start=1229
+  _globals['_RETRYJOBREQUEST']._serialized_end=1304
+  _globals['_RETRYJOBRESPONSE']._serialized_start=1306
+  _globals['_RETRYJOBRESPONSE']._serialized_end=1354
+  _globals['_WATCHJOBSREQUEST']._serialized_start=1356
+  _globals['_WATCHJOBSREQUEST']._serialized_end=1455
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=1458
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=1587
+  _globals['_JOBEVENT']._serialized_start=1590
+  _globals['_JOBEVENT']._serialized_end=1762
+  _globals['_STREAMJOBLOGSREQUEST']._serialized_start=1765
+  _globals['_STREAMJOBLOGSREQUEST']._serialized_end=1903
+  _globals['_STREAMJOBLOGSRESPONSE']._serialized_start=1905
+  _globals['_STREAMJOBLOGSRESPONSE']._serialized_end=1980
+  _globals['_STREAMJOBMETRICSREQUEST']._serialized_start=1982
+  _globals['_STREAMJOBMETRICSREQUEST']._serialized_end=2070
+  _globals['_STREAMJOBMETRICSRESPONSE']._serialized_start=2072
+  _globals['_STREAMJOBMETRICSRESPONSE']._serialized_end=2171
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=2173
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=2247
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=2249
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=2335
+  _globals['_GETJOBREPORTREQUEST']._serialized_start=2337
+  _globals['_GETJOBREPORTREQUEST']._serialized_end=2413
+  _globals['_GETJOBREPORTRESPONSE']._serialized_start=2415
+  _globals['_GETJOBREPORTRESPONSE']._serialized_end=2476
+  _globals['_JOBSERVICE']._serialized_start=2574
+  _globals['_JOBSERVICE']._serialized_end=3854
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class JobServiceStub:
     """Errors carry google.rpc.ErrorInfo (domain "athanor.dev") and, for bad input, google.rpc.BadRequest.
+    A job of a project that the token does not reach is NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -50,10 +51,35 @@ class JobServiceStub:
                 request_serializer=athanor_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/athanor.v1.JobService/UpdateJob',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/athanor.v1.JobService/DeleteJob',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/athanor.v1.JobService/CancelJob',
                 request_serializer=athanor_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
+                _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/athanor.v1.JobService/PauseJob',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/athanor.v1.JobService/ResumeJob',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/athanor.v1.JobService/RetryJob',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.RetryJobResponse.FromString,
                 _registered_method=True)
         self.WatchJobs = channel.unary_stream(
                 '/athanor.v1.JobService/WatchJobs',
@@ -65,10 +91,26 @@ class JobServiceStub:
                 request_serializer=athanor_dot_v1_dot_job__service__pb2.StreamJobLogsRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_job__service__pb2.StreamJobLogsResponse.FromString,
                 _registered_method=True)
+        self.StreamJobMetrics = channel.unary_stream(
+                '/athanor.v1.JobService/StreamJobMetrics',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.StreamJobMetricsRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.StreamJobMetricsResponse.FromString,
+                _registered_method=True)
+        self.ListJobEvents = channel.unary_unary(
+                '/athanor.v1.JobService/ListJobEvents',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.ListJobEventsRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.ListJobEventsResponse.FromString,
+                _registered_method=True)
+        self.GetJobReport = channel.unary_unary(
+                '/athanor.v1.JobService/GetJobReport',
+                request_serializer=athanor_dot_v1_dot_job__service__pb2.GetJobReportRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_job__service__pb2.GetJobReportResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
     """Errors carry google.rpc.ErrorInfo (domain "athanor.dev") and, for bad input, google.rpc.BadRequest.
+    A job of a project that the token does not reach is NOT_FOUND.
     """
 
     def CreateJob(self, request, context):
@@ -86,7 +128,21 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Jobs, newest first.
+        """Jobs, newest first unless `order_by` says otherwise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Changes labels, priority or max_run_duration of a job that has not ended. ABORTED / ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Forgets a job that has ended, with its logs and checkpoints; what it published stays. FAILED_PRECONDITION / JOB_NOT_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +150,27 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Asks a job to end. Idempotent; a terminal job is returned as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Asks a job to write a checkpoint and let go of its resources. Idempotent. FAILED_PRECONDITION / JOB_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Puts a paused job back into the queue; it goes on from its checkpoint. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Makes a new job of one that has FAILED or was CANCELLED: the same spec, from its last good checkpoint if asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +184,28 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamJobLogs(self, request, context):
-        """The log of one attempt's driver and workers, in bytes, resumable at an offset.
+        """The log of one process of one attempt, in bytes, resumable at an offset. Read from storage: Ray may be gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamJobMetrics(self, request, context):
+        """The figures of a role step by step, as its metrics.jsonl has them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobEvents(self, request, context):
+        """The history of one job, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobReport(self, request, context):
+        """The transfer report of a finished job. NOT_FOUND / REPORT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,10 +229,35 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=athanor_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
             ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.UpdateJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.DeleteJobRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.DeleteJobResponse.SerializeToString,
+            ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=athanor_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_job__service__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.PauseJobRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.ResumeJobRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.RetryJobRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.RetryJobResponse.SerializeToString,
             ),
             'WatchJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJobs,
@@ -146,6 +269,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=athanor_dot_v1_dot_job__service__pb2.StreamJobLogsRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_job__service__pb2.StreamJobLogsResponse.SerializeToString,
             ),
+            'StreamJobMetrics': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamJobMetrics,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.StreamJobMetricsRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.StreamJobMetricsResponse.SerializeToString,
+            ),
+            'ListJobEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobEvents,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.ListJobEventsRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.ListJobEventsResponse.SerializeToString,
+            ),
+            'GetJobReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobReport,
+                    request_deserializer=athanor_dot_v1_dot_job__service__pb2.GetJobReportRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_job__service__pb2.GetJobReportResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'athanor.v1.JobService', rpc_method_handlers)
@@ -156,6 +294,7 @@ def add_JobServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class JobService:
     """Errors carry google.rpc.ErrorInfo (domain "athanor.dev") and, for bad input, google.rpc.BadRequest.
+    A job of a project that the token does not reach is NOT_FOUND.
     """
 
     @staticmethod
@@ -240,6 +379,60 @@ class JobService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/UpdateJob',
+            athanor_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/DeleteJob',
+            athanor_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelJob(request,
             target,
             options=(),
@@ -256,6 +449,87 @@ class JobService:
             '/athanor.v1.JobService/CancelJob',
             athanor_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
             athanor_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/PauseJob',
+            athanor_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/ResumeJob',
+            athanor_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/RetryJob',
+            athanor_dot_v1_dot_job__service__pb2.RetryJobRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.RetryJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -310,6 +584,87 @@ class JobService:
             '/athanor.v1.JobService/StreamJobLogs',
             athanor_dot_v1_dot_job__service__pb2.StreamJobLogsRequest.SerializeToString,
             athanor_dot_v1_dot_job__service__pb2.StreamJobLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamJobMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/athanor.v1.JobService/StreamJobMetrics',
+            athanor_dot_v1_dot_job__service__pb2.StreamJobMetricsRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.StreamJobMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/ListJobEvents',
+            athanor_dot_v1_dot_job__service__pb2.ListJobEventsRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.ListJobEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.JobService/GetJobReport',
+            athanor_dot_v1_dot_job__service__pb2.GetJobReportRequest.SerializeToString,
+            athanor_dot_v1_dot_job__service__pb2.GetJobReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61thanor/v1/model_service.proto\x12\nathanor.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x01\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x05 \x01(\t\x12\x0f\n\x07job_uid\x18\x06 \x01(\t\x12\x10\n\x08teachers\x18\x07 \x03(\t\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x03\x12(\n\x07metrics\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x16GetModelVersionRequest\x12\x11\n\treference\x18\x01 \x01(\t\"J\n\x17GetModelVersionResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion\"O\n\x18ListModelVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x19ListModelVersionsResponse\x12\x30\n\x0emodel_versions\x18\x01 \x03(\x0b\x32\x18.athanor.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"C\n\x10SetAliasResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion2\x9d\x02\n\x0cModelService\x12_\n\x0fGetModelVersion\x12\".athanor.v1.GetModelVersionRequest\x1a#.athanor.v1.GetModelVersionResponse\"\x03\x90\x02\x01\x12\x65\n\x11ListModelVersions\x12$.athanor.v1.ListModelVersionsRequest\x1a%.athanor.v1.ListModelVersionsResponse\"\x03\x90\x02\x01\x12\x45\n\x08SetAlias\x12\x1b.athanor.v1.SetAliasRequest\x1a\x1c.athanor.v1.SetAliasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61thanor/v1/model_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x05 \x01(\t\x12\x0f\n\x07job_uid\x18\x06 \x01(\t\x12\x10\n\x08teachers\x18\x07 \x03(\t\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x03\x12(\n\x07metrics\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\x0b \x01(\t\"+\n\x16GetModelVersionRequest\x12\x11\n\treference\x18\x01 \x01(\t\"J\n\x17GetModelVersionResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion\"O\n\x18ListModelVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x19ListModelVersionsResponse\x12\x30\n\x0emodel_versions\x18\x01 \x03(\x0b\x32\x18.athanor.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"C\n\x10SetAliasResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion\"`\n\x19\x43reateModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"M\n\x1a\x43reateModelVersionResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion\".\n\x19\x44\x65leteModelVersionRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x1c\n\x1a\x44\x65leteModelVersionResponse\"6\n\x17ListAliasHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"\x85\x01\n\tAliasMove\x12\x0f\n\x07version\x18\x01 \x01(\x05\x12\x18\n\x10previous_version\x18\x02 \x01(\x05\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x18ListAliasHistoryResponse\x12$\n\x05moves\x18\x01 \x03(\x0b\x32\x15.athanor.v1.AliasMove\"g\n\x14RollbackAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"H\n\x15RollbackAliasResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion\".\n\x19VerifyModelVersionRequest\x12\x11\n\treference\x18\x01 \x01(\t\"s\n\x1aVerifyModelVersionResponse\x12/\n\rmodel_version\x18\x01 \x01(\x0b\x32\x18.athanor.v1.ModelVersion\x12\x11\n\tnum_files\x18\x02 \x01(\x05\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\"T\n\x1b\x44ownloadModelVersionRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x66ter_offset\x18\x03 \x01(\x03\"]\n\x1c\x44ownloadModelVersionResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x03\x32\xd5\x07\n\x0cModelService\x12g\n\x0fGetModelVersion\x12\".athanor.v1.GetModelVersionRequest\x1a#.athanor.v1.GetModelVersionResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12m\n\x11ListModelVersions\x12$.athanor.v1.ListModelVersionsRequest\x1a%.athanor.v1.ListModelVersionsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12Q\n\x08SetAlias\x12\x1b.athanor.v1.SetAliasRequest\x1a\x1c.athanor.v1.SetAliasResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12o\n\x12\x43reateModelVersion\x12%.athanor.v1.CreateModelVersionRequest\x1a&.athanor.v1.CreateModelVersionResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12o\n\x12\x44\x65leteModelVersion\x12%.athanor.v1.DeleteModelVersionRequest\x1a&.athanor.v1.DeleteModelVersionResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x03\x18\x01\x12j\n\x10ListAliasHistory\x12#.athanor.v1.ListAliasHistoryRequest\x1a$.athanor.v1.ListAliasHistoryResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12`\n\rRollbackAlias\x12 .athanor.v1.RollbackAliasRequest\x1a!.athanor.v1.RollbackAliasResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12p\n\x12VerifyModelVersion\x12%.athanor.v1.VerifyModelVersionRequest\x1a&.athanor.v1.VerifyModelVersionResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12x\n\x14\x44ownloadModelVersion\x12\'.athanor.v1.DownloadModelVersionRequest\x1a(.athanor.v1.DownloadModelVersionResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,23 +35,63 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'athanor.v1.model_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['GetModelVersion']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['GetModelVersion']._serialized_options = b'\220\002\001'
+  _globals['_MODELSERVICE'].methods_by_name['GetModelVersion']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
   _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._serialized_options = b'\220\002\001'
-  _globals['_MODELVERSION']._serialized_start=110
-  _globals['_MODELVERSION']._serialized_end=361
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=363
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=406
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=408
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=482
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=484
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=563
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=565
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=667
-  _globals['_SETALIASREQUEST']._serialized_start=669
-  _globals['_SETALIASREQUEST']._serialized_end=784
-  _globals['_SETALIASRESPONSE']._serialized_start=786
-  _globals['_SETALIASRESPONSE']._serialized_end=853
-  _globals['_MODELSERVICE']._serialized_start=856
-  _globals['_MODELSERVICE']._serialized_end=1141
+  _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_MODELSERVICE'].methods_by_name['SetAlias']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['SetAlias']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_MODELSERVICE'].methods_by_name['CreateModelVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['CreateModelVersion']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModelVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModelVersion']._serialized_options = b'\242\355\030\006\010\001\020\003\030\001'
+  _globals['_MODELSERVICE'].methods_by_name['ListAliasHistory']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListAliasHistory']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_MODELSERVICE'].methods_by_name['RollbackAlias']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['RollbackAlias']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_MODELSERVICE'].methods_by_name['VerifyModelVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['VerifyModelVersion']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_MODELSERVICE'].methods_by_name['DownloadModelVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DownloadModelVersion']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_MODELVERSION']._serialized_start=136
+  _globals['_MODELVERSION']._serialized_end=408
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=410
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=453
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=455
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=529
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=531
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=610
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=612
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=714
+  _globals['_SETALIASREQUEST']._serialized_start=716
+  _globals['_SETALIASREQUEST']._serialized_end=831
+  _globals['_SETALIASRESPONSE']._serialized_start=833
+  _globals['_SETALIASRESPONSE']._serialized_end=900
+  _globals['_CREATEMODELVERSIONREQUEST']._serialized_start=902
+  _globals['_CREATEMODELVERSIONREQUEST']._serialized_end=998
+  _globals['_CREATEMODELVERSIONRESPONSE']._serialized_start=1000
+  _globals['_CREATEMODELVERSIONRESPONSE']._serialized_end=1077
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=1079
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=1125
+  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_start=1127
+  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_end=1155
+  _globals['_LISTALIASHISTORYREQUEST']._serialized_start=1157
+  _globals['_LISTALIASHISTORYREQUEST']._serialized_end=1211
+  _globals['_ALIASMOVE']._serialized_start=1214
+  _globals['_ALIASMOVE']._serialized_end=1347
+  _globals['_LISTALIASHISTORYRESPONSE']._serialized_start=1349
+  _globals['_LISTALIASHISTORYRESPONSE']._serialized_end=1413
+  _globals['_ROLLBACKALIASREQUEST']._serialized_start=1415
+  _globals['_ROLLBACKALIASREQUEST']._serialized_end=1518
+  _globals['_ROLLBACKALIASRESPONSE']._serialized_start=1520
+  _globals['_ROLLBACKALIASRESPONSE']._serialized_end=1592
+  _globals['_VERIFYMODELVERSIONREQUEST']._serialized_start=1594
+  _globals['_VERIFYMODELVERSIONREQUEST']._serialized_end=1640
+  _globals['_VERIFYMODELVERSIONRESPONSE']._serialized_start=1642
+  _globals['_VERIFYMODELVERSIONRESPONSE']._serialized_end=1757
+  _globals['_DOWNLOADMODELVERSIONREQUEST']._serialized_start=1759
+  _globals['_DOWNLOADMODELVERSIONREQUEST']._serialized_end=1843
+  _globals['_DOWNLOADMODELVERSIONRESPONSE']._serialized_start=1845
+  _globals['_DOWNLOADMODELVERSIONRESPONSE']._serialized_end=1938
+  _globals['_MODELSERVICE']._serialized_start=1941
+  _globals['_MODELSERVICE']._serialized_end=2922
 # @@protoc_insertion_point(module_scope)

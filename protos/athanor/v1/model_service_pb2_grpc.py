@@ -50,6 +50,36 @@ class ModelServiceStub:
                 request_serializer=athanor_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_model__service__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.CreateModelVersion = channel.unary_unary(
+                '/athanor.v1.ModelService/CreateModelVersion',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.CreateModelVersionRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.CreateModelVersionResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelVersion = channel.unary_unary(
+                '/athanor.v1.ModelService/DeleteModelVersion',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.DeleteModelVersionResponse.FromString,
+                _registered_method=True)
+        self.ListAliasHistory = channel.unary_unary(
+                '/athanor.v1.ModelService/ListAliasHistory',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.ListAliasHistoryRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.ListAliasHistoryResponse.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/athanor.v1.ModelService/RollbackAlias',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.VerifyModelVersion = channel.unary_unary(
+                '/athanor.v1.ModelService/VerifyModelVersion',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionResponse.FromString,
+                _registered_method=True)
+        self.DownloadModelVersion = channel.unary_stream(
+                '/athanor.v1.ModelService/DownloadModelVersion',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.DownloadModelVersionRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.DownloadModelVersionResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -77,6 +107,48 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateModelVersion(self, request, context):
+        """Makes a version of a model directory that lies on the cluster's storage already; it is copied. INVALID_ARGUMENT / MODEL_INVALID, UNSAFE_MODEL_FILE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelVersion(self, request, context):
+        """Forgets a version and its files. FAILED_PRECONDITION / MODEL_IN_USE while an alias, a deployment or a waiting job needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasHistory(self, request, context):
+        """Where an alias pointed, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModelVersion(self, request, context):
+        """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadModelVersion(self, request, context):
+        """The files of a version, one after the other in pieces, in the order of their names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +166,36 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=athanor_dot_v1_dot_model__service__pb2.SetAliasRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_model__service__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'CreateModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateModelVersion,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.CreateModelVersionRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.CreateModelVersionResponse.SerializeToString,
+            ),
+            'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelVersion,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.DeleteModelVersionResponse.SerializeToString,
+            ),
+            'ListAliasHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasHistory,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.ListAliasHistoryRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.ListAliasHistoryResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'VerifyModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyModelVersion,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionResponse.SerializeToString,
+            ),
+            'DownloadModelVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadModelVersion,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.DownloadModelVersionRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.DownloadModelVersionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +280,168 @@ class ModelService:
             '/athanor.v1.ModelService/SetAlias',
             athanor_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
             athanor_dot_v1_dot_model__service__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ModelService/CreateModelVersion',
+            athanor_dot_v1_dot_model__service__pb2.CreateModelVersionRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.CreateModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ModelService/DeleteModelVersion',
+            athanor_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.DeleteModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ModelService/ListAliasHistory',
+            athanor_dot_v1_dot_model__service__pb2.ListAliasHistoryRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.ListAliasHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ModelService/RollbackAlias',
+            athanor_dot_v1_dot_model__service__pb2.RollbackAliasRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ModelService/VerifyModelVersion',
+            athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/athanor.v1.ModelService/DownloadModelVersion',
+            athanor_dot_v1_dot_model__service__pb2.DownloadModelVersionRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.DownloadModelVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

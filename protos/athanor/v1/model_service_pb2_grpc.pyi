@@ -39,6 +39,18 @@ class ModelServiceStub:
     """Versions, by name, newest first."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _model_service_pb2.SetAliasResponse]
     """Points an alias at a version. With expected_version, only if it points there now: ABORTED / ALIAS_MOVED otherwise."""
+    CreateModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CreateModelVersionRequest, _model_service_pb2.CreateModelVersionResponse]
+    """Makes a version of a model directory that lies on the cluster's storage already; it is copied. INVALID_ARGUMENT / MODEL_INVALID, UNSAFE_MODEL_FILE."""
+    DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelVersionRequest, _model_service_pb2.DeleteModelVersionResponse]
+    """Forgets a version and its files. FAILED_PRECONDITION / MODEL_IN_USE while an alias, a deployment or a waiting job needs it."""
+    ListAliasHistory: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListAliasHistoryRequest, _model_service_pb2.ListAliasHistoryResponse]
+    """Where an alias pointed, newest first."""
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RollbackAliasRequest, _model_service_pb2.RollbackAliasResponse]
+    """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION."""
+    VerifyModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelVersionRequest, _model_service_pb2.VerifyModelVersionResponse]
+    """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ."""
+    DownloadModelVersion: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelVersionRequest, _model_service_pb2.DownloadModelVersionResponse]
+    """The files of a version, one after the other in pieces, in the order of their names."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -51,6 +63,18 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Versions, by name, newest first."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _model_service_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias at a version. With expected_version, only if it points there now: ABORTED / ALIAS_MOVED otherwise."""
+    CreateModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CreateModelVersionRequest, _model_service_pb2.CreateModelVersionResponse]  # type: ignore[assignment]
+    """Makes a version of a model directory that lies on the cluster's storage already; it is copied. INVALID_ARGUMENT / MODEL_INVALID, UNSAFE_MODEL_FILE."""
+    DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelVersionRequest, _model_service_pb2.DeleteModelVersionResponse]  # type: ignore[assignment]
+    """Forgets a version and its files. FAILED_PRECONDITION / MODEL_IN_USE while an alias, a deployment or a waiting job needs it."""
+    ListAliasHistory: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListAliasHistoryRequest, _model_service_pb2.ListAliasHistoryResponse]  # type: ignore[assignment]
+    """Where an alias pointed, newest first."""
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RollbackAliasRequest, _model_service_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION."""
+    VerifyModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelVersionRequest, _model_service_pb2.VerifyModelVersionResponse]  # type: ignore[assignment]
+    """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ."""
+    DownloadModelVersion: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelVersionRequest, _model_service_pb2.DownloadModelVersionResponse]  # type: ignore[assignment]
+    """The files of a version, one after the other in pieces, in the order of their names."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Versions are immutable; aliases move."""
@@ -78,5 +102,53 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.SetAliasResponse, _abc.Awaitable[_model_service_pb2.SetAliasResponse]]:
         """Points an alias at a version. With expected_version, only if it points there now: ABORTED / ALIAS_MOVED otherwise."""
+
+    @_abc_1.abstractmethod
+    def CreateModelVersion(
+        self,
+        request: _model_service_pb2.CreateModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.CreateModelVersionResponse, _abc.Awaitable[_model_service_pb2.CreateModelVersionResponse]]:
+        """Makes a version of a model directory that lies on the cluster's storage already; it is copied. INVALID_ARGUMENT / MODEL_INVALID, UNSAFE_MODEL_FILE."""
+
+    @_abc_1.abstractmethod
+    def DeleteModelVersion(
+        self,
+        request: _model_service_pb2.DeleteModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.DeleteModelVersionResponse, _abc.Awaitable[_model_service_pb2.DeleteModelVersionResponse]]:
+        """Forgets a version and its files. FAILED_PRECONDITION / MODEL_IN_USE while an alias, a deployment or a waiting job needs it."""
+
+    @_abc_1.abstractmethod
+    def ListAliasHistory(
+        self,
+        request: _model_service_pb2.ListAliasHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ListAliasHistoryResponse, _abc.Awaitable[_model_service_pb2.ListAliasHistoryResponse]]:
+        """Where an alias pointed, newest first."""
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _model_service_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.RollbackAliasResponse, _abc.Awaitable[_model_service_pb2.RollbackAliasResponse]]:
+        """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION."""
+
+    @_abc_1.abstractmethod
+    def VerifyModelVersion(
+        self,
+        request: _model_service_pb2.VerifyModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.VerifyModelVersionResponse, _abc.Awaitable[_model_service_pb2.VerifyModelVersionResponse]]:
+        """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ."""
+
+    @_abc_1.abstractmethod
+    def DownloadModelVersion(
+        self,
+        request: _model_service_pb2.DownloadModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_service_pb2.DownloadModelVersionResponse], _abc.AsyncIterator[_model_service_pb2.DownloadModelVersionResponse]]:
+        """The files of a version, one after the other in pieces, in the order of their names."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -35,6 +35,8 @@ class _DirectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Directive.V
     """Go on."""
     DIRECTIVE_CANCEL: _Directive.ValueType  # 2
     """End now, write a CANCELLED terminal record."""
+    DIRECTIVE_PAUSE: _Directive.ValueType  # 3
+    """Write a checkpoint, then end with a PAUSED terminal record."""
 
 class Directive(_Directive, metaclass=_DirectiveEnumTypeWrapper):
     """What the driver must do next."""
@@ -45,6 +47,8 @@ DIRECTIVE_CONTINUE: Directive.ValueType  # 1
 """Go on."""
 DIRECTIVE_CANCEL: Directive.ValueType  # 2
 """End now, write a CANCELLED terminal record."""
+DIRECTIVE_PAUSE: Directive.ValueType  # 3
+"""Write a checkpoint, then end with a PAUSED terminal record."""
 Global___Directive: _TypeAlias = Directive  # noqa: Y015
 
 class _Outcome:
@@ -65,6 +69,8 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     """
     OUTCOME_CANCELLED: _Outcome.ValueType  # 4
     """Ended because the control plane said so."""
+    OUTCOME_PAUSED: _Outcome.ValueType  # 5
+    """Wrote a checkpoint and ended, because the control plane said so; the next attempt goes on from it."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How an attempt ended."""
@@ -81,6 +87,8 @@ with the reason DRIVER_TERMINATED (Ray was told from outside to end the driver) 
 """
 OUTCOME_CANCELLED: Outcome.ValueType  # 4
 """Ended because the control plane said so."""
+OUTCOME_PAUSED: Outcome.ValueType  # 5
+"""Wrote a checkpoint and ended, because the control plane said so; the next attempt goes on from it."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
