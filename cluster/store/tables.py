@@ -57,13 +57,31 @@ jobs = Table(
     Column("infrastructure_failures", Integer, nullable=False),
     Column("user_failures", Integer, nullable=False),
     Column("cancel_time_us", BigInteger),
+    # How long the driver may take to end; null: the server's default.
+    Column("cancel_grace_us", BigInteger),
+    Column("project", String(40), nullable=False),
+    Column("creator", String(40), nullable=False),
+    Column("retry_of", String(64), nullable=False),
+    # Null: no limit.
+    Column("max_run_duration_us", BigInteger),
+    # When it last began to wait, and its place by that and its priority (see scheduler.queue_key).
+    Column("queue_since_us", BigInteger),
+    Column("queue_key", Float),
+    Column("hold_until_us", BigInteger),
+    # Uids of jobs that must have SUCCEEDED.
+    Column("depends_on", JSON, nullable=False),
+    # Not before this is a lost attempt followed by the next.
+    Column("retry_at_us", BigInteger),
+    Column("preemptions", Integer, nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
     Column("start_time_us", BigInteger),
     Column("end_time_us", BigInteger),
     Column("update_time_us", BigInteger, nullable=False),
     Column("resource_version", BigInteger, nullable=False),
     Index(None, "state", "priority", "seq"),
+    Index(None, "state", "project", "queue_key", "seq"),
     Index(None, "name", "seq"),
+    Index(None, "project", "seq"),
     Index(None, "resource_version", unique=True),
     sqlite_autoincrement=True,
 )
@@ -105,6 +123,88 @@ log_position = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("value", BigInteger, nullable=False),
+    # Changes up to here are not kept any more: nobody can resume a watch before it.
+    Column("compacted", BigInteger, nullable=False),
+)
+
+# Jobs that are gone, for those who watch.
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("resource_version", BigInteger, primary_key=True, autoincrement=False),
+    Column("job_uid", String(64), nullable=False),
+    Column("project", String(40), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+)
+
+# What projects may hold at once; null: no limit. One without a row has none.
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("cpus", Float),
+    Column("gpus", Float),
+    Column("running_jobs", Integer),
+    Column("weight", Float, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(40), nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("role", String(20), nullable=False),
+    # Names; empty: all.
+    Column("projects", JSON, nullable=False),
+    Column("created_by", String(40), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("expire_time_us", BigInteger),
+    Column("revoke_time_us", BigInteger),
+    Column("last_use_time_us", BigInteger),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("actor", String(40), nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("method", String(100), nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("code", String(30), nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index(None, "actor", "number"),
+)
+
+# Control planes that live on this store, and who of them does what only one may do.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("address", Text, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+)
+
+# The scheduler's last decision: one row.
+standings = Table(
+    "standings",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("decision_time_us", BigInteger, nullable=False),
+    # Uid -> [position, reason, message], in order.
+    Column("waiting", JSON, nullable=False),
 )
 
 idempotency = Table(
@@ -128,6 +228,7 @@ models = Table(
     Column("teachers", JSON, nullable=False),
     Column("num_parameters", BigInteger, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("description", Text, nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
 )
 
@@ -151,6 +252,8 @@ alias_history = Table(
     # 0: there was none.
     Column("previous_version", Integer, nullable=False),
     Column("cause", String(64), nullable=False),
+    # Name of the token; empty for a job.
+    Column("actor", String(40), nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
     Index(None, "name", "alias", "id"),
     sqlite_autoincrement=True,

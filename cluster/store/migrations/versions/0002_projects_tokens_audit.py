@@ -1,0 +1,171 @@
+"""projects, quotas, queue keys, tokens, audit log, several control planes
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+WORD = sa.String(64)
+NAME = sa.String(40)
+TIME = sa.BigInteger()
+_DEFAULT_PRIORITY = 500
+_AGEING_PER_HOUR = 50.0
+"""Of the scheduler, when this revision was written: waiting jobs keep their order."""
+
+_JOB_COLUMNS: tuple[sa.Column[Any], ...] = (
+    sa.Column("cancel_grace_us", TIME),
+    sa.Column("project", NAME, nullable=False, server_default="default"),
+    sa.Column("creator", NAME, nullable=False, server_default=""),
+    sa.Column("retry_of", WORD, nullable=False, server_default=""),
+    sa.Column("max_run_duration_us", TIME),
+    sa.Column("queue_since_us", TIME),
+    sa.Column("queue_key", sa.Float()),
+    sa.Column("hold_until_us", TIME),
+    sa.Column("depends_on", sa.JSON(), nullable=False, server_default="[]"),
+    sa.Column("retry_at_us", TIME),
+    sa.Column("preemptions", sa.Integer(), nullable=False, server_default="0"),
+)
+_TABLES = ("deletions", "projects", "tokens", "audit", "replicas", "leases", "standings")
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("jobs") as jobs:
+        for column in _JOB_COLUMNS:
+            jobs.add_column(column.copy())
+        jobs.create_index("ix_jobs_state_project_queue_key_seq", ["state", "project", "queue_key", "seq"])
+        jobs.create_index("ix_jobs_project_seq", ["project", "seq"])
+        jobs.drop_index("ix_jobs_state_priority_seq")
+    for table, column in (
+        ("log_position", sa.Column("compacted", TIME, nullable=False, server_default="0")),
+        ("alias_history", sa.Column("actor", NAME, nullable=False, server_default="")),
+        ("models", sa.Column("description", sa.Text(), nullable=False, server_default="")),
+    ):
+        op.add_column(table, column)
+    _create_tables()
+    _fill_jobs()
+
+
+def downgrade() -> None:
+    for table in reversed(_TABLES):
+        op.drop_table(table)
+    for table, column in (("models", "description"), ("alias_history", "actor"), ("log_position", "compacted")):
+        with op.batch_alter_table(table) as altered:
+            altered.drop_column(column)
+    with op.batch_alter_table("jobs") as jobs:
+        jobs.drop_index("ix_jobs_project_seq")
+        jobs.drop_index("ix_jobs_state_project_queue_key_seq")
+        jobs.create_index("ix_jobs_state_priority_seq", ["state", "priority", "seq"])
+        for column in _JOB_COLUMNS:
+            jobs.drop_column(column.name)
+
+
+def _create_tables() -> None:
+    op.create_table(
+        "deletions",
+        sa.Column("resource_version", TIME, nullable=False, autoincrement=False),
+        sa.Column("job_uid", WORD, nullable=False),
+        sa.Column("project", NAME, nullable=False),
+        sa.Column("create_time_us", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("resource_version", name="pk_deletions"),
+    )
+    op.create_table(
+        "projects",
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("cpus", sa.Float()),
+        sa.Column("gpus", sa.Float()),
+        sa.Column("running_jobs", sa.Integer()),
+        sa.Column("weight", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_projects"),
+    )
+    op.create_table(
+        "tokens",
+        sa.Column("id", sa.String(16), nullable=False),
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("secret_sha256", WORD, nullable=False),
+        sa.Column("role", sa.String(20), nullable=False),
+        sa.Column("projects", sa.JSON(), nullable=False),
+        sa.Column("created_by", NAME, nullable=False),
+        sa.Column("create_time_us", TIME, nullable=False),
+        sa.Column("expire_time_us", TIME),
+        sa.Column("revoke_time_us", TIME),
+        sa.Column("last_use_time_us", TIME),
+        sa.PrimaryKeyConstraint("id", name="pk_tokens"),
+    )
+    op.create_table(
+        "audit",
+        sa.Column("number", TIME, nullable=False, autoincrement=False),
+        sa.Column("create_time_us", TIME, nullable=False),
+        sa.Column("actor", NAME, nullable=False),
+        sa.Column("peer", sa.Text(), nullable=False),
+        sa.Column("method", sa.String(100), nullable=False),
+        sa.Column("resource", sa.Text(), nullable=False),
+        sa.Column("code", sa.String(30), nullable=False),
+        sa.Column("reason", WORD, nullable=False),
+        sa.Column("request_id", WORD, nullable=False),
+        sa.Column("hash", WORD, nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_audit"),
+    )
+    op.create_index("ix_audit_actor_number", "audit", ["actor", "number"])
+    op.create_table(
+        "replicas",
+        sa.Column("id", WORD, nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("expires_us", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_replicas"),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("holder", WORD, nullable=False),
+        sa.Column("expires_us", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_leases"),
+    )
+    op.create_table(
+        "standings",
+        sa.Column("id", sa.Integer(), nullable=False, autoincrement=False),
+        sa.Column("decision_time_us", TIME, nullable=False),
+        sa.Column("waiting", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_standings"),
+    )
+
+
+def _fill_jobs() -> None:
+    """What a job's spec said of its longest run and its place in the queue, now in columns of their own."""
+    jobs = sa.table(
+        "jobs",
+        *(sa.column(name) for name in ("uid", "priority", "create_time_us", "queue_since_us", "queue_key")),
+        sa.column("max_run_duration_us"),
+        sa.column("spec", sa.JSON()),
+    )
+    connection = op.get_bind()
+    for row in connection.execute(sa.select(jobs.c.uid, jobs.c.spec, jobs.c.priority, jobs.c.create_time_us)).all():
+        spec = json.loads(row.spec) if isinstance(row.spec, str) else row.spec
+        values = {
+            "max_run_duration_us": _microseconds((spec.get("schedule") or {}).get("max_run_duration")),
+            "queue_since_us": row.create_time_us,
+            "queue_key": _AGEING_PER_HOUR * row.create_time_us / 3.6e9 - row.priority,
+        }
+        connection.execute(sa.update(jobs).where(jobs.c.uid == row.uid).values(**values))
+
+
+def _microseconds(duration: object) -> int | None:
+    """Of an ISO 8601 duration as pydantic wrote it: PT10H, P1DT2H30M5.5S."""
+    from pydantic import TypeAdapter
+
+    if duration is None:
+        return None
+    from datetime import timedelta
+
+    return int(TypeAdapter(timedelta).validate_python(duration).total_seconds() * 1e6)
