@@ -68,6 +68,7 @@ class AthanorClient:
         request_id = request_id or str(uuid.uuid4())
         metadata = manifest.get("metadata") or {}
         job = job_pb2.Job(
+            project=metadata.get("project", ""),
             name=metadata.get("name", ""),
             kind=manifest.get("kind", ""),
             labels=metadata.get("labels") or {},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -255,10 +256,8 @@ def _lost(job: StoredJob, sight: Sight) -> Change:
 
 
 def _is_overdue(job: StoredJob, now_us: int) -> bool:
-    limit = _schedule(job).max_run_duration
-    return (
-        limit is not None and job.start_time_us is not None and now_us > job.start_time_us + limit.total_seconds() * _US
-    )
+    limit_us = job.max_run_duration_us
+    return limit_us is not None and job.start_time_us is not None and now_us > job.start_time_us + limit_us
 
 
 def refused(job: StoredJob, words: str, now_us: int) -> Change:
@@ -269,8 +268,8 @@ def refused(job: StoredJob, words: str, now_us: int) -> Change:
 
 
 def _overdue(job: StoredJob, now_us: int) -> Change:
-    limit = _schedule(job).max_run_duration
-    message = f"ran longer than schedule.max_run_duration ({limit}); its last checkpoint is kept"
+    limit = timedelta(microseconds=job.max_run_duration_us or 0)
+    message = f"ran longer than max_run_duration ({limit}); its last checkpoint is kept"
     return Change("MAX_RUN_DURATION", message, State.FAILED, _quiet(job), _closing(now_us, "MAX_RUN_DURATION", message))
 
 

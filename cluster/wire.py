@@ -100,10 +100,19 @@ def job_to_proto(job: StoredJob) -> job_pb2.Job:
         create_time=timestamp(job.create_time_us),
         update_time=timestamp(job.update_time_us),
         resource_version=job.resource_version,
-        etag=f'"{job.resource_version:x}"',
+        etag=etag(job),
+        project=job.project,
+        priority=job.priority,
+        creator=job.creator,
+        retry_of=job.retry_of,
     )
     _set_optional(message, job)
     return message
+
+
+def etag(job: StoredJob) -> str:
+    """Of this version of the job, opaque to clients."""
+    return f'"{job.resource_version:x}"'
 
 
 def job_to_preview(new: NewJob) -> job_pb2.Job:
@@ -115,12 +124,16 @@ def job_to_preview(new: NewJob) -> job_pb2.Job:
         spec=to_struct(new.spec),
         state=job_pb2.JOB_STATE_QUEUED,
         resolved_models=new.resolved_models,
+        project=new.project,
+        priority=new.priority,
     )
 
 
 def _set_optional(message: job_pb2.Job, job: StoredJob) -> None:
     if job.progress is not None:
         message.progress.CopyFrom(progress_to_proto(job.progress))
+    if job.max_run_duration_us is not None:
+        message.max_run_duration.FromMicroseconds(job.max_run_duration_us)
     if job.summary is not None:
         message.summary.CopyFrom(to_struct(job.summary))
     if job.start_time_us is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from trainer.errors import SpecError as SpecError
 from trainer.errors import Violation as Violation
@@ -23,6 +23,7 @@ from trainer.violations import did_you_mean, violations
 
 API_VERSION = "athanor/v1"
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+UID_PATTERN = r"^[a-z][a-z0-9-]{0,39}-[a-z0-9]{8}$"
 
 
 class TokenizerSpec(Strict):
@@ -149,12 +150,18 @@ class RetriesSpec(Strict):
     """Attempts after machinery was lost; lost workers are started again twice before that counts."""
     user: Annotated[int, Field(ge=0, le=1000)] = 0
     """Attempts after the job itself was wrong."""
+    preemption: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """How often it makes room for a job of higher priority; without it as often as it is asked to."""
 
 
 class ScheduleSpec(Strict):
     priority: Annotated[int, Field(ge=0, le=1000)] = 500
     max_run_duration: Duration | None = None
-    """The job is failed after this long in RUNNING."""
+    """The job is failed after this long in RUNNING. One that says so may be let in before a larger job."""
+    hold_until: AwareDatetime | None = None
+    """It waits at least until then (RFC 3339, with a time zone)."""
+    depends_on: Annotated[tuple[Annotated[str, Field(pattern=UID_PATTERN)], ...], Field(max_length=64)] = ()
+    """Uids of jobs that must have succeeded before it begins; it fails with the first of them that does not."""
     retries: RetriesSpec = RetriesSpec()
 
 
@@ -298,6 +305,8 @@ KINDS: dict[str, type[FineTuneSpec]] = {"FineTune": FineTuneSpec, "Distill": Dis
 
 class Metadata(Strict):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    project: Annotated[str, Field(pattern=NAME_PATTERN)] = "default"
+    """Whose job it is: quotas and tokens are by project."""
     labels: dict[str, str] = Field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from athanor.v1 import job_pb2, job_service_pb2
 
@@ -22,7 +23,8 @@ from trainer.errors import SpecError
 from trainer.preflight import check_inputs
 from trainer.spec import DistillSpec, FineTuneSpec, parse_spec
 
-_READ_FIELDS = frozenset({"name", "kind", "labels", "spec"})
+_READ_FIELDS = frozenset({"project", "name", "kind", "labels", "spec"})
+DEFAULT_PROJECT = "default"
 _LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?$")
 _REQUEST_ID = re.compile(r"^[!-~]{1,64}$")
 _MAX_LABELS = 64
@@ -50,12 +52,13 @@ def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
         raise InvalidInput("INVALID_REQUEST_ID", f"request_id: {message}", [Violation("request_id", message)])
 
 
-def check_job(store: Store, job: job_pb2.Job) -> CheckedJob:
+def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
     """The whole check. InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong."""
     _check_envelope(job)
     spec = _parsed(job)
     pinned = pin(store, spec)
     _check_inputs(spec, {text: model.path for text, model in pinned.items()})
+    hold_until = spec.schedule.hold_until
     new = NewJob(
         uid=new_job_uid(job.name),
         name=job.name,
@@ -64,8 +67,17 @@ def check_job(store: Store, job: job_pb2.Job) -> CheckedJob:
         spec=spec.model_dump(mode="json"),
         priority=spec.schedule.priority,
         resolved_models={text: model.reference for text, model in pinned.items()},
+        project=job.project or DEFAULT_PROJECT,
+        creator=creator,
+        max_run_duration_us=_microseconds(spec.schedule.max_run_duration),
+        hold_until_us=None if hold_until is None else int(hold_until.timestamp() * 1e6),
+        depends_on=spec.schedule.depends_on,
     )
     return CheckedJob(new, job_to_preview(new))
+
+
+def _microseconds(duration: timedelta | None) -> int | None:
+    return None if duration is None else int(duration.total_seconds() * 1e6)
 
 
 def _refuse(violations: list[Violation]) -> None:
@@ -79,8 +91,9 @@ def _check_envelope(job: job_pb2.Job) -> None:
         for field, _ in job.ListFields()
         if field.name not in _READ_FIELDS
     ]
-    if not is_name(job.name):
-        found.append(Violation("metadata.name", f"{job.name!r} is no name; {NAME_RULE}"))
+    for field, value in (("name", job.name), ("project", job.project or DEFAULT_PROJECT)):
+        if not is_name(value):
+            found.append(Violation(f"metadata.{field}", f"{value!r} is no name; {NAME_RULE}"))
     _refuse([*found, *_label_violations(job)])
 
 

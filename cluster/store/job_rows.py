@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from cluster.errors import Conflict, NotFound
 from cluster.lifecycle import TERMINAL, State, check
+from cluster.scheduler import Rules, queue_key
 from cluster.store import model_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, JobQuery, NewJob, StoredAttempt, StoredEvent, StoredJob
@@ -26,6 +27,7 @@ _EMPTY_JOB: Mapping[str, Any] = {
     "report_path": "",
     "infrastructure_failures": 0,
     "user_failures": 0,
+    "preemptions": 0,
 }
 
 
@@ -138,10 +140,16 @@ def job_events(connection: Connection, uid: str) -> list[StoredEvent]:
 def insert_job(write: Write, new: NewJob) -> StoredJob:
     """Store a job as QUEUED, with the first line of its history."""
     version = write.next_version()
-    values = dict(_EMPTY_JOB) | asdict(new)
+    values = dict(_EMPTY_JOB) | asdict(new) | {"depends_on": list(new.depends_on)}
     values |= {"state": State.QUEUED.value, "create_time_us": write.now_us, "update_time_us": write.now_us}
+    values |= queue_values(new.priority, write.now_us)
     write.connection.execute(insert(jobs).values(**values, resource_version=version))
     return _log(write, new.uid, version, "CREATED", "stored; waits for its turn")
+
+
+def queue_values(priority: int, now_us: int) -> dict[str, object]:
+    """Columns of a job that begins to wait now."""
+    return {"queue_since_us": now_us, "queue_key": queue_key(priority, now_us / 1e6, 0, Rules())[0]}
 
 
 def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:

@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     USER_ERROR = "USER_ERROR"
     INFRASTRUCTURE_ERROR = "INFRASTRUCTURE_ERROR"
     CANCELLED = "CANCELLED"
+    PAUSED = "PAUSED"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,23 @@ class StoredJob:
     end_time_us: int | None
     update_time_us: int
     resource_version: int
+    cancel_grace_us: int | None = None
+    """How long its driver may take to end; None: the server's default."""
+    project: str = "default"
+    creator: str = ""
+    """Name of the token that made it."""
+    retry_of: str = ""
+    max_run_duration_us: int | None = None
+    queue_since_us: int | None = None
+    """When it last began to wait."""
+    queue_key: float | None = None
+    """Its place in the order of its project, see `scheduler.queue_key`."""
+    hold_until_us: int | None = None
+    depends_on: Sequence[str] = ()
+    """Uids of jobs that must have succeeded before it begins."""
+    retry_at_us: int | None = None
+    """A lost attempt is not followed by the next before this."""
+    preemptions: int = 0
     attempts: tuple[StoredAttempt, ...] = ()
 
     @property
@@ -112,13 +130,16 @@ class StoredJob:
 
     def at(self, snapshot: Json) -> StoredJob:
         """This job as it was at a snapshot."""
-        values = {name: snapshot[name] for name in _CHANGEABLE}
+        values = {name: snapshot[name] for name in _CHANGEABLE if name in snapshot}  # older ones know less
         values["state"] = State(values["state"])
         attempts = tuple(StoredAttempt(job_uid=self.uid, **attempt) for attempt in snapshot["attempts"])
         return replace(self, **values, attempts=attempts)
 
 
-_FIXED = {"seq", "uid", "name", "kind", "spec", "resolved_models", "create_time_us", "attempts"}
+_FIXED = {
+    *("seq", "uid", "name", "kind", "spec", "resolved_models", "create_time_us", "attempts"),
+    *("project", "creator", "retry_of", "hold_until_us", "depends_on"),
+}
 _CHANGEABLE = tuple(each.name for each in fields(StoredJob) if each.name not in _FIXED)
 
 
@@ -138,6 +159,12 @@ class NewJob:
     spec: Json
     priority: int
     resolved_models: Mapping[str, str]
+    project: str = "default"
+    creator: str = ""
+    retry_of: str = ""
+    max_run_duration_us: int | None = None
+    hold_until_us: int | None = None
+    depends_on: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

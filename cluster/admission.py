@@ -1,0 +1,106 @@
+"""From the store and the cluster's nodes to the scheduler's snapshot, and from its verdict to steps of jobs.
+
+Decides nothing itself: that is scheduler.py's. Jobs that hold something are packed on the nodes in the order in which
+they began, as Ray would do it; where exactly they lie does not matter to what is free in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from cluster.capacity import Resources, Space
+from cluster.demands import Demands
+from cluster.lifecycle import State
+from cluster.scheduler import Quota, Rules, Running, Snapshot, Verdict, Waiting, decide
+from cluster.store.records import StoredJob
+
+WORDS: Mapping[str, str] = {
+    "RESOURCES": "it goes next, as soon as there is room for all of it at once",
+    "BEHIND_OTHERS": "a job before it waits for room; with a schedule.max_run_duration it may be let in between",
+    "QUOTA": "its project holds as much as it may",
+    "RUNNING_JOBS_LIMIT": "as many jobs run as this installation allows",
+    "TOO_LARGE": "the cluster does not have that much, even if nothing else ran on it",
+    "HELD": "it is held until schedule.hold_until",
+    "DEPENDENCY": "a job that it depends on has not ended yet",
+    "RAY_UNREACHABLE": "Ray cannot be seen, so nobody knows what is free",
+}
+_LEAVING = frozenset({State.PAUSING, State.CANCELLING})
+_S = 1e-6
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a waiting job stands."""
+
+    position: int
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return WORDS.get(self.reason, "")
+
+
+class Admission:
+    """Remembers only what a spec asks for."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._demands = Demands()
+
+    def decide(
+        self,
+        now_us: int,
+        nodes: Sequence[Resources],
+        waiting: Iterable[StoredJob],
+        holding: Iterable[StoredJob],
+        quotas: Mapping[str, Quota],
+    ) -> Verdict:
+        snapshot = Snapshot(
+            now_s=now_us * _S,
+            nodes=nodes,
+            waiting=[self._waiting(job) for job in waiting],
+            running=self._running(nodes, holding),
+            quotas=quotas,
+            rules=self._rules,
+        )
+        return decide(snapshot)
+
+    def _waiting(self, job: StoredJob) -> Waiting:
+        return Waiting(
+            uid=job.uid,
+            project=job.project,
+            demand=self._demands.of(job.uid, job.kind, job.spec),
+            priority=job.priority,
+            since_s=(job.queue_since_us or job.create_time_us) * _S,
+            seq=job.seq,
+            limit_s=_seconds(job.max_run_duration_us),
+        )
+
+    def _running(self, nodes: Sequence[Resources], holding: Iterable[StoredJob]) -> list[Running]:
+        """One that has no place any more, since nodes went away, counts against its quota, and against nothing else."""
+        space, found = Space(nodes), list[Running]()
+        for job in sorted(holding, key=lambda job: (job.start_time_us or inf, job.seq)):
+            placement = space.place(self._demands.of(job.uid, job.kind, job.spec)) or ()
+            space.take(placement)
+            since_s = (job.start_time_us or job.update_time_us) * _S
+            can_yield = job.state is State.RUNNING and not _is_spent(job)
+            ends_by_s = since_s + _seconds(job.max_run_duration_us)
+            found.append(Running(job.uid, job.project, placement, job.priority, since_s, ends_by_s, can_yield))
+        return found
+
+
+def standings(verdict: Verdict) -> dict[str, Standing]:
+    """Of the jobs that wait, in their order."""
+    return {uid: Standing(at, reason) for at, (uid, reason) in enumerate(verdict.reasons.items(), start=1)}
+
+
+def _is_spent(job: StoredJob) -> bool:
+    """Whether it has made room as often as it is willing to."""
+    most = (job.spec.get("schedule") or {}).get("retries", {}).get("preemption")
+    return most is not None and job.preemptions >= most
+
+
+def _seconds(duration_us: int | None) -> float:
+    return inf if duration_us is None else duration_us * _S
