@@ -50,13 +50,14 @@ def _with_attempts(connection: Connection, rows: Iterable[Row[Any]]) -> list[Sto
     ]
 
 
-def _jobs_by(connection: Connection, query: Select[Any]) -> list[StoredJob]:
+def jobs_by(connection: Connection, query: Select[Any]) -> list[StoredJob]:
+    """Whole jobs of a query for rows of `jobs`, in its order."""
     return _with_attempts(connection, connection.execute(query))
 
 
 def get_job(connection: Connection, uid: str) -> StoredJob:
     """One job; NotFound / JOB_NOT_FOUND."""
-    found = _jobs_by(connection, select(jobs).where(jobs.c.uid == uid))
+    found = jobs_by(connection, select(jobs).where(jobs.c.uid == uid))
     if not found:
         raise NotFound("JOB_NOT_FOUND", f"there is no job {uid!r}; `athanor job list` shows those there are")
     return found[0]
@@ -71,27 +72,21 @@ def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
         statement = statement.where(jobs.c.name == query.name)
     if query.before_seq is not None:
         statement = statement.where(jobs.c.seq < query.before_seq)
-    return _jobs_by(connection, statement)
+    return jobs_by(connection, statement)
 
 
 def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
     """All jobs in these states, oldest first."""
-    return _jobs_by(
+    return jobs_by(
         connection, select(jobs).where(jobs.c.state.in_([state.value for state in states])).order_by(jobs.c.seq)
     )
-
-
-def queued(connection: Connection, limit: int) -> list[StoredJob]:
-    """The first `limit` jobs of the queue: by priority, then by age."""
-    statement = select(jobs).where(jobs.c.state == State.QUEUED.value)
-    return _jobs_by(connection, statement.order_by(jobs.c.priority.desc(), jobs.c.seq).limit(limit))
 
 
 def unreleased(connection: Connection) -> list[StoredJob]:
     """Terminal jobs that may still hold something on the cluster."""
     holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
     ended = jobs.c.state.in_([state.value for state in TERMINAL])
-    return _jobs_by(connection, select(jobs).where(ended, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
+    return jobs_by(connection, select(jobs).where(ended, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
 
 
 def head_version(connection: Connection) -> int:
@@ -102,7 +97,7 @@ def head_version(connection: Connection) -> int:
 def snapshot_page(connection: Connection, after: int, uid: str, limit: int) -> list[StoredJob]:
     """Jobs as they are, in the order of their resource versions, so that a cut stream can go on anywhere."""
     statement = select(jobs).where(jobs.c.resource_version > after).order_by(jobs.c.resource_version).limit(limit)
-    return _jobs_by(connection, statement.where(jobs.c.uid == uid) if uid else statement)
+    return jobs_by(connection, statement.where(jobs.c.uid == uid) if uid else statement)
 
 
 def changes(connection: Connection, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
@@ -117,14 +112,14 @@ def changes(connection: Connection, after: int, uid: str, limit: int) -> list[tu
         logged, silent = logged.where(events.c.job_uid == uid), silent.where(jobs.c.uid == uid)
     found: list[tuple[StoredJob, StoredEvent | None]] = []
     found += [(e.job, e) for e in _events(connection, logged.order_by(events.c.resource_version).limit(limit))]
-    found += [(job, None) for job in _jobs_by(connection, silent.order_by(jobs.c.resource_version).limit(limit))]
+    found += [(job, None) for job in jobs_by(connection, silent.order_by(jobs.c.resource_version).limit(limit))]
     return sorted(found, key=lambda each: each[0].resource_version)[:limit]
 
 
 def _events(connection: Connection, statement: Select[Any]) -> list[StoredEvent]:
     rows = connection.execute(statement).all()
     uids = {row.job_uid for row in rows}
-    now = {job.uid: job for job in _jobs_by(connection, select(jobs).where(jobs.c.uid.in_(uids)))} if uids else {}
+    now = {job.uid: job for job in jobs_by(connection, select(jobs).where(jobs.c.uid.in_(uids)))} if uids else {}
     return [_event(row, now[row.job_uid]) for row in rows]
 
 

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, insert, select
 
 from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
-from cluster.store import deployment_rows, job_rows, model_rows
+from cluster.scheduler import Quota
+from cluster.store import deployment_rows, job_rows, model_rows, queue_rows
 from cluster.store.database import Database, Write, open_database
 from cluster.store.records import (
     Change,
@@ -78,9 +79,35 @@ class Store:
         with self.database.read() as connection:
             return job_rows.jobs_in(connection, states)
 
-    def queued(self, limit: int) -> list[StoredJob]:
+    def queue_heads(self, most: int) -> list[StoredJob]:
+        """The first `most` jobs of each project's queue that are not held."""
         with self.database.read() as connection:
-            return job_rows.queued(connection, limit)
+            return queue_rows.heads(connection, self.now_us(), most)
+
+    def num_waiting(self) -> int:
+        with self.database.read() as connection:
+            return queue_rows.num_waiting(connection)
+
+    def states_of(self, uids: Sequence[str]) -> dict[str, State]:
+        with self.database.read() as connection:
+            return queue_rows.states_of(connection, list(uids))
+
+    def quotas(self) -> dict[str, Quota]:
+        with self.database.read() as connection:
+            return queue_rows.quotas(connection)
+
+    def set_quota(self, name: str, limits: Mapping[str, float | None], weight: float) -> None:
+        with self.database.write() as write:
+            queue_rows.set_quota(write, name, limits, weight)
+
+    def save_standings(self, waiting: Mapping[str, tuple[int, str]]) -> None:
+        with self.database.write() as write:
+            queue_rows.save_standings(write, waiting)
+
+    def standings(self) -> tuple[int, dict[str, tuple[int, str]]]:
+        """When the scheduler last decided, and uid -> (position, reason) in order."""
+        with self.database.read() as connection:
+            return queue_rows.load_standings(connection)
 
     def unreleased(self) -> list[StoredJob]:
         with self.database.read() as connection:
