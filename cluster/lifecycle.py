@@ -31,21 +31,24 @@ LIVE = frozenset(State) - TERMINAL
 ACTIVE = LIVE - {State.QUEUED, State.PAUSED}
 # The reason of an attempt whose driver was told from outside to end: it says nothing about the job.
 DRIVER_TERMINATED = "DRIVER_TERMINATED"
+# The reason of a job that pauses to make room: it goes back into the queue by itself.
+PREEMPTED = "PREEMPTED"
 
 EDGES = MappingProxyType(
     {
-        State.QUEUED: frozenset({State.ADMITTED, State.CANCELLING}),
-        State.ADMITTED: frozenset({State.STARTING, State.FAILED, State.CANCELLING}),
+        State.QUEUED: frozenset({State.ADMITTED, State.PAUSED, State.FAILED, State.CANCELLING}),
+        State.ADMITTED: frozenset({State.STARTING, State.PAUSING, State.FAILED, State.CANCELLING}),
         State.STARTING: frozenset(
-            {State.RUNNING, State.RECOVERING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
+            {
+                *(State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING),
+                *(State.SUCCEEDED, State.FAILED, State.CANCELLED),
+            }
         ),
         State.RUNNING: frozenset(
             {State.RECOVERING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
         ),
-        State.RECOVERING: frozenset({State.STARTING, State.FAILED, State.CANCELLING}),
-        State.PAUSING: frozenset(
-            {State.PAUSED, State.RECOVERING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}
-        ),
+        State.RECOVERING: frozenset({State.STARTING, State.PAUSING, State.FAILED, State.CANCELLING}),
+        State.PAUSING: frozenset({State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.CANCELLING}),
         State.PAUSED: frozenset({State.QUEUED, State.CANCELLING}),
         # A job that ended well before it saw the wish to cancel has ended well.
         State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED}),

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from cluster.ids import ray_job_id
-from cluster.lifecycle import DRIVER_TERMINATED, State
+from cluster.lifecycle import DRIVER_TERMINATED, PREEMPTED, State
 from cluster.registry import publication
 from cluster.settings import Settings
 from cluster.store.records import Change, Outcome, StoredAttempt, StoredJob, Terminal
@@ -86,6 +86,10 @@ def decide(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
         return _release(job, sight, settings)
     if job.state in (State.ADMITTED, State.RECOVERING):
         return _begin(job, sight, settings)
+    if job.state is State.PAUSED:
+        return _rest(job, sight, settings)
+    if job.state is State.PAUSING:
+        return _pause(job, sight, settings)
     if job.state is State.CANCELLING:
         return _cancel(job, sight, settings)
     return _attend(job, sight, settings)
@@ -129,6 +133,38 @@ def _cancel(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
         return Step(Change("CANCELLED", "cancelled", State.CANCELLED, job=_quiet(job), attempt=ended))
     is_late = sight.now_us > (job.cancel_time_us or 0) + settings.cancel_grace_s * _US
     return Stop() if sight.view is View.ALIVE and is_late else Wait()
+
+
+def _pause(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    """Its driver writes a checkpoint and ends; one that dies or hangs over it costs the steps since the last one."""
+    attempt = job.last_attempt
+    if attempt is None or not attempt.is_open:
+        return Step(_paused(job, "paused"))
+    if sight.terminal is not None:
+        return Step(conclude(job, sight.terminal, sight.now_us))
+    if _has_ended(attempt, sight, settings):
+        words = "paused; its driver ended without a word, so it goes on from its last checkpoint"
+        ended = _closing(sight.now_us, "PAUSED", words) | {"released": True}
+        return Step(replace(_paused(job, words), attempt=ended))
+    is_late = sight.now_us > (job.cancel_time_us or 0) + settings.pause_grace_s * _US
+    return Stop() if sight.view is View.ALIVE and is_late else Wait()
+
+
+def _rest(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
+    """A paused job lets go of what it held; one that only made room then waits for its turn again."""
+    attempt = job.last_attempt
+    if attempt is not None and not attempt.released:
+        return _release(job, sight, settings)
+    if job.reason != PREEMPTED:
+        return Wait()
+    again = {"preemptions": job.preemptions + 1, "cancel_time_us": None}
+    return Step(Change("REQUEUED", "made room, and waits for its turn again", State.QUEUED, job=again))
+
+
+def _paused(job: StoredJob, message: str) -> Change:
+    """The reason stays what it was asked for, and says whether it comes back by itself."""
+    reason = PREEMPTED if job.reason == PREEMPTED else "PAUSED"
+    return Change(reason, message, State.PAUSED, job=_quiet(job))
 
 
 def _release(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
@@ -209,6 +245,8 @@ def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
     closed = _closing(now_us, reason, terminal.message) | {"terminal": as_json(terminal)}
     if terminal.outcome is Outcome.SUCCEEDED:
         return _succeeded(job, terminal, closed)
+    if job.state is State.PAUSING and terminal.outcome in (Outcome.PAUSED, Outcome.INFRASTRUCTURE_ERROR):
+        return replace(_paused(job, terminal.message or "paused"), attempt=closed)
     if job.state is State.CANCELLING or terminal.outcome is Outcome.CANCELLED:
         return Change("CANCELLED", terminal.message or "cancelled", State.CANCELLED, _quiet(job), closed)
     if terminal.reason == DRIVER_TERMINATED:

@@ -86,6 +86,8 @@ class Settings(BaseModel):
     processes of a Ray head that died wait for it to come back."""
     cancel_grace_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a driver may take to end by itself when it was asked to, before Ray is told to stop it."""
+    pause_grace_s: Annotated[float, Field(ge=0)] = 600.0
+    """How long a driver may take to write a checkpoint when its job is paused, before Ray is told to stop it."""
     teardown_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """How long a driver may live on after its terminal record, before Ray is told to stop it."""
     reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0

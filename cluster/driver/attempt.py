@@ -24,6 +24,7 @@ SUCCEEDED = worker_service_pb2.OUTCOME_SUCCEEDED
 USER_ERROR = worker_service_pb2.OUTCOME_USER_ERROR
 INFRASTRUCTURE_ERROR = worker_service_pb2.OUTCOME_INFRASTRUCTURE_ERROR
 CANCELLED = worker_service_pb2.OUTCOME_CANCELLED
+PAUSED = worker_service_pb2.OUTCOME_PAUSED
 
 _MESSAGE_LENGTH = 1000
 
@@ -75,6 +76,11 @@ class Attempt:
     def terminal_path(self) -> Path:
         """How the attempt ended, for the control plane."""
         return self.path.with_name("terminal.json")
+
+    @property
+    def pause_path(self) -> Path:
+        """It is there when the workers shall write a checkpoint and end: the driver's word to them."""
+        return self.path.with_name("pause")
 
     def outcome_path(self, rank: int) -> Path:
         """How learning ended, from a worker that knows it to the driver. One per rank: nobody writes over another."""

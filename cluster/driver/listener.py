@@ -29,6 +29,7 @@ class WorkerListener:
     def __init__(self, attempt: Attempt, rank: int, *, clock: Callable[[], float] = time.time) -> None:
         self._rank = rank
         self._events_path = attempt.events_path(rank)
+        self._pause_path = attempt.pause_path
         self._progress_path = attempt.ctx.progress_path
         self._clock = clock
         self._stage = ("", 0, 0.0)
@@ -54,8 +55,8 @@ class WorkerListener:
         sys.stdout.flush()
 
     def should_stop(self) -> bool:
-        """The driver ends its workers itself; every stage is resumed from its last checkpoint."""
-        return False
+        """When the job is to be paused: a checkpoint is written then. To cancel it, the driver ends its workers."""
+        return self._pause_path.exists()
 
     def _document(
         self, stage: str, step: int, total: int, figures: dict[str, float], now: float

@@ -41,11 +41,19 @@ CHANNEL_OPTIONS = (
 
 
 class Order(StrEnum):
-    """What the control plane wants of this attempt, other than to go on."""
+    """What the control plane wants of this attempt, other than to go on; told with every report until it is done."""
 
     CANCEL = "CANCEL"
+    PAUSE = "PAUSE"
+    """Write a checkpoint, then end."""
     LEASE_LOST = "LEASE_LOST"
     """Another attempt owns the job: end at once, write nothing more."""
+
+
+_ORDERS = {
+    worker_service_pb2.DIRECTIVE_CANCEL: Order.CANCEL,
+    worker_service_pb2.DIRECTIVE_PAUSE: Order.PAUSE,
+}
 
 
 class Reporter:
@@ -99,8 +107,8 @@ class Reporter:
             self._not_heard(rpc.explain(error, self._attempt.control_plane))
             return
         self._is_cut = False
-        if directive == worker_service_pb2.DIRECTIVE_CANCEL:
-            self._on_end(Order.CANCEL)
+        if directive in _ORDERS:
+            self._on_end(_ORDERS[directive])
 
     def _run(self) -> None:
         try:

@@ -22,13 +22,23 @@ from athanor.v1.worker_service_pb2 import TerminalRecord
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.train import TrainingFailedError
 
-from cluster.driver.attempt import INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt, ended, first_line, write_record
+from cluster.driver.attempt import (
+    INFRASTRUCTURE_ERROR,
+    PAUSED,
+    SUCCEEDED,
+    USER_ERROR,
+    Attempt,
+    ended,
+    first_line,
+    write_record,
+)
 from cluster.driver.listener import WorkerListener
 from cluster.driver.ray_train import run_workers
 from cluster.driver.teacher_dispatch import Policy, TeacherLost
 from cluster.driver.teacher_plan import teacher_plans
 from cluster.errors import ClusterError
 from trainer.errors import TrainerError, UserError
+from trainer.listener import Stopped
 from trainer.spec import DistillSpec
 from trainer.storage import storage_error
 
@@ -81,6 +91,8 @@ def outcome_of_errors(attempt: Attempt, rank: int) -> Iterator[None]:
 
 def record_of(error: TrainerError | ClusterError) -> TerminalRecord:
     """How an attempt ends that met this error."""
+    if isinstance(error, Stopped):
+        return ended(PAUSED, "PAUSED", str(error))
     outcome = USER_ERROR if isinstance(error, UserError) else INFRASTRUCTURE_ERROR
     return ended(outcome, error.reason, str(error))
 

@@ -106,7 +106,9 @@ class Supervisor:
                 if outcome is not None and outcome.outcome != SUCCEEDED:
                     return outcome
                 continue
-            return self._record_of(end)
+            if end != Order.PAUSE:
+                return self._record_of(end)
+            self._attempt.pause_path.touch()  # the workers write a checkpoint and then how they ended
 
     def _outcome(self) -> TerminalRecord | None:
         """What a worker wrote down, of several the lowest rank's; None while there is none."""

@@ -29,8 +29,11 @@ def _lease(attempt: messages.AttemptRef) -> Lease:
     return Lease(attempt.job_uid, attempt.attempt, hash_token(attempt.lease_token))
 
 
+_DIRECTIVES = {State.CANCELLING: messages.DIRECTIVE_CANCEL, State.PAUSING: messages.DIRECTIVE_PAUSE}
+
+
 def _directive(job: StoredJob) -> messages.Directive.ValueType:
-    return messages.DIRECTIVE_CANCEL if job.state is State.CANCELLING else messages.DIRECTIVE_CONTINUE
+    return _DIRECTIVES.get(job.state, messages.DIRECTIVE_CONTINUE)
 
 
 class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
