@@ -1,0 +1,99 @@
+"""What people may ask of a job that is there, and what that makes of it: pure functions to a `Change`, None if it is so.
+
+The reconciler does what follows. Errors are the caller's: PreconditionFailed, InvalidInput.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from cluster.errors import InvalidInput, PreconditionFailed, Violation
+from cluster.lifecycle import PREEMPTED, State
+from cluster.scheduler import Rules, queue_key
+from cluster.store.records import Change, StoredJob
+
+Wish = Callable[[StoredJob, int], Change | None]
+"""(job, now in microseconds) -> the step."""
+_HIGHEST_PRIORITY = 1000
+
+
+def cancel(job: StoredJob, now_us: int, words: str, grace_us: int | None) -> Change | None:
+    if job.is_terminal or job.state is State.CANCELLING:
+        return None
+    asked = {"cancel_time_us": now_us, "cancel_grace_us": grace_us}
+    return Change("CANCEL_ASKED", words, State.CANCELLING, job=asked)
+
+
+def pause(job: StoredJob, now_us: int, words: str) -> Change | None:
+    """A job that only makes room stays away now."""
+    _check_goes_on(job)
+    if job.state in (State.PAUSING, State.PAUSED):
+        return Change("PAUSE_ASKED", words, job={"reason": "PAUSE_ASKED"}) if job.reason == PREEMPTED else None
+    if job.state is State.QUEUED:
+        return Change("PAUSED", words, State.PAUSED)
+    return Change("PAUSE_ASKED", words, State.PAUSING, job={"cancel_time_us": now_us})
+
+
+def resume(job: StoredJob, now_us: int) -> Change | None:
+    _check_goes_on(job)
+    if job.state is State.PAUSING:
+        raise PreconditionFailed("JOB_PAUSING", f"job {job.uid} is on its way to PAUSED; resume it when it is there")
+    if job.state is not State.PAUSED:
+        return None
+    values = {"cancel_time_us": None, **place_in_queue(job.priority, now_us)}
+    return Change("RESUMED", "waits for its turn again", State.QUEUED, job=values)
+
+
+def preempt(job: StoredJob, now_us: int, for_uid: str) -> Change | None:
+    """The scheduler's own wish."""
+    if job.state is not State.RUNNING:
+        return None
+    words = f"makes room for {for_uid}; a checkpoint is written, and it comes back by itself"
+    return Change(PREEMPTED, words, State.PAUSING, job={"cancel_time_us": now_us})
+
+
+def update(job: StoredJob, changes: Mapping[str, object]) -> Change | None:
+    """`changes` of labels, priority and max_run_duration_us, checked by `check_priority` and where labels are."""
+    _check_goes_on(job)
+    values = {name: value for name, value in changes.items() if getattr(job, name) != value}
+    if not values:
+        return None
+    words = ", ".join(f"{name.removesuffix('_us')} changed" for name in sorted(values))
+    if "priority" in values and job.queue_since_us is not None:
+        key, _ = queue_key(int(str(values["priority"])), job.queue_since_us / 1e6, job.seq, Rules())
+        values["queue_key"] = key
+    return Change("UPDATED", words, job=values)
+
+
+def check_priority(priority: int) -> int:
+    if not 0 <= priority <= _HIGHEST_PRIORITY:
+        violation = Violation("job.priority", f"{priority} is not between 0 and {_HIGHEST_PRIORITY}")
+        raise InvalidInput("INVALID_UPDATE", violation.message, [violation])
+    return priority
+
+
+def check_deletable(job: StoredJob) -> None:
+    """Nothing of it may live any more, anywhere."""
+    if not job.is_terminal:
+        message = f"job {job.uid} is {job.state.value}; cancel it first (athanor job cancel {job.uid})"
+        raise PreconditionFailed("JOB_NOT_ENDED", message)
+    if any(not attempt.released for attempt in job.attempts):
+        message = f"job {job.uid} has ended, but its processes are not known to be gone yet; try again in a minute"
+        raise PreconditionFailed("JOB_NOT_RELEASED", message)
+
+
+def check_retryable(job: StoredJob) -> None:
+    if job.state not in (State.FAILED, State.CANCELLED):
+        raise PreconditionFailed("JOB_NOT_FAILED", f"job {job.uid} is {job.state.value}; only ended ones are repeated")
+
+
+def place_in_queue(priority: int, now_us: int) -> dict[str, object]:
+    """Columns of a job that begins to wait now."""
+    return {"queue_since_us": now_us, "queue_key": queue_key(priority, now_us / 1e6, 0, Rules())[0]}
+
+
+def _check_goes_on(job: StoredJob) -> None:
+    if job.is_terminal:
+        raise PreconditionFailed("JOB_ENDED", f"job {job.uid} has ended as {job.state.value}; `retry` makes a new one")
+    if job.state is State.CANCELLING:
+        raise PreconditionFailed("JOB_CANCELLING", f"job {job.uid} is being cancelled")
