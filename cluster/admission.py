@@ -7,14 +7,15 @@ they began, as Ray would do it; where exactly they lie does not matter to what i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 
+from cluster import wishes
 from cluster.capacity import Resources, Space
 from cluster.demands import Demands
-from cluster.lifecycle import State
+from cluster.lifecycle import ACTIVE, TERMINAL, State
 from cluster.scheduler import Quota, Rules, Running, Snapshot, Verdict, Waiting, decide
-from cluster.store.records import StoredJob
+from cluster.store.records import Change, StoredJob
+from cluster.store.store import Store
 
 WORDS: Mapping[str, str] = {
     "RESOURCES": "it goes next, as soon as there is room for all of it at once",
@@ -28,26 +29,44 @@ WORDS: Mapping[str, str] = {
 }
 _LEAVING = frozenset({State.PAUSING, State.CANCELLING})
 _S = 1e-6
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a waiting job stands."""
-
-    position: int
-    reason: str
-
-    @property
-    def message(self) -> str:
-        return WORDS.get(self.reason, "")
+_LOOK = 200
+"""Jobs of each project's queue that are looked at in one round."""
 
 
 class Admission:
-    """Remembers only what a spec asks for."""
+    """Remembers only what specs ask for, and what was said last."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, store: Store) -> None:
         self._rules = rules
+        self._store = store
         self._demands = Demands()
+        self._said: dict[str, tuple[int, str]] = {}
+
+    def round(self, nodes: Sequence[Resources]) -> list[tuple[StoredJob, Change]]:
+        """The steps that follow from the scheduler's decision on what is stored now; where all others stand is stored."""
+        waiting = self._store.queue_heads(_LOOK)
+        if not waiting and not self._said:
+            return []
+        holding = [*self._store.jobs_in(ACTIVE), *self._store.unreleased()]
+        now_us, states = self._store.now_us(), self._store.states_of([uid for job in waiting for uid in job.depends_on])
+        steps = [(job, change) for job in waiting if (change := _given_up(job, states))]
+        ready = [job for job in waiting if all(states.get(uid) is State.SUCCEEDED for uid in job.depends_on)]
+        verdict = self.decide(now_us, nodes, ready, holding, self._store.quotas())
+        by_uid = {job.uid: job for job in (*waiting, *holding)}
+        steps += [(by_uid[uid], Change("ADMITTED", "its turn has come", State.ADMITTED)) for uid in verdict.admit]
+        head = next((uid for uid, reason in verdict.reasons.items() if reason == "RESOURCES"), "")
+        for uid in verdict.preempt:
+            change = wishes.preempt(by_uid[uid], now_us, head)
+            steps += [(by_uid[uid], change)] if change else []
+        not_ready = {job.uid: "DEPENDENCY" for job in waiting if job not in ready}
+        self._say({**verdict.reasons, **not_ready})
+        return steps
+
+    def _say(self, reasons: Mapping[str, str]) -> None:
+        said = {uid: (at, reason) for at, (uid, reason) in enumerate(reasons.items(), start=1)}
+        if said != self._said:
+            self._store.save_standings(said)
+            self._said = said
 
     def decide(
         self,
@@ -91,9 +110,14 @@ class Admission:
         return found
 
 
-def standings(verdict: Verdict) -> dict[str, Standing]:
-    """Of the jobs that wait, in their order."""
-    return {uid: Standing(at, reason) for at, (uid, reason) in enumerate(verdict.reasons.items(), start=1)}
+def _given_up(job: StoredJob, states: Mapping[str, State]) -> Change | None:
+    """A job that depends on one that did not succeed will never begin."""
+    for uid in job.depends_on:
+        state = states.get(uid)
+        if state is None or (state in TERMINAL and state is not State.SUCCEEDED):
+            how = "is not there" if state is None else f"ended as {state.value}"
+            return Change("DEPENDENCY_FAILED", f"it depends on {uid}, which {how}", State.FAILED)
+    return None
 
 
 def _is_spent(job: StoredJob) -> bool:

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import httpx
 
+from cluster.capacity import Resources
 from cluster.errors import RayRefused, RayUnreachable
 from cluster.policy import View
 from cluster.settings import Settings
 
 _TIMEOUT = httpx.Timeout(15.0, connect=3.0)
+_MOST_NODES = 10_000
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 
@@ -38,11 +40,25 @@ class RayJob:
     words: str = ""
 
 
+@dataclass(frozen=True)
+class RayNode:
+    """A machine of the cluster."""
+
+    id: str
+    address: str
+    total: Resources
+    is_alive: bool = True
+    is_head: bool = False
+
+
 class Launcher(Protocol):
     """What the reconciler needs of Ray. Every method may raise RayUnreachable."""
 
     async def version(self) -> str:
         """Ray's version: the cheapest proof that it can be seen."""
+
+    async def nodes(self) -> list[RayNode]:
+        """All machines that Ray knows of, the head first."""
 
     async def look(self, ray_job_id: str) -> RayJob:
         """UNKNOWN, ALIVE or ENDED."""
@@ -68,6 +84,14 @@ class RayLauncher:
 
     async def version(self) -> str:
         return str(_json(await self._call("GET", "/api/version"))["ray_version"])
+
+    async def nodes(self) -> list[RayNode]:
+        document = _json(await self._call("GET", f"/api/v0/nodes?limit={_MOST_NODES}"))
+        try:
+            found = [_node(row) for row in document["data"]["result"]["result"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RayUnreachable("RAY_UNREACHABLE", f"Ray's list of nodes cannot be read: {error!r}") from error
+        return sorted(found, key=lambda node: (not node.is_head, node.address, node.id))
 
     async def look(self, ray_job_id: str) -> RayJob:
         answer = await self._call("GET", f"/api/jobs/{ray_job_id}")
@@ -118,6 +142,17 @@ def authorization(token_path: Path | None) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         words = f"Ray's token cannot be read: {error}; see RAY_AUTH_TOKEN_PATH"
         raise RayUnreachable("RAY_TOKEN_MISSING", words) from error
+
+
+def _node(row: Mapping[str, Any]) -> RayNode:
+    total = row["resources_total"] or {}
+    return RayNode(
+        id=str(row["node_id"]),
+        address=str(row["node_ip"]),
+        total=Resources(float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0))),
+        is_alive=row["state"] == "ALIVE",
+        is_head=bool(row["is_head_node"]),
+    )
 
 
 def _says_unknown(answer: httpx.Response) -> bool:

@@ -15,13 +15,13 @@ from typing import ParamSpec, TypeVar, assert_never
 import structlog
 
 from cluster import attempt_files, policy
+from cluster.admission import Admission
 from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE, State
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
-from cluster.scheduler import Snapshot, WaitingJob, admit
 from cluster.settings import Settings
 from cluster.store.records import Change, StoredAttempt, StoredJob, Terminal
 from cluster.store.store import Store
@@ -55,6 +55,7 @@ class Reconciler:
         self._store = store
         self._launcher = launcher
         self._address = address
+        self._admission = Admission(settings.scheduling, store)
         self._listening_since_us = store.now_us()
 
     async def run(self, wake_up: WakeUp) -> None:
@@ -67,6 +68,7 @@ class Reconciler:
             await self._admit()
             jobs = await self._do(self._store.jobs_in, ACTIVE)
             jobs += await self._do(self._store.unreleased)
+            jobs += await self._do(self._store.preempted)
         except (ClusterError, OSError) as error:
             log.warning("round.failed", error=str(error))
             return
@@ -88,19 +90,15 @@ class Reconciler:
             log.info("ray.seen" if self.ray.reachable else "ray.unreachable", words=self.ray.words)
 
     async def _admit(self) -> None:
-        limit = self._settings.max_running_jobs
-        queue = await self._do(self._store.queued, limit)
-        if not queue:
+        """One decision of the scheduler. A job that changes meanwhile is decided on in the next round."""
+        if not self.ray.reachable:
             return
-        holding = await self._do(self._store.jobs_in, ACTIVE)
-        holding += await self._do(self._store.unreleased)
-        waiting = [WaitingJob(job.uid, job.priority, job.seq) for job in queue]
-        by_uid = {job.uid: job for job in queue}
-        for uid in admit(Snapshot(waiting, len(holding), limit)):
+        nodes = [node.total for node in await self._launcher.nodes() if node.is_alive]
+        for job, change in await self._do(self._admission.round, nodes):
             try:
-                await self._step(by_uid[uid], Change("ADMITTED", "its turn has come", State.ADMITTED))
+                await self._step(job, change)
             except Conflict:
-                log.debug("job.changed_meanwhile", job=uid)
+                log.debug("job.changed_meanwhile", job=job.uid)
 
     async def _tend(self, job: StoredJob) -> None:
         """Make the steps of one job that can be made now. What goes wrong with it is noted on it, and stays there."""

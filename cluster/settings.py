@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import StartUpError, Violation, in_words
+from cluster.scheduler import Rules
 
 # Variables handed on from the control plane's environment to drivers; nothing else is, so no secret can leak there.
 DRIVER_VARIABLES = ("DS_ACCELERATOR",)
@@ -36,6 +38,9 @@ _VARIABLES = {
     "driver_python": "ATHANOR_DRIVER_PYTHON",
     "max_running_jobs": "ATHANOR_MAX_RUNNING_JOBS",
     "lease_s": "ATHANOR_LEASE_S",
+    "ageing_per_hour": "ATHANOR_AGEING_PER_HOUR",
+    "share_points": "ATHANOR_SHARE_POINTS",
+    "preempts": "ATHANOR_PREEMPTS",
     "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
 }
 
@@ -77,8 +82,14 @@ class Settings(BaseModel):
     """Python that runs drivers on the cluster."""
     driver_env: Mapping[str, str] = {}
     """Variables set for drivers."""
-    max_running_jobs: Annotated[int, Field(ge=1)] = 1
-    """Jobs that hold cluster resources at once."""
+    max_running_jobs: Annotated[int, Field(ge=1)] | None = None
+    """Jobs that hold cluster resources at once; without it as many as fit."""
+    ageing_per_hour: Annotated[float, Field(ge=0)] = 50.0
+    """Points of priority that an hour of waiting is worth."""
+    share_points: Annotated[float, Field(ge=0)] = 200.0
+    """Points of priority that a project loses which holds the whole cluster."""
+    preempts: bool = True
+    """Whether jobs of much lower priority make room for others."""
     lease_s: Annotated[float, Field(gt=0)] = 15.0
     """A driver that was not heard for this long has lost its lease."""
     unknown_grace_s: Annotated[float, Field(ge=0)] = 75.0
@@ -104,6 +115,16 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise _explain(error) from error
+
+    @property
+    def scheduling(self) -> Rules:
+        """What the scheduler goes by."""
+        return Rules(
+            ageing_per_hour=self.ageing_per_hour,
+            share_points=self.share_points,
+            preempts=self.preempts,
+            max_running_jobs=inf if self.max_running_jobs is None else self.max_running_jobs,
+        )
 
     @property
     def listen_host(self) -> str:

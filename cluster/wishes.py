@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.lifecycle import PREEMPTED, State
-from cluster.scheduler import Rules, queue_key
+from cluster.scheduler import Rules, place_in_queue, queue_key
 from cluster.store.records import Change, StoredJob
 
 Wish = Callable[[StoredJob, int], Change | None]
@@ -85,11 +85,6 @@ def check_deletable(job: StoredJob) -> None:
 def check_retryable(job: StoredJob) -> None:
     if job.state not in (State.FAILED, State.CANCELLED):
         raise PreconditionFailed("JOB_NOT_FAILED", f"job {job.uid} is {job.state.value}; only ended ones are repeated")
-
-
-def place_in_queue(priority: int, now_us: int) -> dict[str, object]:
-    """Columns of a job that begins to wait now."""
-    return {"queue_since_us": now_us, "queue_key": queue_key(priority, now_us / 1e6, 0, Rules())[0]}
 
 
 def _check_goes_on(job: StoredJob) -> None:

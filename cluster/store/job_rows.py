@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from cluster.errors import Conflict, NotFound
-from cluster.lifecycle import TERMINAL, State, check
-from cluster.scheduler import Rules, queue_key
+from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
+from cluster.scheduler import place_in_queue
 from cluster.store import model_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, JobQuery, NewJob, StoredAttempt, StoredEvent, StoredJob
@@ -83,10 +83,17 @@ def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
 
 
 def unreleased(connection: Connection) -> list[StoredJob]:
-    """Terminal jobs that may still hold something on the cluster."""
+    """Ended and paused jobs that may still hold something on the cluster."""
     holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
-    ended = jobs.c.state.in_([state.value for state in TERMINAL])
+    ended = jobs.c.state.in_([state.value for state in (*TERMINAL, State.PAUSED)])
     return jobs_by(connection, select(jobs).where(ended, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
+
+
+def preempted(connection: Connection) -> list[StoredJob]:
+    """Paused jobs that come back by themselves."""
+    return jobs_by(
+        connection, select(jobs).where(jobs.c.state == State.PAUSED.value, jobs.c.reason == PREEMPTED).order_by(jobs.c.seq)
+    )
 
 
 def head_version(connection: Connection) -> int:
@@ -137,14 +144,9 @@ def insert_job(write: Write, new: NewJob) -> StoredJob:
     version = write.next_version()
     values = dict(_EMPTY_JOB) | asdict(new) | {"depends_on": list(new.depends_on)}
     values |= {"state": State.QUEUED.value, "create_time_us": write.now_us, "update_time_us": write.now_us}
-    values |= queue_values(new.priority, write.now_us)
+    values |= place_in_queue(new.priority, write.now_us)
     write.connection.execute(insert(jobs).values(**values, resource_version=version))
     return _log(write, new.uid, version, "CREATED", "stored; waits for its turn")
-
-
-def queue_values(priority: int, now_us: int) -> dict[str, object]:
-    """Columns of a job that begins to wait now."""
-    return {"queue_since_us": now_us, "queue_key": queue_key(priority, now_us / 1e6, 0, Rules())[0]}
 
 
 def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:

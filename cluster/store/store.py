@@ -113,6 +113,10 @@ class Store:
         with self.database.read() as connection:
             return job_rows.unreleased(connection)
 
+    def preempted(self) -> list[StoredJob]:
+        with self.database.read() as connection:
+            return job_rows.preempted(connection)
+
     def transition(self, job: StoredJob, change: Change, lease: Lease | None = None) -> StoredJob:
         """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""
         with self.database.write() as write:
