@@ -90,7 +90,9 @@ def main() -> None:
     print("decision", json.dumps(document["decision"], indent=1), file=sys.stderr)
     document["ratio"] = {
         "utilisation_to_first_come": rounded(document["ours"]["utilisation"] / document["first_come"]["utilisation"]),
-        "decision_100k_to_1k": rounded(document["decision"]["100000"]["p50_ms"] / document["decision"]["1000"]["p50_ms"]),
+        "decision_100k_to_1k": rounded(
+            document["decision"]["100000"]["p50_ms"] / document["decision"]["1000"]["p50_ms"]
+        ),
     }
     document |= {"machine": machine(), "versions": versions("numpy")}
     if chosen.save:
@@ -159,7 +161,9 @@ def replay(jobs: Sequence[Synthetic], nodes: int, tick_s: float, rules: Rules) -
             left[uid] -= now_s - one.since_s
             queues.add(by_uid[uid].waiting)
             yielded += 1
-    waits = {kind: [began[one.waiting.uid] - one.waiting.since_s for one in jobs if one.kind == kind] for kind in CLASSES}
+    waits = {
+        kind: [began[one.waiting.uid] - one.waiting.since_s for one in jobs if one.kind == kind] for kind in CLASSES
+    }
     return {
         "utilisation": rounded(busy_gpu_s / (nodes * NODE.gpus * now_s)),
         "hours": rounded(now_s / 3600),
@@ -201,8 +205,12 @@ def decisions(nodes: int, seed: int) -> dict[str, Any]:
         for job in jobs[3000:]:
             queues.add(job)
         now_s = jobs[-1].since_s
-        shown = _timed(lambda q=queues, r=running, n=now_s: decide(Snapshot(n, [NODE] * nodes, q.first(_LOOK), r, PROJECTS)))
-        whole = _timed(lambda q=queues, r=running, n=now_s: decide(Snapshot(n, [NODE] * nodes, q.first(size), r, PROJECTS)))
+        shown = _timed(
+            lambda q=queues, r=running, n=now_s: decide(Snapshot(n, [NODE] * nodes, q.first(_LOOK), r, PROJECTS))
+        )
+        whole = _timed(
+            lambda q=queues, r=running, n=now_s: decide(Snapshot(n, [NODE] * nodes, q.first(size), r, PROJECTS))
+        )
         found[str(size)] = {"p50_ms": shown, "p50_ms_whole_queue": whole}
     return found
 

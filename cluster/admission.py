@@ -43,7 +43,7 @@ class Admission:
         self._said: dict[str, tuple[int, str]] = {}
 
     def round(self, nodes: Sequence[Resources]) -> list[tuple[StoredJob, Change]]:
-        """The steps that follow from the scheduler's decision on what is stored now; where all others stand is stored."""
+        """The steps that follow from the scheduler's decision on what is stored; where the others stand is stored."""
         waiting = self._store.queue_heads(_LOOK)
         if not waiting and not self._said:
             return []

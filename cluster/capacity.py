@@ -115,4 +115,6 @@ def _fits(free_N2: Array, each: Resources) -> np.ndarray[Any, np.dtype[np.int64]
 def _fullest_first(fits_N: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Nodes with room, the least of it first: large holes stay for large jobs."""
     nodes = np.flatnonzero(fits_N)
-    return nodes[np.argsort(fits_N[nodes], kind="stable")]
+    order = np.argsort(fits_N[nodes], kind="stable")
+    found: np.ndarray[Any, np.dtype[np.int64]] = nodes[order]
+    return found

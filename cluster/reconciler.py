@@ -19,7 +19,7 @@ from cluster.admission import Admission
 from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import Launcher, RayJob, Submission
-from cluster.lifecycle import ACTIVE, State
+from cluster.lifecycle import ACTIVE
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
 from cluster.settings import Settings

@@ -1,4 +1,4 @@
-"""What people may ask of a job that is there, and what that makes of it: pure functions to a `Change`, None if it is so.
+"""What people may ask of a job that is there: pure functions from a wish to a `Change`, or None where it is so already.
 
 The reconciler does what follows. Errors are the caller's: PreconditionFailed, InvalidInput.
 """

@@ -92,7 +92,8 @@ def unreleased(connection: Connection) -> list[StoredJob]:
 def preempted(connection: Connection) -> list[StoredJob]:
     """Paused jobs that come back by themselves."""
     return jobs_by(
-        connection, select(jobs).where(jobs.c.state == State.PAUSED.value, jobs.c.reason == PREEMPTED).order_by(jobs.c.seq)
+        connection,
+        select(jobs).where(jobs.c.state == State.PAUSED.value, jobs.c.reason == PREEMPTED).order_by(jobs.c.seq),
     )
 
 

@@ -50,7 +50,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         if placement is not None:
             space.take(placement)
             ends = 100_000 + job.limit_s
-            running.append(Running(job.uid, job.project, placement, job.priority, job.since_s, ends, draw(st.booleans())))
+            running.append(
+                Running(job.uid, job.project, placement, job.priority, job.since_s, ends, draw(st.booleans()))
+            )
     return Snapshot(100_000.0, nodes, draw(waiting_jobs), running, draw(quotas), draw(rules))
 
 
@@ -212,7 +214,9 @@ def test_the_lowest_and_youngest_yields_to_a_much_higher_job() -> None:
 @pytest.mark.parametrize(("weights", "expected"), [((1.0, 1.0), 4), ((1.0, 3.0), 6)])
 def test_projects_share_by_their_weights(weights: tuple[float, float], expected: int) -> None:
     """Eight nodes, everybody wants all of them."""
-    queue = [job(f"{project}{at}", project=project, seq=at + 100 * (project == "b")) for at in range(8) for project in "ab"]
+    queue = [
+        job(f"{project}{at}", project=project, seq=at + 100 * (project == "b")) for at in range(8) for project in "ab"
+    ]
     quotas = {"a": Quota(weight=weights[0]), "b": Quota(weight=weights[1])}
     verdict = decide(Snapshot(0.0, [NODE] * 8, queue, quotas=quotas))
     assert len(verdict.admit) == 8
@@ -245,7 +249,9 @@ class Day:
     promised: dict[str, float] = field(default_factory=dict)
 
     def tick(self, runtimes: dict[str, float]) -> None:
-        snapshot = Snapshot(self.now_s, self.nodes, list(self.waiting.values()), list(self.running.values()), rules=self.rules)
+        snapshot = Snapshot(
+            self.now_s, self.nodes, list(self.waiting.values()), list(self.running.values()), rules=self.rules
+        )
         verdict = decide(snapshot)
         space = free(snapshot)
         for uid in verdict.admit:

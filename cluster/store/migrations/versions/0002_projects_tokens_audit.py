@@ -67,8 +67,8 @@ def downgrade() -> None:
         jobs.drop_index("ix_jobs_project_seq")
         jobs.drop_index("ix_jobs_state_project_queue_key_seq")
         jobs.create_index("ix_jobs_state_priority_seq", ["state", "priority", "seq"])
-        for column in _JOB_COLUMNS:
-            jobs.drop_column(column.name)
+        for added in _JOB_COLUMNS:
+            jobs.drop_column(added.name)
 
 
 def _create_tables() -> None:
