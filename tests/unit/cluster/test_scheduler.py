@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -157,7 +158,7 @@ def test_the_order_within_a_project_does_not_change_by_waiting(jobs: list[Waitin
         return job.priority + points * (now_s - job.since_s) / HOUR_S
 
     order = sorted(jobs, key=lambda job: queue_key(job.priority, job.since_s, job.seq, Rules()))
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in itertools.pairwise(order):
         assert score(first, 1e5 + later) >= score(second, 1e5 + later) - 1e-6
 
 
