@@ -22,6 +22,7 @@ from trainer.spec import ScheduleSpec
 UNREACHABLE = "Unreachable"
 BLOCKED = "Blocked"
 _US = 1_000_000
+_LONGEST_PAUSE_S = 60.0
 
 
 class View(StrEnum):
@@ -100,7 +101,7 @@ def _begin(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
     if _is_overdue(job, sight.now_us) and not (attempt and attempt.is_open) and sight.view is not View.UNREACHABLE:
         return Step(replace(_overdue(job, sight.now_us), attempt={}))
     if attempt is None or attempt.released:
-        return Step(open_attempt(job))
+        return Wait() if sight.now_us < (job.retry_at_us or 0) else Step(open_attempt(job))
     if not attempt.is_open:
         return _release(job, sight, settings)
     was_seen = sight.view in (View.ALIVE, View.ENDED) or sight.terminal or attempt.lease_expires_us
@@ -131,7 +132,8 @@ def _cancel(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
     if _has_ended(attempt, sight, settings):
         ended = _closing(sight.now_us, "CANCELLED", "ended by request") | {"released": True}
         return Step(Change("CANCELLED", "cancelled", State.CANCELLED, job=_quiet(job), attempt=ended))
-    is_late = sight.now_us > (job.cancel_time_us or 0) + settings.cancel_grace_s * _US
+    grace_us = settings.cancel_grace_s * _US if job.cancel_grace_us is None else job.cancel_grace_us
+    is_late = sight.now_us > (job.cancel_time_us or 0) + grace_us
     return Stop() if sight.view is View.ALIVE and is_late else Wait()
 
 
@@ -161,10 +163,10 @@ def _rest(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
     return Step(Change("REQUEUED", "made room, and waits for its turn again", State.QUEUED, job=again))
 
 
-def _paused(job: StoredJob, message: str) -> Change:
+def _paused(job: StoredJob, message: str, more: Mapping[str, object] | None = None) -> Change:
     """The reason stays what it was asked for, and says whether it comes back by itself."""
     reason = PREEMPTED if job.reason == PREEMPTED else "PAUSED"
-    return Change(reason, message, State.PAUSED, job=_quiet(job))
+    return Change(reason, message, State.PAUSED, job=_quiet(job) | (more or {}))
 
 
 def _release(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
@@ -245,6 +247,8 @@ def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
     closed = _closing(now_us, reason, terminal.message) | {"terminal": as_json(terminal)}
     if terminal.outcome is Outcome.SUCCEEDED:
         return _succeeded(job, terminal, closed)
+    if terminal.outcome is Outcome.PAUSED and job.state is not State.PAUSING:
+        return Change(reason, terminal.message, State.RECOVERING, attempt=closed)  # resumed before it had ended
     if job.state is State.PAUSING and terminal.outcome in (Outcome.PAUSED, Outcome.INFRASTRUCTURE_ERROR):
         return replace(_paused(job, terminal.message or "paused"), attempt=closed)
     if job.state is State.CANCELLING or terminal.outcome is Outcome.CANCELLED:
@@ -279,7 +283,15 @@ def _again_or_failed(
         results = _quiet(job) | _results(terminal) | counted
         return Change(reason, terminal.message, State.FAILED, results, closed)
     message = f"{terminal.message} (failure {failures} of {budget} allowed)"
-    return Change(reason, message, State.RECOVERING, counted, closed)
+    if job.state is State.PAUSING:
+        return replace(_paused(job, message, counted), attempt=closed)
+    now_us = int(str(closed["end_time_us"]))
+    return Change(reason, message, State.RECOVERING, {**counted, "retry_at_us": now_us + _pause_us(failures)}, closed)
+
+
+def _pause_us(failures: int) -> int:
+    """Before the next attempt: what fails at once shall not use up its attempts within seconds."""
+    return int(min(_LONGEST_PAUSE_S, 2.0 ** (failures - 1)) * _US)
 
 
 def _lost(job: StoredJob, sight: Sight) -> Change:
