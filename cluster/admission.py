@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from cluster import wishes
-from cluster.capacity import Resources, Space
+from cluster.capacity import Demand, Resources, Space
 from cluster.demands import Demands
 from cluster.lifecycle import ACTIVE, TERMINAL, State
 from cluster.scheduler import Quota, Rules, Running, Snapshot, Verdict, Waiting, decide
@@ -27,7 +27,6 @@ WORDS: Mapping[str, str] = {
     "DEPENDENCY": "a job that it depends on has not ended yet",
     "RAY_UNREACHABLE": "Ray cannot be seen, so nobody knows what is free",
 }
-_LEAVING = frozenset({State.PAUSING, State.CANCELLING})
 _S = 1e-6
 _LOOK = 200
 """Jobs of each project's queue that are looked at in one round."""
@@ -49,7 +48,7 @@ class Admission:
             return []
         holding = [*self._store.jobs_in(ACTIVE), *self._store.unreleased()]
         now_us, states = self._store.now_us(), self._store.states_of([uid for job in waiting for uid in job.depends_on])
-        steps = [(job, change) for job in waiting if (change := _given_up(job, states))]
+        steps = [(job, change) for job in waiting if (change := self._given_up(job, states))]
         ready = [job for job in waiting if all(states.get(uid) is State.SUCCEEDED for uid in job.depends_on)]
         verdict = self.decide(now_us, nodes, ready, holding, self._store.quotas())
         by_uid = {job.uid: job for job in (*waiting, *holding)}
@@ -79,18 +78,33 @@ class Admission:
         snapshot = Snapshot(
             now_s=now_us * _S,
             nodes=nodes,
-            waiting=[self._waiting(job) for job in waiting],
+            waiting=[self._waiting(job, demand) for job in waiting if (demand := self._demand(job)) is not None],
             running=self._running(nodes, holding),
             quotas=quotas,
             rules=self._rules,
         )
         return decide(snapshot)
 
-    def _waiting(self, job: StoredJob) -> Waiting:
+    def _demand(self, job: StoredJob) -> Demand | None:
+        return self._demands.of(job.uid, job.kind, job.spec)
+
+    def _given_up(self, job: StoredJob, states: Mapping[str, State]) -> Change | None:
+        """A job that depends on one that did not succeed will never begin, nor will one that cannot be read."""
+        if self._demand(job) is None:
+            message = "it was stored by another release, and this one cannot read its spec; submit its job file again"
+            return Change("SPEC_UNREADABLE", message, State.FAILED)
+        for uid in job.depends_on:
+            state = states.get(uid)
+            if state is None or (state in TERMINAL and state is not State.SUCCEEDED):
+                how = "is not there" if state is None else f"ended as {state.value}"
+                return Change("DEPENDENCY_FAILED", f"it depends on {uid}, which {how}", State.FAILED)
+        return None
+
+    def _waiting(self, job: StoredJob, demand: Demand) -> Waiting:
         return Waiting(
             uid=job.uid,
             project=job.project,
-            demand=self._demands.of(job.uid, job.kind, job.spec),
+            demand=demand,
             priority=job.priority,
             since_s=(job.queue_since_us or job.create_time_us) * _S,
             seq=job.seq,
@@ -101,23 +115,13 @@ class Admission:
         """One that has no place any more, since nodes went away, counts against its quota, and against nothing else."""
         space, found = Space(nodes), list[Running]()
         for job in sorted(holding, key=lambda job: (job.start_time_us or inf, job.seq)):
-            placement = space.place(self._demands.of(job.uid, job.kind, job.spec)) or ()
+            placement = space.place(self._demand(job) or ()) or ()
             space.take(placement)
             since_s = (job.start_time_us or job.update_time_us) * _S
             can_yield = job.state is State.RUNNING and not _is_spent(job)
             ends_by_s = since_s + _seconds(job.max_run_duration_us)
             found.append(Running(job.uid, job.project, placement, job.priority, since_s, ends_by_s, can_yield))
         return found
-
-
-def _given_up(job: StoredJob, states: Mapping[str, State]) -> Change | None:
-    """A job that depends on one that did not succeed will never begin."""
-    for uid in job.depends_on:
-        state = states.get(uid)
-        if state is None or (state in TERMINAL and state is not State.SUCCEEDED):
-            how = "is not there" if state is None else f"ended as {state.value}"
-            return Change("DEPENDENCY_FAILED", f"it depends on {uid}, which {how}", State.FAILED)
-    return None
 
 
 def _is_spent(job: StoredJob) -> bool:

@@ -109,7 +109,8 @@ def _fits(free_N2: Array, each: Resources) -> np.ndarray[Any, np.dtype[np.int64]
     if not needed:
         return np.full(len(free_N2), np.iinfo(np.int32).max, dtype=np.int64)
     rooms = [np.floor((free_N2[:, column] + _ROUNDING) / amount) for column, amount in needed]
-    return np.minimum.reduce(rooms).astype(np.int64)
+    rooms_N: np.ndarray[Any, np.dtype[np.int64]] = np.minimum.reduce(rooms).astype(np.int64)
+    return rooms_N
 
 
 def _fullest_first(fits_N: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

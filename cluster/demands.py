@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from cluster.capacity import Bundle, Demand, Resources
+from trainer.errors import SpecError
 from trainer.job import distinct
 from trainer.spec import DistillSpec, FineTuneSpec, parse_spec
 
@@ -30,13 +31,17 @@ class Demands:
         self._read = lru_cache(maxsize=most)(self._parse)
         self._documents: dict[str, tuple[str, Mapping[str, Any]]] = {}
 
-    def of(self, uid: str, kind: str, spec: Mapping[str, Any]) -> Demand:
+    def of(self, uid: str, kind: str, spec: Mapping[str, Any]) -> Demand | None:
+        """None: another release stored a spec that this one cannot read."""
         self._documents[uid] = (kind, spec)
         try:
             return self._read(uid)
         finally:
             del self._documents[uid]
 
-    def _parse(self, uid: str) -> Demand:
+    def _parse(self, uid: str) -> Demand | None:
         kind, spec = self._documents[uid]
-        return demand_of(parse_spec(kind, spec))
+        try:
+            return demand_of(parse_spec(kind, spec))
+        except SpecError:
+            return None

@@ -7,6 +7,10 @@ ClusterError
 ├── PreconditionFailed  not in this state, or not with this lease
 ├── Conflict            somebody else changed it first
 ├── OutOfRange          a cursor that the store does not know
+├── Unauthenticated     no token, or none that is known
+├── PermissionDenied    the token does not allow it
+├── ResourceExhausted   more than the caller may ask for at the moment
+├── DataLoss            what is stored is not what was stored
 ├── StoreUnavailable    the database did not answer
 ├── ShuttingDown        this control plane is ending; another, or the next, will answer
 ├── StartUpError        the control plane cannot start as it is configured
@@ -75,6 +79,22 @@ class OutOfRange(ClusterError):
     """A cursor points where the store has nothing."""
 
 
+class Unauthenticated(ClusterError):
+    """The caller showed no token, or none that is good."""
+
+
+class PermissionDenied(ClusterError):
+    """The caller is known, and may not."""
+
+
+class ResourceExhausted(ClusterError):
+    """Too many calls, or too large a one."""
+
+
+class DataLoss(ClusterError):
+    """Something stored was altered from outside."""
+
+
 class StoreUnavailable(ClusterError):
     """The database did not do what it was asked; asking again may help."""
 
@@ -106,6 +126,10 @@ STATUS_OF: dict[type[ClusterError], grpc.StatusCode] = {
     PreconditionFailed: grpc.StatusCode.FAILED_PRECONDITION,
     Conflict: grpc.StatusCode.ABORTED,
     OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DataLoss: grpc.StatusCode.DATA_LOSS,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     RayUnreachable: grpc.StatusCode.UNAVAILABLE,

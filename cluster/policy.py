@@ -166,7 +166,7 @@ def _rest(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
 def _paused(job: StoredJob, message: str, more: Mapping[str, object] | None = None) -> Change:
     """The reason stays what it was asked for, and says whether it comes back by itself."""
     reason = PREEMPTED if job.reason == PREEMPTED else "PAUSED"
-    return Change(reason, message, State.PAUSED, job=_quiet(job) | (more or {}))
+    return Change(reason, message, State.PAUSED, job={**_quiet(job), **(more or {})})
 
 
 def _release(job: StoredJob, sight: Sight, settings: Settings) -> Decision:

@@ -122,7 +122,7 @@ async def running_server(
         serving = serving or _deployer(stack, settings)
         reconciler = Reconciler(settings, store, launcher, settings.advertise or address)
         deployments = DeploymentReconciler(settings, store, serving)
-        _add_services(server, settings, store, wake_up, reconciler.ray)
+        _add_services(server, settings, store, wake_up, launcher, reconciler.ray)
         await stack.enter_async_context(_background(reconciler.run(wake_up), deployments.run(wake_up)))
         await stack.enter_async_context(_answering(server, settings))
         stack.callback(wake_up.close)
@@ -167,12 +167,16 @@ def _deployer(stack: contextlib.AsyncExitStack, settings: Settings) -> Deployer:
     return deployer
 
 
-def _add_services(server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, ray: RayStatus) -> None:
+def _add_services(
+    server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, launcher: Launcher, ray: RayStatus
+) -> None:
     job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(settings, store, wake_up), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(settings, store), server)
     deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentService(settings, store), server)
     worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(settings, store), server)
-    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterService(settings, ray), server)
+    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(
+        ClusterService(settings, store, launcher, ray), server
+    )
 
 
 @contextlib.asynccontextmanager

@@ -8,15 +8,19 @@ import grpc
 from athanor.v1 import cluster_service_pb2, cluster_service_pb2_grpc
 
 from cluster import __version__
+from cluster.launcher import Launcher
 from cluster.reconciler import RayStatus
 from cluster.settings import Settings
+from cluster.store.store import Store
 
 
 class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
     """Answers from the settings and from what the reconciler last saw."""
 
-    def __init__(self, settings: Settings, ray: RayStatus) -> None:
+    def __init__(self, settings: Settings, store: Store, launcher: Launcher, ray: RayStatus) -> None:
         self._settings = settings
+        self._store = store
+        self._launcher = launcher
         self._ray = ray
         self._start_time_s = time.time()
 

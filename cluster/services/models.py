@@ -11,6 +11,7 @@ from athanor.v1 import model_service_pb2_grpc
 from cluster.errors import InvalidInput, Violation
 from cluster.registry import NAME_RULE, is_name, resolve
 from cluster.services.pages import make_token, page_size, read_token
+from cluster.settings import Settings
 from cluster.store.store import Store
 from cluster.wire import model_to_proto
 
@@ -18,7 +19,8 @@ from cluster.wire import model_to_proto
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """Handlers only."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
         self._store = store
 
     async def GetModelVersion(

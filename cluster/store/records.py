@@ -238,6 +238,7 @@ class StoredModel:
     num_parameters: int
     metrics: Json
     create_time_us: int
+    description: str = ""
     aliases: tuple[str, ...] = ()
 
     @property

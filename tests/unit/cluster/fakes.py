@@ -16,9 +16,10 @@ from typing import Any
 from athanor.v1 import job_pb2, worker_service_pb2
 from google.protobuf import json_format, struct_pb2
 
+from cluster.capacity import Resources
 from cluster.errors import RayRefused, RayUnreachable
 from cluster.ids import new_job_uid
-from cluster.launcher import RayJob, Submission
+from cluster.launcher import RayJob, RayNode, Submission
 from cluster.lifecycle import TERMINAL, State
 from cluster.policy import View
 from cluster.reconciler import Reconciler
@@ -26,6 +27,7 @@ from cluster.services.workers import WorkerService
 from cluster.settings import Settings
 from cluster.store.records import Change, NewJob, StoredJob
 from cluster.store.store import Store
+from trainer.spec import parse_spec
 
 
 class Killed(BaseException):
@@ -78,6 +80,7 @@ class FakeRay:
         self.loses_replies = False
         self.hides_jobs = False
         self.refuses = ""
+        self.nodes_now = [RayNode("head", "127.0.0.1", Resources(4.0, 0.0), is_head=True)]
         self.mortality = Mortality()
 
     def _check_reachable(self) -> None:
@@ -91,6 +94,10 @@ class FakeRay:
     async def version(self) -> str:
         self._check_reachable()
         return "2.60.0"
+
+    async def nodes(self) -> list[RayNode]:
+        self._check_reachable()
+        return self.nodes_now
 
     async def look(self, ray_job_id: str) -> RayJob:
         self._check_reachable()
@@ -185,7 +192,13 @@ class FakeDriver:
         self.world.ray.end(self.ray_job_id)
 
 
-SPEC: dict[str, Any] = {"publish": {"model": "student", "alias": "champion"}, "schedule": {"priority": 500}}
+SPEC: dict[str, Any] = {
+    "student": {"model": "/models/base"},
+    "data": {"train": "/data/train.jsonl"},
+    "training": {"max_steps": 10},
+    "publish": {"model": "student", "alias": "champion"},
+    "schedule": {"priority": 500},
+}
 
 
 class World:
@@ -194,7 +207,7 @@ class World:
     def __init__(self, directory: Path, **settings: Any) -> None:
         self.clock = Clock()
         self.ray = FakeRay()
-        self.settings = Settings(home=directory, **settings)
+        self.settings = Settings(home=directory, **{"max_running_jobs": 1, **settings})
         (self.settings.storage / "jobs").mkdir(parents=True)
         self.mortality = Mortality()
         self.start()
@@ -216,7 +229,10 @@ class World:
     def create(self, name: str = "job", **spec: Any) -> str:
         document = {**SPEC, **spec}
         priority = document["schedule"].get("priority", 500)
-        new = NewJob(new_job_uid(name), name, "FineTune", {}, document, priority, {})
+        kind = "Distill" if "teachers" in document else "FineTune"
+        limit = parse_spec(kind, document).schedule.max_run_duration
+        limit_us = None if limit is None else int(limit.total_seconds() * 1e6)
+        new = NewJob(new_job_uid(name), name, kind, {}, document, priority, {}, max_run_duration_us=limit_us)
         return self.store.create_job(new).uid
 
     async def rounds(self, count: int = 1) -> None:

@@ -268,7 +268,7 @@ class Day:
 @settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_everybody_begins_in_the_end_however_many_come_after(data: st.DataObject) -> None:
-    """The oldest job asks for the whole cluster at the lowest priority; higher ones come all the time and never stop."""
+    """The oldest job asks for the whole cluster at the lowest priority; higher ones never stop coming."""
     rules_ = Rules(preempts=False, ageing_per_hour=100.0)
     day = Day([NODE] * 2, rules_)
     poor = job("poor", (Bundle(2, NODE),), priority=0, limit_s=600.0)

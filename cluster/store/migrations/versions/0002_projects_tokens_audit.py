@@ -7,10 +7,12 @@ Revises: 0001
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from pydantic import TypeAdapter
 
 revision = "0002"
 down_revision = "0001"
@@ -24,26 +26,29 @@ _DEFAULT_PRIORITY = 500
 _AGEING_PER_HOUR = 50.0
 """Of the scheduler, when this revision was written: waiting jobs keep their order."""
 
-_JOB_COLUMNS: tuple[sa.Column[Any], ...] = (
-    sa.Column("cancel_grace_us", TIME),
-    sa.Column("project", NAME, nullable=False, server_default="default"),
-    sa.Column("creator", NAME, nullable=False, server_default=""),
-    sa.Column("retry_of", WORD, nullable=False, server_default=""),
-    sa.Column("max_run_duration_us", TIME),
-    sa.Column("queue_since_us", TIME),
-    sa.Column("queue_key", sa.Float()),
-    sa.Column("hold_until_us", TIME),
-    sa.Column("depends_on", sa.JSON(), nullable=False, server_default="[]"),
-    sa.Column("retry_at_us", TIME),
-    sa.Column("preemptions", sa.Integer(), nullable=False, server_default="0"),
-)
 _TABLES = ("deletions", "projects", "tokens", "audit", "replicas", "leases", "standings")
+
+
+def _job_columns() -> tuple[sa.Column[Any], ...]:
+    return (
+        sa.Column("cancel_grace_us", TIME),
+        sa.Column("project", NAME, nullable=False, server_default="default"),
+        sa.Column("creator", NAME, nullable=False, server_default=""),
+        sa.Column("retry_of", WORD, nullable=False, server_default=""),
+        sa.Column("max_run_duration_us", TIME),
+        sa.Column("queue_since_us", TIME),
+        sa.Column("queue_key", sa.Float()),
+        sa.Column("hold_until_us", TIME),
+        sa.Column("depends_on", sa.JSON(), nullable=False, server_default="[]"),
+        sa.Column("retry_at_us", TIME),
+        sa.Column("preemptions", sa.Integer(), nullable=False, server_default="0"),
+    )
 
 
 def upgrade() -> None:
     with op.batch_alter_table("jobs") as jobs:
-        for column in _JOB_COLUMNS:
-            jobs.add_column(column.copy())
+        for column in _job_columns():
+            jobs.add_column(column)
         jobs.create_index("ix_jobs_state_project_queue_key_seq", ["state", "project", "queue_key", "seq"])
         jobs.create_index("ix_jobs_project_seq", ["project", "seq"])
         jobs.drop_index("ix_jobs_state_priority_seq")
@@ -67,7 +72,7 @@ def downgrade() -> None:
         jobs.drop_index("ix_jobs_project_seq")
         jobs.drop_index("ix_jobs_state_project_queue_key_seq")
         jobs.create_index("ix_jobs_state_priority_seq", ["state", "priority", "seq"])
-        for added in _JOB_COLUMNS:
+        for added in _job_columns():
             jobs.drop_column(added.name)
 
 
@@ -162,10 +167,4 @@ def _fill_jobs() -> None:
 
 def _microseconds(duration: object) -> int | None:
     """Of an ISO 8601 duration as pydantic wrote it: PT10H, P1DT2H30M5.5S."""
-    from pydantic import TypeAdapter
-
-    if duration is None:
-        return None
-    from datetime import timedelta
-
-    return int(TypeAdapter(timedelta).validate_python(duration).total_seconds() * 1e6)
+    return None if duration is None else int(TypeAdapter(timedelta).validate_python(duration).total_seconds() * 1e6)
