@@ -70,6 +70,11 @@ class Home:
         return self.root / "ray-token"
 
     @property
+    def admin_token_path(self) -> Path:
+        """The first admin token of a control plane with this home."""
+        return self.root / "admin-token"
+
+    @property
     def ray_dir(self) -> Path:
         return self.root / "ray"
 
