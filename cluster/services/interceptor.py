@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
@@ -30,7 +30,7 @@ _REQUEST_ID = "athanor-request-id"
 _BURST_S = 2.0
 _FAILURES_PER_S, _FAILURES_AT_ONCE = 10.0, 100.0
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Outcome = tuple[Any, ClusterError | None]
 
 

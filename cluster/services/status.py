@@ -6,7 +6,7 @@ gets the traceback, the wire never does.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -18,7 +18,7 @@ from cluster.errors import DOMAIN, ClusterError, ResourceExhausted, status_of
 
 log = structlog.get_logger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def _packed(detail: Any) -> any_pb2.Any:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest
 from athanor.v1 import job_pb2, job_service_pb2

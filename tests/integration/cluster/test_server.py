@@ -37,7 +37,9 @@ async def test_every_service_is_healthy(plane: ControlPlane) -> None:
 
 async def test_reflection_lists_every_service(plane: ControlPlane) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(plane.channel)
-    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    login = (("authorization", f"Bearer {plane.token}"),)
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = stub.ServerReflectionInfo(iter([ask]), metadata=login)
     answer = await call.read()
     assert {each.name for each in answer.list_services_response.service} > SERVICES
 
