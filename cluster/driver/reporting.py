@@ -18,6 +18,7 @@ from athanor.v1 import job_pb2, worker_service_pb2, worker_service_pb2_grpc
 from athanor.v1.worker_service_pb2 import AttemptRef, TerminalRecord
 
 from cluster import rpc
+from cluster.channel import open_channel
 from cluster.driver.attempt import Attempt
 from cluster.driver.listener import EventTail
 from cluster.wire import progress_to_proto
@@ -66,7 +67,7 @@ class Reporter:
         self._on_end = on_end
         self._interval_s = interval_s
         self._ref = AttemptRef(job_uid=attempt.job_uid, attempt=attempt.number, lease_token=attempt.lease_token)
-        self._channel = grpc.insecure_channel(attempt.control_plane, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(attempt.control_plane, tls=attempt.tls, options=CHANNEL_OPTIONS)
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
         self._events = EventTail(attempt.path.parent)
         self._last_progress: dict[str, Any] | None = None

@@ -39,6 +39,7 @@ from cluster.driver.teacher_plan import teacher_plans
 from cluster.errors import ClusterError
 from trainer.errors import TrainerError, UserError
 from trainer.listener import Stopped
+from trainer.secrets import log_in_to_hub
 from trainer.spec import DistillSpec
 from trainer.storage import storage_error
 
@@ -68,6 +69,7 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     with outcome_of_errors(attempt, rank):
+        log_in_to_hub(attempt.ctx.spec.hub.token)
         _join_peers(attempt, rank, world)
         _learn(attempt, rank, world)
     ray.train.report({"rank": rank})

@@ -16,6 +16,7 @@ from athanor.v1 import job_pb2, job_service_pb2
 from cluster.errors import InvalidInput, Violation, in_words
 from cluster.ids import new_job_uid
 from cluster.registry import NAME_RULE, is_name, pin
+from cluster.security.limits import MAX_SPEC_BYTES
 from cluster.store.records import NewJob
 from cluster.store.store import Store
 from cluster.wire import from_struct, job_to_preview
@@ -55,6 +56,7 @@ def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
 def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
     """The whole check. InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong."""
     _check_envelope(job)
+    _check_size(job)
     spec = _parsed(job)
     pinned = pin(store, spec)
     _check_inputs(spec, {text: model.path for text, model in pinned.items()})
@@ -105,6 +107,12 @@ def _label_violations(job: job_pb2.Job) -> Iterator[Violation]:
             yield Violation(f"metadata.labels[{key[:64]!r}]", "a key is 1 to 63 of letters, digits and '_./-'")
         if len(value) > _MAX_LABEL_LENGTH or "\0" in value:
             yield Violation(f"metadata.labels[{key[:64]!r}]", f"a value has at most {_MAX_LABEL_LENGTH} characters")
+
+
+def _check_size(job: job_pb2.Job) -> None:
+    if (size := job.spec.ByteSize()) > MAX_SPEC_BYTES:
+        message = f"takes {size} bytes; at most {MAX_SPEC_BYTES} allowed: data belongs in files"
+        raise InvalidInput("SPEC_TOO_LARGE", f"spec {message}", [Violation("spec", message)])
 
 
 def _parsed(job: job_pb2.Job) -> FineTuneSpec | DistillSpec:
