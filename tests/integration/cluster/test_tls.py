@@ -1,4 +1,4 @@
-"""TLS for real: a server with a certificate, clients that check it, one that must show its own, a change while it runs."""
+"""TLS for real: a server with a certificate, clients that check it or show their own, a change while it runs."""
 
 from __future__ import annotations
 
