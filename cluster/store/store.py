@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from sqlalchemy import Connection, insert, select
-
-from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
+from cluster.errors import OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import deployment_rows, job_rows, model_rows, queue_rows
+from cluster.store import alias_rows, deployment_rows, job_rows, model_rows, queue_rows, request_rows
 from cluster.store.database import Database, Write, open_database
 from cluster.store.records import (
     Change,
@@ -22,14 +20,16 @@ from cluster.store.records import (
     JobQuery,
     Lease,
     NewJob,
+    NewModel,
     StoredDeployment,
     StoredEvent,
     StoredJob,
     StoredModel,
+    StoredMove,
 )
-from cluster.store.tables import idempotency
 
 _CREATE_JOB = "CreateJob"
+_CREATE_MODEL = "CreateModelVersion"
 
 
 class Store:
@@ -54,17 +54,18 @@ class Store:
     def create_job(self, new: NewJob, request_id: str = "", request_sha256: str = "") -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
         with self.database.write() as write:
-            known = _replayed(write.connection, request_id, request_sha256)
+            known = request_rows.find(write.connection, _CREATE_JOB, request_id, request_sha256)
             if known:
                 return job_rows.get_job(write.connection, known)
+            model_rows.check_there(write.connection, new.resolved_models.values())
             job = job_rows.insert_job(write, new)
-            _remember(write, request_id, request_sha256, job.uid)
+            request_rows.remember(write, _CREATE_JOB, request_id, request_sha256, job.uid)
             return job
 
     def find_request(self, request_id: str, request_sha256: str) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
-            known = _replayed(connection, request_id, request_sha256)
+            known = request_rows.find(connection, _CREATE_JOB, request_id, request_sha256)
             return job_rows.get_job(connection, known) if known else None
 
     def get_job(self, uid: str) -> StoredJob:
@@ -182,7 +183,7 @@ class Store:
 
     def model_alias(self, name: str, alias: str) -> StoredModel:
         with self.database.read() as connection:
-            return model_rows.get_alias(connection, name, alias)
+            return alias_rows.get(connection, name, alias)
 
     def model_newest(self, name: str) -> StoredModel:
         with self.database.read() as connection:
@@ -192,19 +193,51 @@ class Store:
         with self.database.read() as connection:
             return model_rows.list_versions(connection, name, after, limit)
 
-    def set_alias(self, name: str, alias: str, version: int, expected: int | None) -> StoredModel:
-        with self.database.write() as write:
-            return model_rows.move_alias(write, name, alias, version, cause="SET_ALIAS", expected=expected)
-
-    def alias_history(self, name: str, alias: str) -> Sequence[tuple[int, int, str]]:
+    def model_paths(self) -> set[str]:
         with self.database.read() as connection:
-            return model_rows.list_alias_history(connection, name, alias)
+            return model_rows.known_paths(connection)
+
+    def create_model(self, new: NewModel, request_id: str, request_sha256: str) -> StoredModel:
+        """Store a version, or answer with the one that the same request stored before."""
+        with self.database.write() as write:
+            known = request_rows.find(write.connection, _CREATE_MODEL, request_id, request_sha256)
+            if known:
+                return model_rows.get_version(write.connection, *_key(known))
+            model = model_rows.create(write, new)
+            request_rows.remember(write, _CREATE_MODEL, request_id, request_sha256, model.reference)
+            return model
+
+    def find_model_request(self, request_id: str, request_sha256: str) -> StoredModel | None:
+        """The version that this very request stored before; AlreadyExists when the id was used for another one."""
+        with self.database.read() as connection:
+            known = request_rows.find(connection, _CREATE_MODEL, request_id, request_sha256)
+            return model_rows.get_version(connection, *_key(known)) if known else None
+
+    def delete_model(self, name: str, version: int) -> StoredModel:
+        """Forget a version that nothing needs; its files are the caller's part. PreconditionFailed / MODEL_IN_USE."""
+        with self.database.write() as write:
+            return model_rows.delete(write, name, version)
+
+    def set_alias(self, name: str, alias: str, version: int, expected: int | None, actor: str = "") -> StoredModel:
+        with self.database.write() as write:
+            cause = alias_rows.SET_ALIAS
+            return alias_rows.move(write, name, alias, version, cause=cause, actor=actor, expected=expected)
+
+    def roll_back_alias(self, name: str, alias: str, expected: int | None, actor: str = "") -> StoredModel:
+        with self.database.write() as write:
+            return alias_rows.roll_back(write, name, alias, actor, expected)
+
+    def alias_history(self, name: str, alias: str) -> list[StoredMove]:
+        """Oldest first."""
+        with self.database.read() as connection:
+            return alias_rows.history(connection, name, alias)
 
     # Deployments
 
     def create_deployment(self, new: StoredDeployment) -> StoredDeployment:
         with self.database.write() as write:
             write.changed = True
+            model_rows.check_there(write.connection, [new.resolved_model])
             return deployment_rows.create(write, new)
 
     def get_deployment(self, name: str) -> StoredDeployment:
@@ -232,22 +265,9 @@ class Store:
             deployment_rows.forget(write, name)
 
 
-def _replayed(connection: Connection, request_id: str, request_sha256: str) -> str:
-    if not request_id:
-        return ""
-    at = (idempotency.c.method == _CREATE_JOB, idempotency.c.request_id == request_id)
-    row = connection.execute(select(idempotency).where(*at)).one_or_none()
-    if row is None:
-        return ""
-    if row.request_sha256 != request_sha256:
-        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request_id!r} was used for another job; take a new one")
-    return str(row.response.decode())
-
-
-def _remember(write: Write, request_id: str, request_sha256: str, uid: str) -> None:
-    if request_id:
-        row = {"method": _CREATE_JOB, "request_id": request_id, "request_sha256": request_sha256}
-        write.connection.execute(insert(idempotency).values(**row, response=uid.encode(), create_time_us=write.now_us))
+def _key(reference: str) -> tuple[str, int]:
+    name, _, version = reference.rpartition("@")
+    return name, int(version)
 
 
 def _holder(write: Write, lease: Lease) -> StoredJob:
