@@ -12,7 +12,7 @@ from typing import Any, Self
 from cluster.errors import OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import alias_rows, deployment_rows, job_rows, model_rows, queue_rows, request_rows
+from cluster.store import alias_rows, deployment_rows, job_rows, model_rows, queue_rows, queue_view, request_rows
 from cluster.store.database import Database, Write, open_database
 from cluster.store.records import (
     Change,
@@ -109,6 +109,21 @@ class Store:
         """When the scheduler last decided, and uid -> (position, reason) in order."""
         with self.database.read() as connection:
             return queue_rows.load_standings(connection)
+
+    # The queue and projects, for people
+
+    def queue_line(self, scope: Sequence[str] | None, limit: int) -> queue_view.Line:
+        with self.database.read() as connection:
+            return queue_view.line(connection, self.now_us(), scope, limit)
+
+    def project_names(self) -> list[str]:
+        with self.database.read() as connection:
+            return queue_view.project_names(connection)
+
+    def num_waiting_of(self) -> dict[str, int]:
+        """Project -> jobs that wait."""
+        with self.database.read() as connection:
+            return queue_view.num_waiting_of(connection)
 
     def unreleased(self) -> list[StoredJob]:
         with self.database.read() as connection:
