@@ -18,6 +18,7 @@ from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.ids import new_job_uid
 from cluster.model_check import check_model, count_parameters
 from cluster.model_files import hashing, open_plain, read_object, size_of
+from cluster.orphan_files import remove_tree
 from cluster.settings import Settings
 from trainer import atomic
 from trainer.publishing import MANIFEST
@@ -142,7 +143,4 @@ def remove(settings: Settings, path: Path) -> None:
     models = settings.storage / "models"
     if ".." in path.parts or path.parent.parent != models or not path.is_dir() or path.is_symlink():
         return
-    doomed = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    remove_tree(path)

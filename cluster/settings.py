@@ -42,6 +42,8 @@ _VARIABLES = {
     "share_points": "ATHANOR_SHARE_POINTS",
     "preempts": "ATHANOR_PREEMPTS",
     "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
+    "orphan_grace_s": "ATHANOR_ORPHAN_GRACE_S",
+    "orphan_files_grace_s": "ATHANOR_ORPHAN_FILES_GRACE_S",
 }
 
 
@@ -103,6 +105,10 @@ class Settings(BaseModel):
     """How long a driver may live on after its terminal record, before Ray is told to stop it."""
     reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """The reconciler looks at least this often."""
+    orphan_grace_s: Annotated[float, Field(ge=0)] = 600.0
+    """How long a Ray job or a Serve application of ours that nothing wants is looked at before it is ended."""
+    orphan_files_grace_s: Annotated[float, Field(ge=0)] = 86_400.0
+    """How old a directory that no job and no model knows must be before it is removed; `inf` keeps them all."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0
     """How long calls in flight may take when the server is told to end."""
 

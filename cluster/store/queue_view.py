@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select
+from sqlalchemy import Connection, case, func, select
 
 from cluster.lifecycle import State
 from cluster.store.queue_rows import load_standings
@@ -79,7 +79,7 @@ _COLUMNS = (
 )
 
 
-def _place(row: Row[Any], now_us: int) -> Place:
+def _place(row: Any, now_us: int) -> Place:
     is_held = (row.hold_until_us or 0) > now_us
     return Place(row.uid, row.project, row.priority, row.since_us, is_held)
 

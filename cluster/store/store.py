@@ -12,7 +12,16 @@ from typing import Any, Self
 from cluster.errors import OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import alias_rows, deployment_rows, job_rows, model_rows, queue_rows, queue_view, request_rows
+from cluster.store import (
+    alias_rows,
+    deployment_rows,
+    installation_rows,
+    job_rows,
+    model_rows,
+    queue_rows,
+    queue_view,
+    request_rows,
+)
 from cluster.store.database import Database, Write, open_database
 from cluster.store.records import (
     Change,
@@ -246,6 +255,25 @@ class Store:
         """Oldest first."""
         with self.database.read() as connection:
             return alias_rows.history(connection, name, alias)
+
+    # Orphans
+
+    def installation_id(self) -> str:
+        """Who this store belongs to: made at the first time it is wanted, and kept for ever."""
+        with self.database.read() as connection:
+            known = installation_rows.find(connection)
+        if known:
+            return known
+        with self.database.write() as write:
+            return installation_rows.create(write)
+
+    def unreleased_of(self, ray_job_ids: Sequence[str]) -> set[str]:
+        with self.database.read() as connection:
+            return installation_rows.unreleased_of(connection, ray_job_ids)
+
+    def known_jobs(self, uids: Sequence[str]) -> dict[str, State]:
+        with self.database.read() as connection:
+            return installation_rows.states_of(connection, uids)
 
     # Deployments
 
