@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, select
 from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import deployment_rows, job_rows, model_rows, queue_rows
+from cluster.store import deployment_rows, job_rows, model_rows, queue_rows, replica_rows
 from cluster.store.database import Database, Write, open_database
 from cluster.store.records import (
     Change,
@@ -30,6 +30,8 @@ from cluster.store.records import (
 from cluster.store.tables import idempotency
 
 _CREATE_JOB = "CreateJob"
+LEADER = "leader"
+"""The lease of the replica that does what only one may do."""
 
 
 class Store:
@@ -150,6 +152,18 @@ class Store:
             if progress is not None:
                 job_rows.touch_progress(write, job.uid, progress)
             return job
+
+    # Several control planes
+
+    def beat(self, replica_id: str, address: str, lease_s: float) -> tuple[dict[str, str], bool]:
+        """Note that this replica lives: id -> address of all that do, and whether it leads."""
+        with self.database.write() as write:
+            living = replica_rows.beat(write, replica_id, address, lease_s)
+            return living, replica_rows.take(write, LEADER, replica_id, lease_s)
+
+    def leave(self, replica_id: str) -> None:
+        with self.database.write() as write:
+            replica_rows.leave(write, replica_id)
 
     # Watching
 

@@ -23,6 +23,7 @@ from cluster.launcher import RayJob, RayNode, Submission
 from cluster.lifecycle import TERMINAL, State
 from cluster.policy import View
 from cluster.reconciler import Reconciler
+from cluster.replicas import Replicas
 from cluster.services.workers import WorkerService
 from cluster.settings import Settings
 from cluster.store.records import Change, NewJob, StoredJob
@@ -215,8 +216,9 @@ class World:
     def start(self) -> None:
         self.store = MortalStore.open(self.settings.database_url, self.clock)
         self.store.mortality = self.ray.mortality = self.mortality
-        self.worker_service = WorkerService(self.settings, self.store)
-        self.reconciler = Reconciler(self.settings, self.store, self.ray, "127.0.0.1:50051")
+        self.replicas = Replicas(self.store, "here", "127.0.0.1:50051", self.settings.replica_lease_s)
+        self.reconciler = Reconciler(self.settings, self.store, self.ray, self.replicas)
+        self.worker_service = WorkerService(self.settings, self.store, self.replicas)
 
     def restart(self) -> None:
         """The process dies and another one takes its place: all it knows is on disk."""
