@@ -69,11 +69,9 @@ class Replicas:
 
     def tends(self, uid: str) -> bool:
         """Whether the job of this uid is this one's."""
-        return (
-            self.id in self._living
-            and self._is_certain
-            and max(self._living, key=lambda each: _weight(each, uid)) == self.id
-        )
+        if not (self._is_certain and self._living):
+            return False
+        return max(self._living, key=lambda each: _weight(each, uid)) == self.id
 
     @property
     def addresses(self) -> Sequence[str]:
