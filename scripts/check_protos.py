@@ -1,7 +1,7 @@
-"""Whether the contract still keeps what the last release promised: `protos/released/<version>.json` against the protos.
+"""Whether the contract keeps what the last release promised: `protos/released/<version>.json` against the protos.
 
-A client of the last release must be able to talk to this server, and the reverse: no method, message, field or value may
-go away or change its number, its name or its type. New ones are welcome. `--release` writes the promise of a release.
+A client of the last release must be able to talk to this server, and the reverse: no method, message, field or value
+may go away or change its number, name or type. New ones are welcome. `--release` writes the promise of a release.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
     found = broken(promises(read_released(path)), promises(current()))
     if found:
         sys.exit("\n".join([*found, f"the contract breaks what {path.stem} promised; add beside it, never change it"]))
-    print(f"contract keeps what {path.stem} promised")
+    sys.stdout.write(f"contract keeps what {path.stem} promised\n")
 
 
 if __name__ == "__main__":
