@@ -30,17 +30,24 @@ def check_model(root: Path) -> list[str]:
 
     Hidden files and directories (.git, .cache) are left out.
     """
+    _check_config(root)  # first of all: of a directory that is no model, nobody is told what lies in it
     names = [name for name in names_in(root) if not any(part.startswith(".") for part in name.split("/"))]
     for name in names:
         _check_name(name)
-    if "config.json" not in names:
-        raise _invalid("config.json", "is missing; a model directory is what transformers' save_pretrained writes")
-    if not isinstance(read_object(root, "config.json").get("model_type"), str):
-        raise _invalid("config.json", "has no model_type, so nobody knows what to load")
     if not any(name in names for name in _TOKENIZERS):
         raise _invalid(_TOKENIZERS[0], "is missing, as is any other tokenizer; save the tokenizer beside the model")
     _check_weights(root, names)
     return [name for name in names if name != MANIFEST]
+
+
+def _check_config(root: Path) -> None:
+    try:
+        config = read_object(root, "config.json")
+    except FileNotFoundError as error:
+        words = "is missing; a model directory is what transformers' save_pretrained writes"
+        raise _invalid("config.json", words) from error
+    if not isinstance(config.get("model_type"), str):
+        raise _invalid("config.json", "has no model_type, so nobody knows what to load")
 
 
 def _check_name(name: str) -> None:

@@ -77,13 +77,18 @@ def once(call: Callable[[], Response], address: str) -> Response:
 
 def repeat(call: Callable[[], Response], address: str, *, patience_s: float) -> Response:
     """As `once`, asked again for so long, once at least, while no answer comes. Only for calls that may be repeated."""
+    return persist(lambda: once(call, address), patience_s=patience_s)
+
+
+def persist(call: Callable[[], Response], *, patience_s: float) -> Response:
+    """As `repeat`, of a call that raises RequestFailed by itself."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_repeatable),
         stop=tenacity.stop_all(tenacity.stop_after_delay(patience_s), tenacity.stop_after_attempt(2)),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
         reraise=True,
     )
-    return cast(Response, retrying(once, call, address))
+    return retrying(call)
 
 
 class Cuts:

@@ -94,6 +94,8 @@ class Settings(BaseModel):
     """Whether jobs of much lower priority make room for others."""
     lease_s: Annotated[float, Field(gt=0)] = 15.0
     """A driver that was not heard for this long has lost its lease."""
+    replica_lease_s: Annotated[float, Field(gt=0)] = 10.0
+    """A control plane that shares the store with others and was not heard for this long has lost its jobs to them."""
     unknown_grace_s: Annotated[float, Field(ge=0)] = 75.0
     """How long after its lease a driver that Ray does not know is believed to be gone. Longer than the 60 s for which
     processes of a Ray head that died wait for it to come back."""

@@ -20,6 +20,7 @@ from cluster.store import (
     model_rows,
     queue_rows,
     queue_view,
+    replica_rows,
     request_rows,
 )
 from cluster.store.database import Database, Write, open_database
@@ -39,6 +40,8 @@ from cluster.store.records import (
 
 _CREATE_JOB = "CreateJob"
 _CREATE_MODEL = "CreateModelVersion"
+LEADER = "leader"
+"""The lease of the replica that does what only one may do."""
 
 
 class Store:
@@ -175,6 +178,18 @@ class Store:
             if progress is not None:
                 job_rows.touch_progress(write, job.uid, progress)
             return job
+
+    # Several control planes
+
+    def beat(self, replica_id: str, address: str, lease_s: float) -> tuple[dict[str, str], bool]:
+        """Note that this replica lives: id -> address of all that do, and whether it leads."""
+        with self.database.write() as write:
+            living = replica_rows.beat(write, replica_id, address, lease_s)
+            return living, replica_rows.take(write, LEADER, replica_id, lease_s)
+
+    def leave(self, replica_id: str) -> None:
+        with self.database.write() as write:
+            replica_rows.leave(write, replica_id)
 
     # Watching
 

@@ -62,7 +62,7 @@ def test_missing_parts_are_named(tmp_path: Path, missing: str) -> None:
     assert caught.value.reason == "MODEL_INVALID"
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "state.pt", "x.pkl", "modeling.py", "weights.gguf", "sub/a.ckpt"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pkl", "modeling.py", "weights.gguf", "sub/a.ckpt"])
 def test_files_that_only_unpickling_or_code_could_use_are_refused(tmp_path: Path, name: str) -> None:
     root = write_model(tmp_path / "m")
     (root / name).parent.mkdir(exist_ok=True)
