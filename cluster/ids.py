@@ -1,4 +1,4 @@
-"""The names that the control plane gives: job uids, Ray submission ids, request ids, lease tokens."""
+"""The names that the control plane gives: job uids, Ray submission ids, request ids, lease tokens, ids of tokens."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def new_request_id() -> str:
 def ray_job_id(job_uid: str, attempt: int) -> str:
     """Ray's submission id of one attempt. Ray itself refuses a second job of the same id."""
     return f"{job_uid}-{attempt}"
+
+
+def new_token_id() -> str:
+    """The public part of a bearer token."""
+    return _random_suffix(_SUFFIX_LENGTH)
 
 
 def new_lease_token() -> str:

@@ -11,19 +11,23 @@ from typing import Any
 
 import grpc
 from athanor.v1 import (
+    audit_service_pb2_grpc,
     cluster_service_pb2_grpc,
     deployment_service_pb2_grpc,
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
     model_service_pb2_grpc,
+    token_service_pb2_grpc,
     worker_service_pb2,
     worker_service_pb2_grpc,
 )
 from google.protobuf import json_format, struct_pb2
 
+from cluster.capacity import Resources
+from cluster.channel import open_async_channel
 from cluster.deployer import DeploymentStatus
-from cluster.launcher import RayJob, Submission
+from cluster.launcher import RayJob, RayNode, Submission
 from cluster.policy import View
 from cluster.server import running_server
 from cluster.settings import Settings
@@ -39,6 +43,9 @@ class ScriptedRay:
 
     async def version(self) -> str:
         return "2.60.0"
+
+    async def nodes(self) -> list[RayNode]:
+        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True)]
 
     async def look(self, ray_job_id: str) -> RayJob:
         return RayJob(self.views.get(ray_job_id, View.UNKNOWN))
@@ -78,6 +85,19 @@ class ControlPlane:
     ray: ScriptedRay
     serving: ScriptedServing
     channel: grpc.aio.Channel
+
+    @property
+    def token(self) -> str:
+        """The first admin token."""
+        return self.settings.admin_token_path.read_text().strip()
+
+    @property
+    def tokens(self) -> Any:
+        return token_service_pb2_grpc.TokenServiceStub(self.channel)
+
+    @property
+    def audit(self) -> Any:
+        return audit_service_pb2_grpc.AuditServiceStub(self.channel)
 
     @property
     def jobs(self) -> Any:
@@ -151,6 +171,11 @@ async def served(settings: Settings, ray: ScriptedRay) -> AsyncIterator[ControlP
     serving = ScriptedServing()
     async with (
         running_server(settings, ray, serving) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        admin_channel(settings, address) as channel,
     ):
         yield ControlPlane(address, settings, ray, serving, channel)
+
+
+def admin_channel(settings: Settings, address: str) -> grpc.aio.Channel:
+    """A channel with the first admin token of a control plane that runs."""
+    return open_async_channel(address, settings.admin_token_path.read_text().strip())
