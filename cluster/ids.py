@@ -1,4 +1,4 @@
-"""The names that the control plane gives: job uids, Ray submission ids, request ids, lease tokens."""
+"""The names that the control plane gives: job uids, Ray submission ids, request ids, lease tokens, ids of tokens."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def new_installation_id() -> str:
 def is_job_uid(text: str) -> bool:
     """Whether a name is of the form that `new_job_uid` gives."""
     return _JOB_UID.fullmatch(text) is not None
+
+
+def new_token_id() -> str:
+    """The public part of a bearer token."""
+    return _random_suffix(_SUFFIX_LENGTH)
 
 
 def new_lease_token() -> str:

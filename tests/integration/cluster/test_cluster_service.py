@@ -42,7 +42,7 @@ async def create(plane: ControlPlane, project: str) -> str:
 
 async def test_nodes_tell_what_nobody_has_reserved(plane: ControlPlane) -> None:
     head, gone = (await nodes(plane)).nodes
-    assert (head.id, head.alive, head.cpus, head.free_cpus, head.free_gpus) == ("head", True, 4.0, 2.5, 0.0)
+    assert (head.id, head.alive, head.cpus, head.free_cpus, head.free_gpus) == ("head", True, 16.0, 14.5, 0.0)
     assert (gone.alive, gone.cpus, gone.free_cpus, gone.free_gpus) == (False, 8.0, 0.0, 0.0)
     plane.ray.is_reachable = False
     error = await refused(nodes(plane))

@@ -132,7 +132,10 @@ def test_a_failed_job_says_why_and_what_next(shell: Shell, plane: FakeControlPla
     assert fields["Report"] == "/storage/report.html"
     assert "athanor job logs bot-abcdefgh" in fields["Next"]
     _, _, err = shell.run("job", "watch", "bot")
-    assert "FAILED; [NON_FINITE_LOSS] the loss is nan at step 3; report /storage/report.html\nnext: athanor job" in err
+    assert (
+        "FAILED; [NON_FINITE_LOSS] the loss is nan at step 3; report /storage/report.html\nnext: look at the rows"
+        in err
+    )
 
 
 def test_wrong_fields_are_lines_of_their_own(shell: Shell) -> None:
