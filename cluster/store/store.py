@@ -13,42 +13,37 @@ from cluster.errors import OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
 from cluster.store import (
-    alias_rows,
     audit_rows,
     deployment_rows,
-    installation_rows,
     job_rows,
     model_rows,
     queue_rows,
-    queue_view,
     replica_rows,
     request_rows,
     token_rows,
 )
 from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
+from cluster.store.installation_store import InstallationStore
+from cluster.store.model_store import ModelStore
 from cluster.store.records import (
     Change,
     DeploymentState,
     JobQuery,
     Lease,
     NewJob,
-    NewModel,
     StoredDeployment,
     StoredEvent,
     StoredJob,
-    StoredModel,
-    StoredMove,
 )
 from cluster.store.token_rows import StoredToken
 
 _CREATE_JOB = "CreateJob"
-_CREATE_MODEL = "CreateModelVersion"
 LEADER = "leader"
 """The lease of the replica that does what only one may do."""
 
 
-class Store:
+class Store(ModelStore, InstallationStore):
     """Everything durable."""
 
     def __init__(self, database: Database) -> None:
@@ -126,21 +121,6 @@ class Store:
         with self.database.read() as connection:
             return queue_rows.load_standings(connection)
 
-    # The queue and projects, for people
-
-    def queue_line(self, scope: Sequence[str] | None, limit: int) -> queue_view.Line:
-        with self.database.read() as connection:
-            return queue_view.line(connection, self.now_us(), scope, limit)
-
-    def project_names(self) -> list[str]:
-        with self.database.read() as connection:
-            return queue_view.project_names(connection)
-
-    def num_waiting_of(self) -> dict[str, int]:
-        """Project -> jobs that wait."""
-        with self.database.read() as connection:
-            return queue_view.num_waiting_of(connection)
-
     def unreleased(self) -> list[StoredJob]:
         with self.database.read() as connection:
             return job_rows.unreleased(connection)
@@ -217,82 +197,6 @@ class Store:
     def job_events(self, uid: str) -> list[StoredEvent]:
         with self.database.read() as connection:
             return job_rows.job_events(connection, uid)
-
-    # Models
-
-    def model_version(self, name: str, version: int) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_version(connection, name, version)
-
-    def model_alias(self, name: str, alias: str) -> StoredModel:
-        with self.database.read() as connection:
-            return alias_rows.get(connection, name, alias)
-
-    def model_newest(self, name: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_newest(connection, name)
-
-    def list_models(self, name: str, after: tuple[str, int] | None, limit: int) -> list[StoredModel]:
-        with self.database.read() as connection:
-            return model_rows.list_versions(connection, name, after, limit)
-
-    def model_paths(self) -> set[str]:
-        with self.database.read() as connection:
-            return model_rows.known_paths(connection)
-
-    def create_model(self, new: NewModel, request_id: str, request_sha256: str) -> StoredModel:
-        """Store a version, or answer with the one that the same request stored before."""
-        with self.database.write() as write:
-            known = request_rows.find(write.connection, _CREATE_MODEL, request_id, request_sha256)
-            if known:
-                return model_rows.get_version(write.connection, *_key(known))
-            model = model_rows.create(write, new)
-            request_rows.remember(write, _CREATE_MODEL, request_id, request_sha256, model.reference)
-            return model
-
-    def find_model_request(self, request_id: str, request_sha256: str) -> StoredModel | None:
-        """The version that this very request stored before; AlreadyExists when the id was used for another one."""
-        with self.database.read() as connection:
-            known = request_rows.find(connection, _CREATE_MODEL, request_id, request_sha256)
-            return model_rows.get_version(connection, *_key(known)) if known else None
-
-    def delete_model(self, name: str, version: int) -> StoredModel:
-        """Forget a version that nothing needs; its files are the caller's part. PreconditionFailed / MODEL_IN_USE."""
-        with self.database.write() as write:
-            return model_rows.delete(write, name, version)
-
-    def set_alias(self, name: str, alias: str, version: int, expected: int | None, actor: str = "") -> StoredModel:
-        with self.database.write() as write:
-            cause = alias_rows.SET_ALIAS
-            return alias_rows.move(write, name, alias, version, cause=cause, actor=actor, expected=expected)
-
-    def roll_back_alias(self, name: str, alias: str, expected: int | None, actor: str = "") -> StoredModel:
-        with self.database.write() as write:
-            return alias_rows.roll_back(write, name, alias, actor, expected)
-
-    def alias_history(self, name: str, alias: str) -> list[StoredMove]:
-        """Oldest first."""
-        with self.database.read() as connection:
-            return alias_rows.history(connection, name, alias)
-
-    # Orphans
-
-    def installation_id(self) -> str:
-        """Who this store belongs to: made at the first time it is wanted, and kept for ever."""
-        with self.database.read() as connection:
-            known = installation_rows.find(connection)
-        if known:
-            return known
-        with self.database.write() as write:
-            return installation_rows.create(write)
-
-    def unreleased_of(self, ray_job_ids: Sequence[str]) -> set[str]:
-        with self.database.read() as connection:
-            return installation_rows.unreleased_of(connection, ray_job_ids)
-
-    def known_jobs(self, uids: Sequence[str]) -> dict[str, State]:
-        with self.database.read() as connection:
-            return installation_rows.states_of(connection, uids)
 
     # Deployments
 
@@ -374,11 +278,6 @@ class Store:
         """All entries, oldest first, as of one moment."""
         with self.database.read() as connection:
             yield from audit_rows.in_order(connection)
-
-
-def _key(reference: str) -> tuple[str, int]:
-    name, _, version = reference.rpartition("@")
-    return name, int(version)
 
 
 def _holder(write: Write, lease: Lease) -> StoredJob:
