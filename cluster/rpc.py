@@ -68,7 +68,7 @@ def explain(error: grpc.RpcError, address: str) -> RequestFailed:
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
-        return RequestFailed(code, "NO_ANSWER", f"no answer in {RPC_TIMEOUT_S:g} s from {address}; it may be very busy")
+        return RequestFailed(code, "NO_ANSWER", f"no answer in time from {address}; it may be very busy")
     return RequestFailed(code, reason or code.name, call.details() or code.name, violations)
 
 
