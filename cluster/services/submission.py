@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
-from athanor.v1 import job_pb2, job_service_pb2
+from athanor.v1 import job_pb2
 
 from cluster.errors import InvalidInput, Violation, in_words
 from cluster.ids import new_job_uid
@@ -32,6 +33,13 @@ _MAX_LABELS = 64
 _MAX_LABEL_LENGTH = 256
 
 
+class HasRequestId(Protocol):
+    """A request that may be repeated."""
+
+    @property
+    def request_id(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class CheckedJob:
     """A job that may be stored."""
@@ -46,7 +54,7 @@ def request_sha256(job: job_pb2.Job) -> str:
     return hashlib.sha256(job.SerializeToString(deterministic=True)).hexdigest()
 
 
-def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
+def check_request_id(request: HasRequestId) -> None:
     """InvalidInput for an id that no client of ours makes."""
     if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
         message = "1 to 64 visible ASCII characters, for example a UUID"

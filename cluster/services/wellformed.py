@@ -51,4 +51,4 @@ def _violations(message: Any, path: str) -> Iterator[Violation]:
 def _is_time(message: Any, least: int, most: int) -> bool:
     fits = least <= message.seconds <= most and abs(message.nanos) <= _NANOS
     is_moment = message.DESCRIPTOR.name == "Timestamp"
-    return fits and (message.nanos >= 0 if is_moment else message.seconds * message.nanos >= 0)
+    return bool(fits and (message.nanos >= 0 if is_moment else message.seconds * message.nanos >= 0))

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, Select, insert, select, update
 from cluster.errors import Conflict, NotFound
 from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
 from cluster.scheduler import place_in_queue
-from cluster.store import model_rows
+from cluster.store import alias_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, JobQuery, NewJob, StoredAttempt, StoredEvent, StoredJob
 from cluster.store.tables import attempts, events, jobs, log_position
@@ -155,7 +155,7 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     version = write.next_version()
     values: dict[str, Any] = dict(change.job)
     if change.publication is not None:
-        model = model_rows.publish(write, change.publication, job.uid)
+        model = alias_rows.publish(write, change.publication, job.uid)
         values["published_model"] = model.reference
     values |= _state_values(write, job, change)
     values |= {"resource_version": version, "update_time_us": write.now_us}
@@ -190,11 +190,15 @@ def update_attempt(connection: Connection, attempt: StoredAttempt, values: Mappi
 
 
 def mark_attempt(connection: Connection, job: StoredJob, values: Mapping[str, object]) -> None:
-    """As `update_attempt` for the last one, if the job is still what the caller read."""
-    version = connection.execute(select(jobs.c.resource_version).where(jobs.c.uid == job.uid)).scalar_one()
-    if version != job.resource_version or job.last_attempt is None:
+    """As `update_attempt` for the last one, if the job and its attempt's token are still what the caller read."""
+    now = get_job(connection, job.uid)
+    if now.resource_version != job.resource_version or _token(now) != _token(job) or job.last_attempt is None:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     update_attempt(connection, job.last_attempt, values)
+
+
+def _token(job: StoredJob) -> str:
+    return job.last_attempt.lease_token_sha256 if job.last_attempt else ""
 
 
 def touch_progress(write: Write, uid: str, progress: Mapping[str, Any]) -> None:

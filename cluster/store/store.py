@@ -9,14 +9,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from sqlalchemy import Connection, insert, select
-
-from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
+from cluster.errors import OutOfRange, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import audit_rows, deployment_rows, job_rows, model_rows, queue_rows, token_rows
+from cluster.store import (
+    audit_rows,
+    deployment_rows,
+    job_rows,
+    model_rows,
+    queue_rows,
+    replica_rows,
+    request_rows,
+    token_rows,
+)
 from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
+from cluster.store.installation_store import InstallationStore
+from cluster.store.model_store import ModelStore
 from cluster.store.records import (
     Change,
     DeploymentState,
@@ -26,15 +35,15 @@ from cluster.store.records import (
     StoredDeployment,
     StoredEvent,
     StoredJob,
-    StoredModel,
 )
-from cluster.store.tables import idempotency
 from cluster.store.token_rows import StoredToken
 
 _CREATE_JOB = "CreateJob"
+LEADER = "leader"
+"""The lease of the replica that does what only one may do."""
 
 
-class Store:
+class Store(ModelStore, InstallationStore):
     """Everything durable."""
 
     def __init__(self, database: Database) -> None:
@@ -56,17 +65,18 @@ class Store:
     def create_job(self, new: NewJob, request_id: str = "", request_sha256: str = "") -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
         with self.database.write() as write:
-            known = _replayed(write.connection, request_id, request_sha256)
+            known = request_rows.find(write.connection, _CREATE_JOB, request_id, request_sha256)
             if known:
                 return job_rows.get_job(write.connection, known)
+            model_rows.check_there(write.connection, new.resolved_models.values())
             job = job_rows.insert_job(write, new)
-            _remember(write, request_id, request_sha256, job.uid)
+            request_rows.remember(write, _CREATE_JOB, request_id, request_sha256, job.uid)
             return job
 
     def find_request(self, request_id: str, request_sha256: str) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
-            known = _replayed(connection, request_id, request_sha256)
+            known = request_rows.find(connection, _CREATE_JOB, request_id, request_sha256)
             return job_rows.get_job(connection, known) if known else None
 
     def get_job(self, uid: str) -> StoredJob:
@@ -153,6 +163,18 @@ class Store:
                 job_rows.touch_progress(write, job.uid, progress)
             return job
 
+    # Several control planes
+
+    def beat(self, replica_id: str, address: str, lease_s: float) -> tuple[dict[str, str], bool]:
+        """Note that this replica lives: id -> address of all that do, and whether it leads."""
+        with self.database.write() as write:
+            living = replica_rows.beat(write, replica_id, address, lease_s)
+            return living, replica_rows.take(write, LEADER, replica_id, lease_s)
+
+    def leave(self, replica_id: str) -> None:
+        with self.database.write() as write:
+            replica_rows.leave(write, replica_id)
+
     # Watching
 
     def head_version(self) -> int:
@@ -176,37 +198,12 @@ class Store:
         with self.database.read() as connection:
             return job_rows.job_events(connection, uid)
 
-    # Models
-
-    def model_version(self, name: str, version: int) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_version(connection, name, version)
-
-    def model_alias(self, name: str, alias: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_alias(connection, name, alias)
-
-    def model_newest(self, name: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_newest(connection, name)
-
-    def list_models(self, name: str, after: tuple[str, int] | None, limit: int) -> list[StoredModel]:
-        with self.database.read() as connection:
-            return model_rows.list_versions(connection, name, after, limit)
-
-    def set_alias(self, name: str, alias: str, version: int, expected: int | None) -> StoredModel:
-        with self.database.write() as write:
-            return model_rows.move_alias(write, name, alias, version, cause="SET_ALIAS", expected=expected)
-
-    def alias_history(self, name: str, alias: str) -> Sequence[tuple[int, int, str]]:
-        with self.database.read() as connection:
-            return model_rows.list_alias_history(connection, name, alias)
-
     # Deployments
 
     def create_deployment(self, new: StoredDeployment) -> StoredDeployment:
         with self.database.write() as write:
             write.changed = True
+            model_rows.check_there(write.connection, [new.resolved_model])
             return deployment_rows.create(write, new)
 
     def get_deployment(self, name: str) -> StoredDeployment:
@@ -281,24 +278,6 @@ class Store:
         """All entries, oldest first, as of one moment."""
         with self.database.read() as connection:
             yield from audit_rows.in_order(connection)
-
-
-def _replayed(connection: Connection, request_id: str, request_sha256: str) -> str:
-    if not request_id:
-        return ""
-    at = (idempotency.c.method == _CREATE_JOB, idempotency.c.request_id == request_id)
-    row = connection.execute(select(idempotency).where(*at)).one_or_none()
-    if row is None:
-        return ""
-    if row.request_sha256 != request_sha256:
-        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request_id!r} was used for another job; take a new one")
-    return str(row.response.decode())
-
-
-def _remember(write: Write, request_id: str, request_sha256: str, uid: str) -> None:
-    if request_id:
-        row = {"method": _CREATE_JOB, "request_id": request_id, "request_sha256": request_sha256}
-        write.connection.execute(insert(idempotency).values(**row, response=uid.encode(), create_time_us=write.now_us))
 
 
 def _holder(write: Write, lease: Lease) -> StoredJob:
