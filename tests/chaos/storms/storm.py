@@ -32,6 +32,7 @@ DEADLINE_S = 240.0
 PATIENCE_S = 60.0
 EXPECTED = {"ok": State.SUCCEEDED, "flaky": State.SUCCEEDED, "dies": State.SUCCEEDED, "mute": State.SUCCEEDED}
 EXPECTED["user"] = State.FAILED
+_NUMBERS = itertools.count()
 SEED = int(os.environ.get("ATHANOR_CHAOS_SEED", "20261122"))
 
 
@@ -181,7 +182,6 @@ class Crowd:
         self._train = home / "train.jsonl"
         self._train.write_text('{"prompt": "hello", "completion": "world"}\n')
         self.client = AthanorClient(address, patience_s=PATIENCE_S)
-        self._numbers = itertools.count()
 
     def manifest(self, name: str, **spec: Any) -> dict[str, Any]:
         retries = {"retries": {"infrastructure": 50}}
@@ -196,7 +196,7 @@ class Crowd:
 
     def send(self, kind: str, **spec: Any) -> str:
         """Repeats the request until it is acknowledged, by the id that makes it one job."""
-        name = f"{kind}-{next(self._numbers)}"
+        name = f"{kind}-{next(_NUMBERS)}"
         request_id = f"{name}-{os.getpid()}"
         uid = insist(lambda: self.client.create_job(self.manifest(name, **spec), request_id=request_id)).uid
         self.acknowledged[uid] = kind
