@@ -22,8 +22,9 @@ from athanor.v1 import (
 )
 from google.protobuf import json_format, struct_pb2
 
+from cluster.capacity import Resources
 from cluster.deployer import DeploymentStatus
-from cluster.launcher import RayJob, Submission
+from cluster.launcher import RayJob, RayNode, Submission
 from cluster.policy import View
 from cluster.server import running_server
 from cluster.settings import Settings
@@ -39,6 +40,9 @@ class ScriptedRay:
 
     async def version(self) -> str:
         return "2.60.0"
+
+    async def nodes(self) -> list[RayNode]:
+        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True)]
 
     async def look(self, ray_job_id: str) -> RayJob:
         return RayJob(self.views.get(ray_job_id, View.UNKNOWN))
