@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray.exceptions import ObjectLostError
 
 from cluster.driver.teacher_dispatch import Operation
+from cluster.driver.tee import copy_output
 
 if TYPE_CHECKING:
     from cluster.driver.process_group import Meeting
@@ -47,7 +49,9 @@ Load = Callable[[int, int], Compute]
 class TeacherShard:
     """Rank `rank` of `world`."""
 
-    def __init__(self, rank: int, world: int, num_cpus: float, load: Load) -> None:
+    def __init__(self, rank: int, world: int, num_cpus: float, load: Load, log_path: Path | None = None) -> None:
+        if log_path is not None:
+            copy_output(log_path)
         self._rank = rank
         self._world = world
         self._num_cpus = num_cpus
