@@ -105,12 +105,16 @@ class Feed:
 
     def start(self) -> None:
         """Begin where the store is now, unless it runs."""
-        if self._pump is not None and not self._pump.done():
+        if self.is_running:
             return
         self._failure = None
         self._base = self.head = 0
         self._memory.clear()
         self._pump = asyncio.create_task(self._run(), name="watch-feed")
+
+    @property
+    def is_running(self) -> bool:
+        return self._pump is not None and not self._pump.done()
 
     @property
     def has_begun(self) -> bool:

@@ -1,4 +1,4 @@
-"""Jobs that learn for real are paused over gRPC and go on: the same student, bit for bit, as one that nobody disturbed."""
+"""Jobs that learn for real are paused over gRPC and go on: the same student, bit for bit, as one left alone."""
 
 from __future__ import annotations
 
