@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,10 @@ def succeeded(job: job_pb2.Job) -> bool:
     return job.state == job_pb2.JOB_STATE_SUCCEEDED
 
 
+def is_new(told: set[str], job: job_pb2.Job) -> bool:
+    return succeeded(job) or job.progress.stage not in told
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_job_that_was_paused_ends_with_the_same_student(
     ray_cluster: RayHead, tmp_path: Path, workers: int
@@ -111,7 +116,7 @@ async def test_a_job_that_was_paused_ends_with_the_same_student(
 async def test_a_job_may_be_paused_in_each_of_its_stages(
     ray_cluster: RayHead, tmp_path: Path, chat_model_dir: Path
 ) -> None:
-    """Two shards of a teacher that writes labels, two students, a baseline: paused whenever something new begins."""
+    """Two shards of a teacher that writes labels, two students, a baseline: paused as soon as it starts, and in turn."""
     train = write_chats(tmp_path / "train.jsonl", 48)
     spec = {
         "teachers": [{"model": str(chat_model_dir), "shards": 2, "dtype": "float32"}],
@@ -126,16 +131,15 @@ async def test_a_job_may_be_paused_in_each_of_its_stages(
     async with plane_on(ray_cluster, tmp_path) as plane:
         plain = await create(plane, "Distill", spec)
         await seen(plane, plain, succeeded)
-        uid, told = await create(plane, "Distill", spec), {"publish"}
+        uid, told = await create(plane, "Distill", spec), {"prepare", "train", "publish"}
         job = await seen(plane, uid, lambda job: job.state == job_pb2.JOB_STATE_STARTING)
         while not succeeded(job := await paused(plane, uid)):
             told.add(job.progress.stage)
             resumed = (await plane.jobs.ResumeJob(job_service_pb2.ResumeJobRequest(uid=uid))).job
-            is_new = lambda job: succeeded(job) or job.progress.stage not in told  # noqa: E731
-            job = await seen(plane, uid, is_new, after=resumed.resource_version)
+            job = await seen(plane, uid, partial(is_new, told), after=resumed.resource_version)
             if succeeded(job):
                 break
-        assert len(told) > 2, "it was paused in several stages"
+        assert len(told) >= 5, "it was paused before it began, and in several stages"
         assert {attempt.reason for attempt in job.attempts} <= {"PAUSED", "SUCCEEDED"}
         assert weights(plane, uid) == weights(plane, plain)
         words = json.loads(json_format.MessageToJson(job.summary))
