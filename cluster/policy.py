@@ -247,7 +247,7 @@ def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
     closed = _closing(now_us, reason, terminal.message) | {"terminal": as_json(terminal)}
     if terminal.outcome is Outcome.SUCCEEDED:
         return _succeeded(job, terminal, closed)
-    if terminal.outcome is Outcome.PAUSED and job.state is not State.PAUSING:
+    if terminal.outcome is Outcome.PAUSED and job.state not in (State.PAUSING, State.CANCELLING):
         return Change(reason, terminal.message, State.RECOVERING, attempt=closed)  # resumed before it had ended
     if job.state is State.PAUSING and terminal.outcome in (Outcome.PAUSED, Outcome.INFRASTRUCTURE_ERROR):
         return replace(_paused(job, terminal.message or "paused"), attempt=closed)

@@ -33,6 +33,7 @@ from grpc_reflection.v1alpha import reflection
 from cluster.deployer import Deployer
 from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
+from cluster.housekeeping import Housekeeping
 from cluster.launcher import Launcher, RayLauncher
 from cluster.reconciler import Reconciler
 from cluster.replicas import Replicas
@@ -125,10 +126,12 @@ async def running_server(
         stack.push_async_callback(replicas.leave)
         reconciler = Reconciler(settings, store, launcher, replicas)
         deployments = DeploymentReconciler(settings, store, serving, leads=lambda: replicas.leads)
+        tidying = Housekeeping(settings, store)
         _add_services(server, settings, store, wake_up, reconciler)
-        await stack.enter_async_context(_background(reconciler.run(wake_up), deployments.run(wake_up)))
-        await stack.enter_async_context(_answering(server, settings))
-        stack.callback(wake_up.close)
+        await stack.enter_async_context(
+            _background(reconciler.run(wake_up), deployments.run(wake_up), tidying.run(wake_up))
+        )
+        await stack.enter_async_context(_answering(server, settings, wake_up))
         log.info("server.started", address=address, store=settings.store_kind, storage=str(settings.storage))
         yield address
     log.info("server.stopped")
@@ -189,8 +192,8 @@ def _add_services(
 
 
 @contextlib.asynccontextmanager
-async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterator[None]:
-    """Started and healthy; at the end first NOT_SERVING, then the calls in flight, then nothing."""
+async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeUp) -> AsyncIterator[None]:
+    """Started and healthy; at the end first NOT_SERVING, then streams end, then the calls in flight, then nothing."""
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -201,6 +204,7 @@ async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterat
         yield
     finally:
         await servicer.enter_graceful_shutdown()
+        wake_up.close()
         await server.stop(settings.shutdown_grace_s)
 
 

@@ -42,6 +42,7 @@ _VARIABLES = {
     "share_points": "ATHANOR_SHARE_POINTS",
     "preempts": "ATHANOR_PREEMPTS",
     "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
+    "log_versions": "ATHANOR_LOG_VERSIONS",
 }
 
 
@@ -103,6 +104,10 @@ class Settings(BaseModel):
     """How long a driver may take to write a checkpoint when its job is paused, before Ray is told to stop it."""
     teardown_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """How long a driver may live on after its terminal record, before Ray is told to stop it."""
+    log_versions: Annotated[int, Field(ge=0)] = 100_000
+    """How many of the newest changes are kept whole, so that a watch that was cut can go on from there."""
+    request_ids_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
+    """For how long a repeated request is known by its id."""
     reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """The reconciler looks at least this often."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0

@@ -1,4 +1,4 @@
-"""Jobs, attempts and events in SQL: reading them, and the one way in which a job changes.
+"""Jobs and attempts in SQL: reading them, and the one way in which a job changes, with its line in the log.
 
 Every function works inside a transaction that its caller holds.
 """
@@ -16,8 +16,8 @@ from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
 from cluster.scheduler import place_in_queue
 from cluster.store import model_rows
 from cluster.store.database import Write
-from cluster.store.records import Change, JobQuery, NewJob, StoredAttempt, StoredEvent, StoredJob
-from cluster.store.tables import attempts, events, jobs, log_position
+from cluster.store.records import Change, NewJob, StoredAttempt, StoredJob
+from cluster.store.tables import attempts, events, jobs
 
 _EMPTY_JOB: Mapping[str, Any] = {
     "reason": "",
@@ -63,18 +63,6 @@ def get_job(connection: Connection, uid: str) -> StoredJob:
     return found[0]
 
 
-def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
-    """A page, newest first. Keyset by creation order: jobs that come meanwhile move nothing."""
-    statement = select(jobs).order_by(jobs.c.seq.desc()).limit(query.limit)
-    if query.states:
-        statement = statement.where(jobs.c.state.in_([state.value for state in query.states]))
-    if query.name:
-        statement = statement.where(jobs.c.name == query.name)
-    if query.before_seq is not None:
-        statement = statement.where(jobs.c.seq < query.before_seq)
-    return jobs_by(connection, statement)
-
-
 def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
     """All jobs in these states, oldest first."""
     return jobs_by(
@@ -95,49 +83,6 @@ def preempted(connection: Connection) -> list[StoredJob]:
         connection,
         select(jobs).where(jobs.c.state == State.PAUSED.value, jobs.c.reason == PREEMPTED).order_by(jobs.c.seq),
     )
-
-
-def head_version(connection: Connection) -> int:
-    """The newest resource version."""
-    return int(connection.execute(select(log_position.c.value)).scalar_one())
-
-
-def snapshot_page(connection: Connection, after: int, uid: str, limit: int) -> list[StoredJob]:
-    """Jobs as they are, in the order of their resource versions, so that a cut stream can go on anywhere."""
-    statement = select(jobs).where(jobs.c.resource_version > after).order_by(jobs.c.resource_version).limit(limit)
-    return jobs_by(connection, statement.where(jobs.c.uid == uid) if uid else statement)
-
-
-def changes(connection: Connection, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
-    """What changed after a resource version, in order: events, and progress (which leaves no event)."""
-    logged = select(events).where(events.c.resource_version > after)
-    silent = (
-        select(jobs)
-        .outerjoin(events, events.c.resource_version == jobs.c.resource_version)
-        .where(jobs.c.resource_version > after, events.c.resource_version.is_(None))
-    )
-    if uid:
-        logged, silent = logged.where(events.c.job_uid == uid), silent.where(jobs.c.uid == uid)
-    found: list[tuple[StoredJob, StoredEvent | None]] = []
-    found += [(e.job, e) for e in _events(connection, logged.order_by(events.c.resource_version).limit(limit))]
-    found += [(job, None) for job in jobs_by(connection, silent.order_by(jobs.c.resource_version).limit(limit))]
-    return sorted(found, key=lambda each: each[0].resource_version)[:limit]
-
-
-def _events(connection: Connection, statement: Select[Any]) -> list[StoredEvent]:
-    rows = connection.execute(statement).all()
-    uids = {row.job_uid for row in rows}
-    now = {job.uid: job for job in jobs_by(connection, select(jobs).where(jobs.c.uid.in_(uids)))} if uids else {}
-    return [_event(row, now[row.job_uid]) for row in rows]
-
-
-def _event(row: Row[Any], job: StoredJob) -> StoredEvent:
-    return StoredEvent(row.resource_version, row.reason, row.message, row.create_time_us, job.at(row.snapshot))
-
-
-def job_events(connection: Connection, uid: str) -> list[StoredEvent]:
-    """The whole history of one job, oldest first."""
-    return _events(connection, select(events).where(events.c.job_uid == uid).order_by(events.c.resource_version))
 
 
 def insert_job(write: Write, new: NewJob) -> StoredJob:
@@ -191,14 +136,20 @@ def update_attempt(connection: Connection, attempt: StoredAttempt, values: Mappi
 
 def mark_attempt(connection: Connection, job: StoredJob, values: Mapping[str, object]) -> None:
     """As `update_attempt` for the last one, if the job and its attempt's token are still what the caller read."""
-    now = get_job(connection, job.uid)
-    if now.resource_version != job.resource_version or _token(now) != _token(job) or job.last_attempt is None:
+    check_unchanged(connection, job)
+    if job.last_attempt is None:
+        return
+    known = get_job(connection, job.uid).last_attempt
+    if known is None or known.lease_token_sha256 != job.last_attempt.lease_token_sha256:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     update_attempt(connection, job.last_attempt, values)
 
 
-def _token(job: StoredJob) -> str:
-    return job.last_attempt.lease_token_sha256 if job.last_attempt else ""
+def check_unchanged(connection: Connection, job: StoredJob) -> None:
+    """Conflict / JOB_CHANGED if the job is not any more what the caller read."""
+    version = connection.execute(select(jobs.c.resource_version).where(jobs.c.uid == job.uid)).scalar_one_or_none()
+    if version != job.resource_version:
+        raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
 
 
 def touch_progress(write: Write, uid: str, progress: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from cluster.filters import NEWEST_FIRST, Filter, Order
 from cluster.lifecycle import TERMINAL, State
 
 Json = Mapping[str, Any]
@@ -216,13 +217,38 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
+class StoredChange:
+    """One change of any job, in the log of all. Without `job` it was deleted, without `event` it progressed."""
+
+    resource_version: int
+    uid: str
+    project: str
+    job: StoredJob | None = None
+    event: StoredEvent | None = None
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What is left of a deleted job."""
+
+    resource_version: int
+    uid: str
+    project: str
+
+
+@dataclass(frozen=True)
 class JobQuery:
-    """Which jobs a page holds: newest first, older than `before_seq`."""
+    """Which jobs a page holds, and in what order."""
 
     limit: int
     states: tuple[State, ...] = ()
     name: str = ""
-    before_seq: int | None = None
+    scope: tuple[str, ...] | None = None
+    """Only jobs of these projects; None: of all."""
+    filter: Filter | None = None
+    order: Order = NEWEST_FIRST
+    after: tuple[str | int, int] | None = None
+    """Behind the job with this value and this number; see `job_lists.cursor_of`."""
 
 
 @dataclass(frozen=True)

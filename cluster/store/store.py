@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from sqlalchemy import Connection, insert, select
 
-from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
+from cluster.errors import AlreadyExists, PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import deployment_rows, job_rows, model_rows, queue_rows, replica_rows
+from cluster.store import deployment_rows, job_lists, job_rows, log_rows, model_rows, queue_rows, replica_rows
 from cluster.store.database import Database, Write, open_database
 from cluster.store.records import (
     Change,
+    Deletion,
     DeploymentState,
     JobQuery,
     Lease,
     NewJob,
+    StoredChange,
     StoredDeployment,
     StoredEvent,
     StoredJob,
@@ -53,20 +56,25 @@ class Store:
 
     # Jobs
 
-    def create_job(self, new: NewJob, request_id: str = "", request_sha256: str = "") -> StoredJob:
+    def create_job(
+        self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = _CREATE_JOB
+    ) -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
+        request = Request(f"{method}/{new.project}", request_id, request_sha256)
         with self.database.write() as write:
-            known = _replayed(write.connection, request_id, request_sha256)
+            known = _replayed(write.connection, request)
             if known:
                 return job_rows.get_job(write.connection, known)
             job = job_rows.insert_job(write, new)
-            _remember(write, request_id, request_sha256, job.uid)
+            _remember(write, request, job.uid)
             return job
 
-    def find_request(self, request_id: str, request_sha256: str) -> StoredJob | None:
+    def find_request(
+        self, request_id: str, request_sha256: str, project: str = "default", method: str = _CREATE_JOB
+    ) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
-            known = _replayed(connection, request_id, request_sha256)
+            known = _replayed(connection, Request(f"{method}/{project}", request_id, request_sha256))
             return job_rows.get_job(connection, known) if known else None
 
     def get_job(self, uid: str) -> StoredJob:
@@ -75,7 +83,7 @@ class Store:
 
     def list_jobs(self, query: JobQuery) -> list[StoredJob]:
         with self.database.read() as connection:
-            return job_rows.list_jobs(connection, query)
+            return job_lists.list_jobs(connection, query)
 
     def jobs_in(self, states: Iterable[State]) -> list[StoredJob]:
         with self.database.read() as connection:
@@ -165,28 +173,51 @@ class Store:
         with self.database.write() as write:
             replica_rows.leave(write, replica_id)
 
-    # Watching
+    # Watching, and what is kept for it
 
     def head_version(self) -> int:
         with self.database.read() as connection:
-            return job_rows.head_version(connection)
+            return log_rows.head_version(connection)
 
     def check_cursor(self, after: int) -> None:
-        """OutOfRange for a resource version that this store never gave."""
-        if not 0 <= after <= self.head_version():
-            raise OutOfRange("RESOURCE_VERSION_UNKNOWN", f"this store has no resource version {after}; begin with 0")
+        """OutOfRange for a resource version that this store never gave, or has compacted away."""
+        with self.database.read() as connection:
+            log_rows.check_cursor(connection, after)
 
     def snapshot_page(self, after: int, uid: str, limit: int) -> list[StoredJob]:
         with self.database.read() as connection:
-            return job_rows.snapshot_page(connection, after, uid, limit)
+            return log_rows.snapshot_page(connection, after, uid, limit)
 
-    def changes(self, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
+    def changes(self, after: int, uid: str, limit: int) -> list[StoredChange]:
         with self.database.read() as connection:
-            return job_rows.changes(connection, after, uid, limit)
+            return log_rows.changes(connection, after, uid, limit)
 
-    def job_events(self, uid: str) -> list[StoredEvent]:
+    def job_events(self, uid: str, after: int = 0, limit: int | None = None) -> list[StoredEvent]:
         with self.database.read() as connection:
-            return job_rows.job_events(connection, uid)
+            return log_rows.job_events(connection, uid, after, limit)
+
+    def delete_job(self, job: StoredJob) -> None:
+        """Forget a job, if it is still what the caller read; Conflict / JOB_CHANGED otherwise."""
+        with self.database.write() as write:
+            job_rows.check_unchanged(write.connection, job)
+            log_rows.delete_job(write, job)
+
+    def find_deletion(self, uid: str) -> Deletion | None:
+        with self.database.read() as connection:
+            return log_rows.find_deletion(connection, uid)
+
+    def deletions_after(self, after: int, limit: int) -> list[Deletion]:
+        with self.database.read() as connection:
+            return log_rows.deletions_after(connection, after, limit)
+
+    def compact(self, keep: int, most: int) -> bool:
+        """Forget the log further back than `keep` versions, at most `most` at a time; whether more is left to do."""
+        with self.database.write() as write:
+            return log_rows.compact(write, keep, most)
+
+    def forget_requests(self, older_than_s: float) -> None:
+        with self.database.write() as write:
+            log_rows.forget_requests(write, write.now_us - int(older_than_s * 1e6))
 
     # Models
 
@@ -246,21 +277,30 @@ class Store:
             deployment_rows.forget(write, name)
 
 
-def _replayed(connection: Connection, request_id: str, request_sha256: str) -> str:
-    if not request_id:
+@dataclass(frozen=True)
+class Request:
+    """What makes two calls the same one: an id counts within a method and a project."""
+
+    scope: str
+    id: str
+    sha256: str
+
+
+def _replayed(connection: Connection, request: Request) -> str:
+    if not request.id:
         return ""
-    at = (idempotency.c.method == _CREATE_JOB, idempotency.c.request_id == request_id)
+    at = (idempotency.c.method == request.scope, idempotency.c.request_id == request.id)
     row = connection.execute(select(idempotency).where(*at)).one_or_none()
     if row is None:
         return ""
-    if row.request_sha256 != request_sha256:
-        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request_id!r} was used for another job; take a new one")
+    if row.request_sha256 != request.sha256:
+        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request.id!r} was used for another job; take a new one")
     return str(row.response.decode())
 
 
-def _remember(write: Write, request_id: str, request_sha256: str, uid: str) -> None:
-    if request_id:
-        row = {"method": _CREATE_JOB, "request_id": request_id, "request_sha256": request_sha256}
+def _remember(write: Write, request: Request, uid: str) -> None:
+    if request.id:
+        row = {"method": request.scope, "request_id": request.id, "request_sha256": request.sha256}
         write.connection.execute(insert(idempotency).values(**row, response=uid.encode(), create_time_us=write.now_us))
 
 

@@ -42,7 +42,7 @@ class ScriptedRay:
         return "2.60.0"
 
     async def nodes(self) -> list[RayNode]:
-        return [RayNode("head", "127.0.0.1", Resources(4.0, 0.0), is_head=True)]
+        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True)]
 
     async def look(self, ray_job_id: str) -> RayJob:
         return RayJob(self.views.get(ray_job_id, View.UNKNOWN))
