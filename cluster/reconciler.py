@@ -18,7 +18,7 @@ from cluster import attempt_files, policy
 from cluster.admission import Admission
 from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
-from cluster.launcher import Launcher, RayJob, Submission
+from cluster.launcher import INSTALLATION, Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
@@ -202,7 +202,7 @@ class Reconciler:
         submission = Submission(
             attempt.ray_job_id,
             attempt_files.entrypoint(self._settings, path),
-            metadata={"job": job.name, "kind": job.kind},
+            metadata={"job": job.name, "kind": job.kind, INSTALLATION: await self._do(self._store.installation_id)},
             env=self._settings.driver_env,
         )
         try:

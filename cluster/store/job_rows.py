@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, Select, insert, select, update
 from cluster.errors import Conflict, NotFound
 from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
 from cluster.scheduler import place_in_queue
-from cluster.store import model_rows
+from cluster.store import alias_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, NewJob, StoredAttempt, StoredJob
 from cluster.store.tables import attempts, events, jobs
@@ -100,7 +100,7 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     version = write.next_version()
     values: dict[str, Any] = dict(change.job)
     if change.publication is not None:
-        model = model_rows.publish(write, change.publication, job.uid)
+        model = alias_rows.publish(write, change.publication, job.uid)
         values["published_model"] = model.reference
     values |= _state_values(write, job, change)
     values |= {"resource_version": version, "update_time_us": write.now_us}

@@ -22,6 +22,7 @@ from cluster.ids import new_job_uid
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.lifecycle import TERMINAL, State
 from cluster.policy import View
+from cluster.ray_state import ListedJob
 from cluster.reconciler import Reconciler
 from cluster.replicas import Replicas
 from cluster.services.workers import WorkerService
@@ -99,6 +100,15 @@ class FakeRay:
     async def nodes(self) -> list[RayNode]:
         self._check_reachable()
         return self.nodes_now
+
+    async def reserved(self) -> dict[str, Resources]:
+        self._check_reachable()
+        return {}
+
+    async def jobs(self) -> list[ListedJob]:
+        self._check_reachable()
+        known = {each.ray_job_id: each.metadata for each in self.submissions}
+        return [ListedJob(each, view, known.get(each, {})) for each, view in self.views.items()]
 
     async def look(self, ray_job_id: str) -> RayJob:
         self._check_reachable()
