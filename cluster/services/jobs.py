@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+from athanor.v1 import job_pb2, job_service_pb2_grpc
 from athanor.v1 import job_service_pb2 as messages
-from athanor.v1 import job_service_pb2_grpc
 
 from cluster.errors import Conflict
 from cluster.lifecycle import State
@@ -52,7 +52,11 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def GetJob(self, request: messages.GetJobRequest, context: grpc.ServicerContext) -> messages.GetJobResponse:
         del context
-        return messages.GetJobResponse(job=job_to_proto(await asyncio.to_thread(self._store.get_job, request.uid)))
+        return messages.GetJobResponse(job=await asyncio.to_thread(self._shown, request.uid))
+
+    def _shown(self, uid: str) -> job_pb2.Job:
+        job = self._store.get_job(uid)
+        return job_to_proto(job, self._store.standings_of([job]).get(uid))
 
     async def ListJobs(
         self, request: messages.ListJobsRequest, context: grpc.ServicerContext
@@ -65,7 +69,9 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         # One more than a page, to know whether there is another.
         found = await asyncio.to_thread(self._store.list_jobs, JobQuery(size + 1, states, request.name, before))
         more = make_token([found[size - 1].seq], question) if len(found) > size else ""
-        return messages.ListJobsResponse(jobs=[job_to_proto(job) for job in found[:size]], next_page_token=more)
+        standings = await asyncio.to_thread(self._store.standings_of, found[:size])
+        shown = [job_to_proto(job, standings.get(job.uid)) for job in found[:size]]
+        return messages.ListJobsResponse(jobs=shown, next_page_token=more)
 
     async def CancelJob(
         self, request: messages.CancelJobRequest, context: grpc.ServicerContext

@@ -188,7 +188,7 @@ def on(node: int, uid: str, *, ends_by_s: float = inf, priority: int = 500, sinc
 
 
 def test_a_later_job_goes_first_only_if_it_ends_before_the_head_can_begin() -> None:
-    wide = job("wide", (Bundle(2, NODE),), priority=600)
+    wide = job("wide", (Bundle(2, NODE),), priority=599)
     running = [on(0, "r", ends_by_s=1000.0)]
     short, long = job("short", limit_s=900.0), job("long", limit_s=1100.0)
     verdict = decide(Snapshot(100.0, [NODE, NODE], [wide, short, long], running))
@@ -199,16 +199,16 @@ def test_a_later_job_goes_first_only_if_it_ends_before_the_head_can_begin() -> N
 
 
 def test_a_later_job_goes_beside_the_head_for_as_long_as_it_likes() -> None:
-    wide = job("wide", (Bundle(2, NODE),), priority=600)
+    wide = job("wide", (Bundle(2, NODE),), priority=599)
     running = [on(0, "r", ends_by_s=1000.0)]
-    verdict = decide(Snapshot(0.0, [NODE] * 3, [job("wide3", (Bundle(3, NODE),), priority=600), job("long")], running))
+    verdict = decide(Snapshot(0.0, [NODE] * 3, [job("wide3", (Bundle(3, NODE),), priority=599), job("long")], running))
     assert verdict.admit == ()
     verdict = decide(Snapshot(0.0, [NODE] * 2, [wide, job("none", (Bundle(1, Resources(0)),))], running))
     assert verdict.admit == ("none",)
 
 
 def test_nothing_goes_before_a_head_whose_start_nobody_can_tell() -> None:
-    wide = job("wide", (Bundle(2, NODE),), priority=600)
+    wide = job("wide", (Bundle(2, NODE),), priority=599)
     verdict = decide(Snapshot(0.0, [NODE] * 2, [wide, job("short", limit_s=1.0)], [on(0, "r")]))
     assert verdict.admit == ()
 
