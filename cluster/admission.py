@@ -20,7 +20,7 @@ from cluster.store.records import Change, QueueEntry, StoredJob
 from cluster.store.store import Store
 
 _S = 1e-6
-_LOOK = 200
+_LOOK = 100
 """Jobs of each project's queue that are looked at in one decision."""
 _MOST_STANDINGS = 1000
 _LOOK_AGAIN_US = 5_000_000

@@ -52,13 +52,11 @@ def total(demand: Demand) -> Resources:
 class Space:
     """Free resources of N nodes, taken and given back by whole placements. Below zero: more is held than there is."""
 
-    def __init__(self, free: Sequence[Resources]) -> None:
+    def __init__(self, free: Sequence[Resources] | Array) -> None:
         self.free_N2: Array = np.array(free, dtype=np.float64).reshape(-1, 2)
 
     def copy(self) -> Space:
-        twin = Space(())
-        twin.free_N2 = self.free_N2.copy()
-        return twin
+        return Space(self.free_N2)
 
     @property
     def free(self) -> Resources:

@@ -163,7 +163,8 @@ class _Desk:
         self.head: Waiting | None = None
         self.start_s = inf
         self._snapshot = snapshot
-        self._empty, self._space = Space(snapshot.nodes), Space(snapshot.nodes)
+        self._empty = Space(snapshot.nodes)
+        self._space = self._empty.copy()
         self._possible: dict[Demand, bool] = {}
         self._whole = self._space.free
         self._held = defaultdict[str, list[float]](lambda: [0.0, 0.0, 0.0])
@@ -260,8 +261,9 @@ class _Desk:
 
     def _hold(self, project: str, placement: Placement) -> None:
         held = self._held[project]
-        held[0] += sum(part.cpus for _, part in placement)
-        held[1] += sum(part.gpus for _, part in placement)
+        for _, (cpus, gpus) in placement:
+            held[0] += cpus
+            held[1] += gpus
         held[2] += 1
 
     def _quota(self, project: str) -> Quota:

@@ -35,7 +35,7 @@ def version(connection: Connection) -> tuple[object, ...]:
 
 def heads(connection: Connection, now_us: int, most: int) -> list[QueueEntry]:
     """The first `most` jobs of each project's queue that neither are held nor wait for others, in their order."""
-    entry = (
+    entry = (  # in the order of QueueEntry
         *(jobs.c.uid, jobs.c.project, jobs.c.priority, jobs.c.seq, jobs.c.queue_since_us, jobs.c.queue_key),
         *(jobs.c.max_run_duration_us, jobs.c.ran_us, jobs.c.resource_version, _IS_RELEASING.label("is_releasing")),
     )
@@ -45,7 +45,7 @@ def heads(connection: Connection, now_us: int, most: int) -> list[QueueEntry]:
         first = select(*entry).where(_IS_QUEUED, jobs.c.project == project, jobs.c.num_unmet == 0)
         first = first.where(jobs.c.hold_until_us.is_(None) | ~is_held)
         rows = connection.execute(first.order_by(jobs.c.queue_key, jobs.c.seq).limit(most))
-        found += [QueueEntry(**row._mapping) for row in rows]
+        found += [QueueEntry._make(row) for row in rows]
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.lifecycle import ACTIVE, TERMINAL, State
 
@@ -181,8 +181,7 @@ class NewJob:
     depends_on: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class QueueEntry:
+class QueueEntry(NamedTuple):
     """A waiting job, as far as the scheduler wants to know it."""
 
     uid: str
