@@ -86,7 +86,7 @@ class Admission:
             self._say({entry.uid: "RAY_UNREACHABLE" for entry in order}, {})
         else:
             verdict = self.decide(nodes, ready, holding)
-            steps += [*self._admitted(verdict, ready), *self._yielding(verdict, holding)]
+            steps += [*self._admitted(verdict), *self._yielding(verdict, holding)]
             releasing = {entry.uid: "RELEASING" for entry in entries if entry.is_releasing}
             self._say({**verdict.reasons, **releasing}, self._details(verdict, nodes))
         next_hold_us = self._store.next_hold() or inf
@@ -126,12 +126,11 @@ class Admission:
             *((job, _dependency_failed(job, states)) for job in doomed),
         ]
 
-    def _admitted(self, verdict: Verdict, ready: Sequence[QueueEntry]) -> list[JobStep]:
-        """A job that changed since it was read has its turn in the next round."""
-        versions = {entry.uid: entry.resource_version for entry in ready}
+    def _admitted(self, verdict: Verdict) -> list[JobStep]:
+        """Those that still wait: whoever was paused or cancelled meanwhile gives cause for another decision."""
         jobs = [self._store.get_job(uid) for uid in verdict.admit]
         change = Change("ADMITTED", "its turn has come", State.ADMITTED)
-        return [(job, change) for job in jobs if job.resource_version == versions[job.uid]]
+        return [(job, change) for job in jobs if job.state is State.QUEUED]
 
     def _yielding(self, verdict: Verdict, holding: Sequence[StoredJob]) -> list[JobStep]:
         head = next((uid for uid, reason in verdict.reasons.items() if reason == "RESOURCES"), "")

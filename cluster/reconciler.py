@@ -113,7 +113,6 @@ class Reconciler:
             return [node.total for node in await self._launcher.nodes() if node.is_alive]
         except RayUnreachable as error:
             log.warning("ray.nodes_unseen", error=error.message)
-            self._admission.again()
             return None
 
     async def _tend(self, job: StoredJob) -> None:

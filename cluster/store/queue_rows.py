@@ -37,7 +37,7 @@ def heads(connection: Connection, now_us: int, most: int) -> list[QueueEntry]:
     """The first `most` jobs of each project's queue that neither are held nor wait for others, in their order."""
     entry = (  # in the order of QueueEntry
         *(jobs.c.uid, jobs.c.project, jobs.c.priority, jobs.c.seq, jobs.c.queue_since_us, jobs.c.queue_key),
-        *(jobs.c.max_run_duration_us, jobs.c.ran_us, jobs.c.resource_version, _IS_RELEASING.label("is_releasing")),
+        *(jobs.c.max_run_duration_us, jobs.c.ran_us, _IS_RELEASING.label("is_releasing")),
     )
     is_held = jobs.c.hold_until_us > now_us
     found: list[QueueEntry] = []

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from cluster.lifecycle import ACTIVE, TERMINAL, State
+from cluster.lifecycle import CLAIMING, TERMINAL, State
 
 Json = Mapping[str, Any]
 
@@ -121,8 +121,8 @@ class StoredJob:
 
     @property
     def may_hold(self) -> bool:
-        """Whether something on the cluster is its own, or may be so still."""
-        return self.state in ACTIVE or any(not attempt.released for attempt in self.attempts[-1:])
+        """Whether something on the cluster is meant for it, or may be its own still."""
+        return self.state in CLAIMING or any(not attempt.released for attempt in self.attempts[-1:])
 
     @property
     def last_attempt(self) -> StoredAttempt | None:
@@ -192,7 +192,6 @@ class QueueEntry(NamedTuple):
     queue_key: float
     max_run_duration_us: int | None
     ran_us: int
-    resource_version: int
     is_releasing: bool
     """Its last attempt may still hold something on the cluster."""
 
