@@ -20,6 +20,7 @@ from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE
+from cluster.metrics import Metrics
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
 from cluster.settings import Settings
@@ -51,6 +52,7 @@ class Reconciler:
     def __init__(self, settings: Settings, store: Store, launcher: Launcher, address: str) -> None:
         """`address` is the host:port under which drivers reach this control plane."""
         self.ray = RayStatus()
+        self.metrics = Metrics()
         self._settings = settings
         self._store = store
         self._launcher = launcher
@@ -59,7 +61,11 @@ class Reconciler:
         self._listening_since_us = store.now_us()
 
     async def run(self, wake_up: WakeUp) -> None:
-        await wake_up.rounds(self.round, self._settings.reconcile_interval_s)
+        await wake_up.rounds(self._measured_round, self._settings.reconcile_interval_s)
+
+    async def _measured_round(self) -> None:
+        with self.metrics.round():
+            await self.round()
 
     async def round(self) -> None:
         """One look at everything. A job that cannot be helped now does not keep the others waiting."""
@@ -94,7 +100,9 @@ class Reconciler:
         if not self.ray.reachable:
             return
         nodes = [node.total for node in await self._launcher.nodes() if node.is_alive]
-        for job, change in await self._do(self._admission.round, nodes):
+        with self.metrics.decision():
+            decided = await self._do(self._admission.round, nodes)
+        for job, change in decided:
             try:
                 await self._step(job, change)
             except Conflict:

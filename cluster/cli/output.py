@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -30,6 +30,7 @@ class Format(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Form of the data on stdout.")]
+Cell = TypeVar("Cell", bound="str | Text")
 _PIPED_WIDTH = 400  # a table that goes into a pipe is cut nowhere
 _STYLES = {
     **dict.fromkeys(("SUCCEEDED", "READY"), "green"),
@@ -62,7 +63,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def as_fields(columns: Sequence[str], row: Sequence[str | Text]) -> dict[str, str | Text]:
+def as_fields(columns: Sequence[str], row: Sequence[Cell]) -> dict[str, Cell]:
     """One line of a table, to be shown on its own."""
     return {column.capitalize(): value for column, value in zip(columns, row, strict=True)}
 

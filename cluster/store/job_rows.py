@@ -163,7 +163,9 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     if write.connection.execute(guarded.values(**values)).rowcount != 1:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     _apply_to_attempts(write, job, change)
-    return _log(write, job.uid, version, change.reason, change.message)
+    after = _log(write, job.uid, version, change.reason, change.message)
+    write.moves.append((job, after))
+    return after
 
 
 def _state_values(write: Write, job: StoredJob, change: Change) -> dict[str, Any]:

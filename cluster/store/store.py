@@ -17,6 +17,7 @@ from cluster.scheduler import Quota
 from cluster.store import audit_rows, deployment_rows, job_rows, model_rows, queue_rows, token_rows
 from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
+from cluster.store.job_counts import JobCount, job_counts
 from cluster.store.records import (
     Change,
     DeploymentState,
@@ -68,6 +69,10 @@ class Store:
         with self.database.read() as connection:
             known = _replayed(connection, request_id, request_sha256)
             return job_rows.get_job(connection, known) if known else None
+
+    def job_counts(self) -> list[JobCount]:
+        with self.database.read() as connection:
+            return job_counts(connection)
 
     def get_job(self, uid: str) -> StoredJob:
         with self.database.read() as connection:
