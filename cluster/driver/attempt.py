@@ -92,6 +92,15 @@ class Attempt:
         """It is there when the workers shall write a checkpoint and end: the driver's word to them."""
         return self.path.with_name("pause")
 
+    @property
+    def listening_path(self) -> Path:
+        """It is there once a worker looks for that word: before, nothing would be lost with the workers."""
+        return self.path.with_name("listening")
+
+    def role_log_path(self, role: str, rank: int) -> Path:
+        """What one process of the attempt prints."""
+        return self.path.with_name("logs") / f"{role}-{rank}.log"
+
     def outcome_path(self, rank: int) -> Path:
         """How learning ended, from a worker that knows it to the driver. One per rank: nobody writes over another."""
         return self.path.with_name(f"outcome-{rank}.json")

@@ -31,6 +31,8 @@ class WorkerListener:
         self._rank = rank
         self._events_path = attempt.events_path(rank)
         self._pause_path = attempt.pause_path
+        self._listening_path = attempt.listening_path
+        self._is_listening = False
         self._progress_path = attempt.ctx.progress_path
         self._clock = clock
         self._stage = ("", 0, 0.0)
@@ -56,7 +58,13 @@ class WorkerListener:
         sys.stdout.flush()
 
     def should_stop(self) -> bool:
-        """When the job is to be paused: a checkpoint is written then. To cancel it, the driver ends its workers."""
+        """When the job is to be paused: a checkpoint is written then. To cancel it, the driver ends its workers.
+
+        The driver writes its word first and looks for ours second; here it is the other way, so one sees the other.
+        """
+        if not self._is_listening:
+            self._listening_path.touch()
+            self._is_listening = True
         return self._pause_path.exists()
 
     def _document(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
+from cluster.driver.attempt import Attempt
 from cluster.driver.teacher_dispatch import Policy
 from cluster.driver.teacher_group import TeacherPlan
 from cluster.driver.teacher_shard import Compute
@@ -32,6 +35,16 @@ def teacher_plans(ctx: JobContext) -> list[TeacherPlan]:
         )
         for index, first in enumerate(firsts)
     ]
+
+
+def logged(plans: Sequence[TeacherPlan], attempt: Attempt) -> list[TeacherPlan]:
+    """The same, and where each shard copies what it prints: all shards of the attempt are counted through."""
+    found, first = list[TeacherPlan](), 0
+    for plan in plans:
+        logs = [attempt.role_log_path("teacher", first + at) for at in range(plan.num_actors)]
+        found.append(replace(plan, logs=logs))
+        first += plan.num_actors
+    return found
 
 
 def load_teacher(source: str, dtype: str, rank: int, world: int, *, hub_token: str | None = None) -> Compute:

@@ -79,6 +79,9 @@ class ScriptedServing:
         self.names: set[str] = set()
         self.manifests: Mapping[str, str] = {}
 
+    async def ours(self) -> set[str]:
+        return set(self.names)
+
     async def apply(
         self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
     ) -> Mapping[str, DeploymentStatus]:

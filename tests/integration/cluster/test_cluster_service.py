@@ -9,10 +9,21 @@ from typing import Any
 
 import grpc
 import pytest
-from athanor.v1 import cluster_service_pb2, job_pb2, job_service_pb2
+from athanor.v1 import (
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    job_pb2,
+    job_service_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    options_pb2,
+    token_service_pb2,
+)
 from control_plane import ControlPlane, ScriptedRay, served
+from model_dirs import write_model
 from test_job_service import refused
 
+from cluster.channel import open_async_channel
 from cluster.settings import Settings
 
 
@@ -127,3 +138,40 @@ async def test_wrong_quotas_are_refused(plane: ControlPlane, fields: dict[str, A
         [wrong],
     )
     assert await projects(plane) == {}
+
+
+async def channel_for(plane: ControlPlane, project: str, role: int) -> grpc.aio.Channel:
+    """As somebody whose token reaches one project alone."""
+    token = token_service_pb2.Token(name=f"of-{project}", role=role, projects=[project])
+    secret = (await plane.tokens.CreateToken(token_service_pb2.CreateTokenRequest(token=token))).secret
+    return open_async_channel(plane.address, secret)
+
+
+async def test_whoever_reaches_one_project_sees_its_jobs_at_their_true_places(plane: ControlPlane) -> None:
+    for project in ("care", "desk"):
+        await set_quota(plane, project, running_jobs=0)
+    theirs = await create(plane, "desk")
+    ours = await create(plane, "care")
+    async with await channel_for(plane, "care", options_pb2.ROLE_VIEWER) as channel:
+        stub = cluster_service_pb2_grpc.ClusterServiceStub(channel)
+        seen = await stub.GetQueue(cluster_service_pb2.GetQueueRequest())
+        assert [(job.uid, job.position) for job in seen.jobs] == [(ours, 2)]
+        assert seen.num_waiting == 2
+        found = await stub.ListProjects(cluster_service_pb2.ListProjectsRequest())
+        assert [project.name for project in found.projects] == ["care"]
+        assert len((await stub.ListNodes(cluster_service_pb2.ListNodesRequest())).nodes) == 2
+        request = cluster_service_pb2.SetQuotaRequest(project="care", quota=cluster_service_pb2.Quota())
+        assert (await refused(stub.SetQuota(request))).code == grpc.StatusCode.PERMISSION_DENIED
+    assert theirs not in {job.uid for job in seen.jobs}
+
+
+async def test_directory_of_others_jobs_is_no_source_of_models(plane: ControlPlane) -> None:
+    uid = await create(plane, "desk")
+    inside = write_model(plane.settings.job_dir(uid) / "student" / "model")
+    request = model_service_pb2.CreateModelVersionRequest(name="bot", path=str(inside))
+    async with await channel_for(plane, "care", options_pb2.ROLE_SUBMITTER) as channel:
+        error = await refused(model_service_pb2_grpc.ModelServiceStub(channel).CreateModelVersion(request))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+    async with await channel_for(plane, "desk", options_pb2.ROLE_SUBMITTER) as channel:
+        made = await model_service_pb2_grpc.ModelServiceStub(channel).CreateModelVersion(request)
+        assert made.model_version.version == 1
