@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import Result
 from control_plane import ControlPlane
 from sqlalchemy import delete
@@ -19,6 +20,15 @@ from cluster.errors import ClusterError
 from cluster.rpc import RequestFailed
 from cluster.store.store import Store
 from cluster.store.tables import audit
+
+
+@pytest.fixture(autouse=True)
+def _the_server_is_silent() -> Iterator[None]:
+    """It runs in this process, whose stdout the command's is for a while."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
+    yield
+    structlog.reset_defaults()
+
 
 Athanor = Callable[..., Awaitable[Result]]
 
