@@ -144,7 +144,7 @@ class World:
         return name
 
     def token(self) -> str:
-        made = self.crowd.client.create_token(self.name("token"), "viewer")
+        made = self.crowd.client.create_token(self.name("token"), options_pb2.ROLE_VIEWER)
         return str(made.token.id)
 
 
