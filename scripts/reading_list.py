@@ -26,8 +26,11 @@ GROUPS = (
         ("cluster/cli", "cluster/client"),
         """
         trainer/spec.py trainer/objective_spec.py trainer/training_spec.py trainer/fields.py trainer/violations.py
-        cluster/cli/main.py cluster/cli/job.py
-        cluster/cli/job_file.py cluster/cli/connect.py cluster/client/__init__.py cluster/client/blocking.py cluster/rpc.py
+        cluster/cli/main.py cluster/cli/job.py cluster/cli/job_follow.py cluster/cli/job_read.py
+        cluster/cli/job_change.py cluster/cli/describe.py cluster/cli/advice.py
+        cluster/cli/job_file.py cluster/cli/connect.py cluster/client/__init__.py
+        cluster/client/call.py cluster/client/job_calls.py cluster/client/streams.py cluster/client/blocking.py
+        cluster/client/handle.py cluster/channel.py cluster/rpc.py
         """,
     ),
     Group(

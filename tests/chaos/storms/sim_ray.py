@@ -71,6 +71,8 @@ class SimRay:
             [
                 web.get("/api/version", self._version),
                 web.get("/api/v0/nodes", self._nodes),
+                web.get("/api/v0/placement_groups", self._nothing),
+                web.get("/api/v0/actors", self._nothing),
                 web.get("/api/jobs/", self._list),
                 web.post("/api/jobs/", self._submit),
                 web.get("/api/jobs/{id}", self._look),
@@ -112,6 +114,10 @@ class SimRay:
         total = {"CPU": self._num_cpus}
         head = {"node_id": "head", "node_ip": "127.0.0.1", "state": "ALIVE", "is_head_node": True}
         rows = {"total": 1, "num_after_truncation": 1, "num_filtered": 1, "result": [head | {"resources_total": total}]}
+        return web.json_response({"result": True, "msg": "", "data": {"result": rows}})
+
+    async def _nothing(self, request: web.Request) -> web.Response:
+        rows = {"total": 0, "num_after_truncation": 0, "num_filtered": 0, "result": []}
         return web.json_response({"result": True, "msg": "", "data": {"result": rows}})
 
     async def _applications(self, request: web.Request) -> web.Response:
@@ -164,7 +170,7 @@ class SimDriver:
 
     By its job's name: `ok` succeeds; `user` ends as a user's error; `flaky` fails once by the machinery, `dies` once
     without a word, and succeeds the second time; `mute` succeeds, writes its record and never reports it; `long` goes
-    on until it is told to end.
+    on until it is told to end; `quiet` says nothing at all.
     """
 
     def __init__(self, ray_job_id: str, body: dict[str, Any], luck: float) -> None:
@@ -200,6 +206,8 @@ class SimDriver:
 
     async def _run(self) -> None:
         kind, is_first = self._attempt["name"].split("-")[0], self._ref.attempt == 1
+        while kind == "quiet":
+            await asyncio.sleep(60)
         with (self._path.parent / "driver.log").open("w", buffering=1) as log:
             step = 0
             while kind == "long" or step < self._steps:
