@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,14 @@ def log_path(settings: Settings, attempt: StoredAttempt) -> Path:
 
 
 def attempt_document(
-    settings: Settings, job: StoredJob, models: Mapping[str, StoredModel], token: str, address: str
+    settings: Settings, job: StoredJob, models: Mapping[str, StoredModel], token: str, control_planes: Sequence[str]
 ) -> dict[str, Any]:
     """What attempt.json says of the job's last attempt."""
     return {
         "job_uid": job.uid,
         "attempt": len(job.attempts),
         "lease_token": token,
-        "control_plane": address,
+        "control_planes": list(control_planes),
         "kind": job.kind,
         "name": job.name,
         "spec": job.spec,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -38,7 +38,11 @@ class Serving(Protocol):
 class DeploymentReconciler:
     """Acts for all deployments of one store."""
 
-    def __init__(self, settings: Settings, store: Store, serving: Serving) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, serving: Serving, leads: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`leads` tells whether this control plane is the one of several that acts."""
+        self._leads = leads
         self._settings = settings
         self._store = store
         self._serving = serving
@@ -48,6 +52,8 @@ class DeploymentReconciler:
 
     async def round(self) -> None:
         """Bring Serve to the stored deployments, and note how far each is. Asks nothing of Ray while there are none."""
+        if not self._leads():
+            return
         try:
             stored = await asyncio.to_thread(self._store.list_deployments)
             if not stored:

@@ -88,7 +88,16 @@ class PermissionDenied(ClusterError):
 
 
 class ResourceExhausted(ClusterError):
-    """Too many calls, or too large a one."""
+    """Too many calls, or too large a one; `retry_after_s` where waiting helps."""
+
+    def __init__(
+        self, reason: str, message: str, violations: Sequence[Violation] = (), retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(reason, message, violations)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[ResourceExhausted], tuple[object, ...]]:
+        return type(self), (self.reason, self.message, self.violations, self.retry_after_s)
 
 
 class DataLoss(ClusterError):

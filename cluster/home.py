@@ -29,6 +29,8 @@ class ClusterRecord:
     serve_url: str
     owns_ray: bool
     ray_token_path: str | None = None
+    tls_ca: str = ""
+    """By which clients know the control plane; empty where it speaks without TLS."""
     temp_dir: str | None = None
     ray_process: ProcessRef | None = None
     control_plane_process: ProcessRef | None = None
@@ -68,6 +70,11 @@ class Home:
     @property
     def token_path(self) -> Path:
         return self.root / "ray-token"
+
+    @property
+    def admin_token_path(self) -> Path:
+        """The first admin token of a control plane with this home."""
+        return self.root / "admin-token"
 
     @property
     def ray_dir(self) -> Path:
@@ -127,11 +134,3 @@ class Home:
         with (self.root / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def control_plane_address(environ: Mapping[str, str] = os.environ) -> str:
-    """Where clients find the control plane: ATHANOR_ADDRESS, else the local cluster's, else the default."""
-    if environ.get("ATHANOR_ADDRESS"):
-        return environ["ATHANOR_ADDRESS"]
-    record = Home.from_env(environ).read_record()
-    return record.control_plane if record and record.control_plane else DEFAULT_ADDRESS

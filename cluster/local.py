@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.access import Access
 from cluster.client import AthanorClient
 from cluster.errors import InvalidInput, StartUpError
 from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home
@@ -85,8 +86,16 @@ def _remove_scratch(home: Home, record: ClusterRecord) -> None:
 
 def control_plane_answers(record: ClusterRecord) -> bool:
     """Whether the recorded control plane says that it serves."""
-    with AthanorClient(record.control_plane) as client:
+    with _health_client(record) as client:
         return client.is_serving()
+
+
+def _health_client(record: ClusterRecord) -> AthanorClient:
+    """Health is open to all: no token goes anywhere. A client's certificate may be asked for all the same."""
+    own = Access.from_env()
+    return AthanorClient(
+        record.control_plane, tls_ca=record.tls_ca, client_cert=own.client_cert, client_key=own.client_key
+    )
 
 
 def ray_answers(record: ClusterRecord) -> bool:
@@ -259,7 +268,7 @@ def _start_control_plane(home: Home, options: UpOptions, record: ClusterRecord, 
     usual = record.control_plane or DEFAULT_ADDRESS  # running drivers know the server by its earlier address
     address = choose_address(options.listen or os.environ.get("ATHANOR_LISTEN"), usual)
     say(f"starting the control plane on {address}")
-    record = replace(record, control_plane=address)
+    record = replace(record, control_plane=address, tls_ca=tls_ca_of(os.environ))
     process = spawn(
         [sys.executable, "-m", "cluster.cli.main", "control-plane"],
         env=control_plane_env(home, record, os.environ),
@@ -285,6 +294,13 @@ def choose_address(fixed: str | None, usual: str = DEFAULT_ADDRESS) -> str:
     )
 
 
+def tls_ca_of(environ: Mapping[str, str]) -> str:
+    """By which clients know a control plane with this environment: its CA, else its certificate, which is the CA."""
+    certificate = environ.get("ATHANOR_TLS_CERT", "")
+    ca = environ.get("ATHANOR_TLS_CA") or certificate
+    return str(Path(ca).expanduser().absolute()) if certificate else ""
+
+
 def control_plane_env(home: Home, record: ClusterRecord, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of the control plane: the user's, with this home and this Ray."""
     serve_host, _, serve_port = record.serve_url.removeprefix("http://").rpartition(":")
@@ -304,7 +320,7 @@ def control_plane_env(home: Home, record: ClusterRecord, environ: Mapping[str, s
 
 def _wait_until_serving(home: Home, record: ClusterRecord, process: ProcessRef, deadline_s: float) -> None:
     deadline = time.monotonic() + deadline_s
-    with AthanorClient(record.control_plane) as client:
+    with _health_client(record) as client:
         while process.is_alive and time.monotonic() < deadline:
             if client.is_serving():
                 return

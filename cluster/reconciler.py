@@ -18,10 +18,11 @@ from cluster import attempt_files, policy
 from cluster.admission import Admission
 from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
-from cluster.launcher import Launcher, RayJob, Submission
+from cluster.launcher import INSTALLATION, Launcher, RayJob, Submission
 from cluster.lifecycle import ACTIVE
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
+from cluster.replicas import Replicas
 from cluster.settings import Settings
 from cluster.store.records import Change, StoredAttempt, StoredJob, Terminal
 from cluster.store.store import Store
@@ -48,13 +49,12 @@ class RayStatus:
 class Reconciler:
     """Acts for all jobs of one store."""
 
-    def __init__(self, settings: Settings, store: Store, launcher: Launcher, address: str) -> None:
-        """`address` is the host:port under which drivers reach this control plane."""
+    def __init__(self, settings: Settings, store: Store, launcher: Launcher, replicas: Replicas) -> None:
         self.ray = RayStatus()
         self._settings = settings
         self._store = store
-        self._launcher = launcher
-        self._address = address
+        self.launcher = launcher
+        self.replicas = replicas
         self._admission = Admission(settings.scheduling, store)
         self._listening_since_us = store.now_us()
 
@@ -64,6 +64,7 @@ class Reconciler:
     async def round(self) -> None:
         """One look at everything. A job that cannot be helped now does not keep the others waiting."""
         try:
+            await self.replicas.beat()
             await self._look_at_ray()
             await self._admit()
             jobs = await self._do(self._store.jobs_in, ACTIVE)
@@ -75,14 +76,14 @@ class Reconciler:
         except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("round.crashed", exc_info=error)
             return
-        for job in jobs:
+        for job in filter(lambda job: self.replicas.tends(job.uid), jobs):
             with structlog.contextvars.bound_contextvars(job=job.uid):
                 await self._tend(job)
 
     async def _look_at_ray(self) -> None:
         was_reachable = self.ray.reachable
         try:
-            self.ray.version = await self._launcher.version()
+            self.ray.version = await self.launcher.version()
             self.ray.reachable, self.ray.words = True, ""
         except RayUnreachable as error:
             self.ray.reachable, self.ray.words = False, error.message
@@ -91,9 +92,9 @@ class Reconciler:
 
     async def _admit(self) -> None:
         """One decision of the scheduler. A job that changes meanwhile is decided on in the next round."""
-        if not self.ray.reachable:
+        if not (self.ray.reachable and self.replicas.leads):
             return
-        nodes = [node.total for node in await self._launcher.nodes() if node.is_alive]
+        nodes = [node.total for node in await self.launcher.nodes() if node.is_alive]
         for job, change in await self._do(self._admission.round, nodes):
             try:
                 await self._step(job, change)
@@ -149,7 +150,8 @@ class Reconciler:
         return self._sight(seen, terminal)
 
     def _sight(self, seen: RayJob, terminal: Terminal | None = None) -> Sight:
-        return Sight(self._store.now_us(), seen.view, seen.words, terminal, self._listening_since_us)
+        since_us = max(self._listening_since_us, self.replicas.changed_us)
+        return Sight(self._store.now_us(), seen.view, seen.words, terminal, since_us)
 
     async def _look(self, attempt: StoredAttempt) -> RayJob:
         if not self.ray.reachable:
@@ -157,7 +159,7 @@ class Reconciler:
         if attempt.submit_time_us is None:
             return RayJob(View.UNKNOWN)
         try:
-            return await self._launcher.look(attempt.ray_job_id)
+            return await self.launcher.look(attempt.ray_job_id)
         except RayUnreachable as error:
             return RayJob(View.UNREACHABLE, error.message)
 
@@ -178,7 +180,7 @@ class Reconciler:
             case Submit():
                 return await self._submit(job)
             case Stop(then):
-                await self._launcher.stop(_last(job).ray_job_id)
+                await self.launcher.stop(_last(job).ray_job_id)
                 log.info("ray.stop_asked")
                 return await self._step(job, then) if then else None
             case Release():
@@ -200,11 +202,11 @@ class Reconciler:
         submission = Submission(
             attempt.ray_job_id,
             attempt_files.entrypoint(self._settings, path),
-            metadata={"job": job.name, "kind": job.kind},
+            metadata={"job": job.name, "kind": job.kind, INSTALLATION: await self._do(self._store.installation_id)},
             env=self._settings.driver_env,
         )
         try:
-            await self._launcher.submit(submission)
+            await self.launcher.submit(submission)
         except RayRefused as error:
             return await self._step(job, policy.refused(job, error.message, self._store.now_us()))
         return await self._step(job, policy.started(job, self._store.now_us()))
@@ -214,7 +216,7 @@ class Reconciler:
         attempt = _last(job)
         token = attempt_files.stored_token(self._settings, attempt) or new_lease_token()
         models = {text: resolve(self._store, pinned) for text, pinned in job.resolved_models.items()}
-        document = attempt_files.attempt_document(self._settings, job, models, token, self._address)
+        document = attempt_files.attempt_document(self._settings, job, models, token, self.replicas.addresses)
         now_us = self._store.now_us()
         self._store.mark_attempt(job, lease_token_sha256=hash_token(token), submit_time_us=now_us)
         return attempt_files.write_attempt(self._settings, attempt, document)

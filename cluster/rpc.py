@@ -6,8 +6,9 @@ Knows gRPC and the shape of our errors, and no single RPC.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import grpc
 import tenacity
@@ -21,7 +22,7 @@ STREAM_TIMEOUT_S = 300.0
 _REPEATABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _UNCERTAIN = _REPEATABLE | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
-Response = TypeVar("Response")
+Answer = TypeVar("Answer")
 
 
 class RequestFailed(ClusterError):
@@ -35,6 +36,10 @@ class RequestFailed(ClusterError):
     def is_uncertain(self) -> bool:
         """Whether the request may have been carried out all the same."""
         return self.code in _UNCERTAIN
+
+    @property
+    def is_not_found(self) -> bool:
+        return self.code == grpc.StatusCode.NOT_FOUND
 
     def with_request_id(self, request_id: str) -> RequestFailed:
         """The same, and how to submit again without making a second job."""
@@ -63,11 +68,11 @@ def explain(error: grpc.RpcError, address: str) -> RequestFailed:
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
-        return RequestFailed(code, "NO_ANSWER", f"no answer in {RPC_TIMEOUT_S:g} s from {address}; it may be very busy")
+        return RequestFailed(code, "NO_ANSWER", f"no answer in time from {address}; it may be very busy")
     return RequestFailed(code, reason or code.name, call.details() or code.name, violations)
 
 
-def once(call: Callable[[], Response], address: str) -> Response:
+def once(call: Callable[[], Answer], address: str) -> Answer:
     """The answer, or RequestFailed."""
     try:
         return call()
@@ -75,19 +80,58 @@ def once(call: Callable[[], Response], address: str) -> Response:
         raise explain(error, address) from error
 
 
-def repeat(call: Callable[[], Response], address: str, *, patience_s: float) -> Response:
+def repeat(call: Callable[[], Answer], address: str, *, patience_s: float) -> Answer:
     """As `once`, asked again for so long, once at least, while no answer comes. Only for calls that may be repeated."""
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_repeatable),
-        stop=tenacity.stop_all(tenacity.stop_after_delay(patience_s), tenacity.stop_after_attempt(2)),
-        wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
-        reraise=True,
-    )
-    return cast(Response, retrying(once, call, address))
+    return persist(lambda: once(call, address), patience_s=patience_s)
+
+
+def persist(call: Callable[[], Answer], *, patience_s: float) -> Answer:
+    """As `repeat`, of a call that raises RequestFailed by itself."""
+    return tenacity.Retrying(**_patience(patience_s))(call)
+
+
+async def once_async(call: Callable[[], Awaitable[Answer]], address: str) -> Answer:
+    """As `once`."""
+    try:
+        return await call()
+    except grpc.RpcError as error:
+        raise explain(error, address) from error
+
+
+async def repeat_async(call: Callable[[], Awaitable[Answer]], address: str, *, patience_s: float) -> Answer:
+    """As `repeat`."""
+    return cast(Answer, await tenacity.AsyncRetrying(**_patience(patience_s))(once_async, call, address))
+
+
+def _patience(patience_s: float) -> dict[str, Any]:
+    return {
+        "retry": tenacity.retry_if_exception(_is_repeatable),
+        "stop": tenacity.stop_all(tenacity.stop_after_delay(patience_s), tenacity.stop_after_attempt(2)),
+        "wait": tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+        "reraise": True,
+    }
+
+
+def _is_repeatable(error: BaseException) -> bool:
+    return isinstance(error, RequestFailed) and error.code in _REPEATABLE
+
+
+@contextmanager
+def naming(request_id: str) -> Iterator[None]:
+    """A failure inside that leaves open whether the request was stored says how to repeat it under its id."""
+    try:
+        yield
+    except RequestFailed as error:
+        if not request_id or not error.is_uncertain:
+            raise
+        raise error.with_request_id(request_id) from error
 
 
 class Cuts:
     """How long a stream may stay cut before its reader is told."""
+
+    PAUSE_S = 0.2
+    """Before a stream that ended is opened again."""
 
     def __init__(self, address: str, patience_s: float) -> None:
         self._address = address
@@ -98,17 +142,13 @@ class Cuts:
         """The stream delivers."""
         self._cut_since = None
 
-    def cut(self, error: grpc.RpcError) -> None:
-        """Returns when the stream shall be opened again; raises RequestFailed when not."""
+    def cut(self, error: grpc.RpcError) -> RequestFailed:
+        """What cut it, when it shall be opened again; raised when not."""
         failure = explain(error, self._address)
         if failure.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OUT_OF_RANGE):
-            return
+            return failure
         now = time.monotonic()
         self._cut_since = now if self._cut_since is None else self._cut_since
         if failure.code != grpc.StatusCode.UNAVAILABLE or now - self._cut_since > self._patience_s:
             raise failure from error
-        time.sleep(0.2)
-
-
-def _is_repeatable(error: BaseException) -> bool:
-    return isinstance(error, RequestFailed) and error.code in _REPEATABLE
+        return failure

@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Coroutine
 import grpc
 import structlog
 from athanor.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     cluster_service_pb2,
     cluster_service_pb2_grpc,
     deployment_service_pb2,
@@ -24,6 +26,8 @@ from athanor.v1 import (
     job_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
     worker_service_pb2,
     worker_service_pb2_grpc,
 )
@@ -35,12 +39,20 @@ from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
 from cluster.housekeeping import Housekeeping
 from cluster.launcher import Launcher, RayLauncher
-from cluster.reconciler import RayStatus, Reconciler
+from cluster.reconciler import Reconciler
+from cluster.replicas import Replicas
+from cluster.security.audit import AuditLog
+from cluster.security.limits import MAX_MESSAGE_BYTES
+from cluster.security.policies import policies_of
+from cluster.security.tls import check_exposure, server_credentials
+from cluster.security.tokens import Tokens, ensure_first_token
+from cluster.services.audit import AuditService
 from cluster.services.deployments import DeploymentService
 from cluster.services.info import ClusterService
-from cluster.services.interceptor import ErrorInterceptor
+from cluster.services.interceptor import Gate
 from cluster.services.jobs import JobService
 from cluster.services.models import ModelService
+from cluster.services.tokens import TokenService
 from cluster.services.workers import WorkerService
 from cluster.settings import EVERY_INTERFACE, Settings
 from cluster.store.store import Store
@@ -53,12 +65,26 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # drivers ping every 10 s
+    # A client that is gone without a word does not hold its watches open.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 5_000),  # of one connection
 )
-_SERVICE_NAMES = tuple(
-    service.full_name
-    for file in (cluster_service_pb2, deployment_service_pb2, job_service_pb2, model_service_pb2, worker_service_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
+_FILES = tuple(
+    file.DESCRIPTOR
+    for file in (
+        audit_service_pb2,
+        cluster_service_pb2,
+        deployment_service_pb2,
+        job_service_pb2,
+        model_service_pb2,
+        token_service_pb2,
+        worker_service_pb2,
+    )
 )
+_SERVICE_NAMES = tuple(service.full_name for file in _FILES for service in file.services_by_name.values())
 
 
 def configure_logging() -> None:
@@ -111,20 +137,26 @@ async def running_server(
     """A whole control plane while the block lasts; yields its host:port. An error of its loops is raised at the end."""
     check_listen(settings.listen)
     check_advertise(settings)
+    check_exposure(settings)
     _make_directories(settings)
     async with contextlib.AsyncExitStack() as stack:
         store = await asyncio.to_thread(Store.open, settings.database_url)
         stack.callback(store.close)
         wake_up = WakeUp()
         store.database.on_change = wake_up.ring
-        server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_OPTIONS)
+        tokens = Tokens(store)
+        server = grpc.aio.server(interceptors=(await _gate(settings, store, tokens),), options=_OPTIONS)
         address = _bind(server, settings)
         launcher = launcher or _ray_launcher(stack, settings)
         serving = serving or _deployer(stack, settings)
-        reconciler = Reconciler(settings, store, launcher, settings.advertise or address)
-        deployments = DeploymentReconciler(settings, store, serving)
+        replicas = _replicas(settings, store, address)
+        stack.push_async_callback(replicas.leave)
+        reconciler = Reconciler(settings, store, launcher, replicas)
+        deployments = DeploymentReconciler(settings, store, serving, leads=lambda: replicas.leads)
         tidying = Housekeeping(settings, store)
-        _add_services(server, settings, store, wake_up, launcher, reconciler.ray)
+        _add_services(server, settings, store, wake_up, reconciler)
+        token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(store, tokens), server)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(store), server)
         await stack.enter_async_context(
             _background(reconciler.run(wake_up), deployments.run(wake_up), tidying.run(wake_up))
         )
@@ -144,12 +176,35 @@ def _make_directories(settings: Settings) -> None:
         raise StartUpError("CANNOT_WRITE", message) from error
 
 
+async def _gate(settings: Settings, store: Store, tokens: Tokens) -> Gate:
+    """What stands before all handlers; with tokens there is one, at the latest now."""
+    asks = settings.auth == "token"
+    if asks:
+        await asyncio.to_thread(ensure_first_token, store, settings.admin_token_path)
+    return Gate(
+        policies_of(_FILES),
+        tokens if asks else None,
+        AuditLog(store),
+        calls_per_second=settings.calls_per_second,
+        max_streams=settings.max_streams,
+    )
+
+
 def _bind(server: grpc.aio.Server, settings: Settings) -> str:
+    credentials = server_credentials(settings)
     try:
+        if credentials is not None:
+            return f"{settings.listen_host}:{server.add_secure_port(settings.listen, credentials)}"
         return f"{settings.listen_host}:{server.add_insecure_port(settings.listen)}"
     except RuntimeError as error:
         message = f"{settings.listen} is in use; stop the other process or set ATHANOR_LISTEN"
         raise StartUpError("CANNOT_LISTEN", message) from error
+
+
+def _replicas(settings: Settings, store: Store, address: str) -> Replicas:
+    """Host and port name one process at a time, wherever its advertised address leads."""
+    name = f"{socket.gethostname()}/{address}"
+    return Replicas(store, name, settings.advertise or address, settings.replica_lease_s)
 
 
 def _ray_launcher(stack: contextlib.AsyncExitStack, settings: Settings) -> RayLauncher:
@@ -171,15 +226,15 @@ def _deployer(stack: contextlib.AsyncExitStack, settings: Settings) -> Deployer:
 
 
 def _add_services(
-    server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, launcher: Launcher, ray: RayStatus
+    server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, reconciler: Reconciler
 ) -> None:
     job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(settings, store, wake_up), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(settings, store), server)
     deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentService(settings, store), server)
-    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(settings, store), server)
-    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(
-        ClusterService(settings, store, launcher, ray), server
-    )
+    workers = WorkerService(settings, store, reconciler.replicas)
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
+    info = ClusterService(settings, store, reconciler.launcher, reconciler.ray)
+    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(info, server)
 
 
 @contextlib.asynccontextmanager

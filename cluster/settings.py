@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import StartUpError, Violation, in_words
+from cluster.home import Home
 from cluster.scheduler import Rules
 
 # Variables handed on from the control plane's environment to drivers; nothing else is, so no secret can leak there.
@@ -29,6 +30,16 @@ _VARIABLES = {
     "database_url": "ATHANOR_DATABASE_URL",
     "storage": "ATHANOR_STORAGE",
     "listen": "ATHANOR_LISTEN",
+    "auth": "ATHANOR_AUTH",
+    "insecure": "ATHANOR_INSECURE",
+    "tls_cert": "ATHANOR_TLS_CERT",
+    "tls_key": "ATHANOR_TLS_KEY",
+    "tls_client_ca": "ATHANOR_TLS_CLIENT_CA",
+    "tls_ca": "ATHANOR_TLS_CA",
+    "tls_driver_cert": "ATHANOR_TLS_CLIENT_CERT",
+    "tls_driver_key": "ATHANOR_TLS_CLIENT_KEY",
+    "calls_per_second": "ATHANOR_CALLS_PER_SECOND",
+    "max_streams": "ATHANOR_MAX_STREAMS",
     "advertise": "ATHANOR_ADVERTISE",
     "ray_dashboard_url": "ATHANOR_RAY_DASHBOARD_URL",
     "serve_host": "ATHANOR_SERVE_HOST",
@@ -43,6 +54,8 @@ _VARIABLES = {
     "preempts": "ATHANOR_PREEMPTS",
     "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
     "log_versions": "ATHANOR_LOG_VERSIONS",
+    "orphan_grace_s": "ATHANOR_ORPHAN_GRACE_S",
+    "orphan_files_grace_s": "ATHANOR_ORPHAN_FILES_GRACE_S",
 }
 
 
@@ -67,6 +80,26 @@ class Settings(BaseModel):
     """Root of jobs and models; every node of the cluster sees it under the same path."""
     listen: str = "127.0.0.1:50051"
     """host:port of the gRPC server; port 0 takes a free one."""
+    auth: Literal["token", "none"] = "token"
+    """`none` lets everybody in, and is taken on loopback only."""
+    insecure: bool = False
+    """Whether to listen beyond loopback without TLS, because the network itself is private."""
+    tls_cert: AbsolutePath | None = None
+    """Certificate of the server with what signed it, PEM; read anew when the file changes."""
+    tls_key: AbsolutePath | None = None
+    """Its key."""
+    tls_client_ca: AbsolutePath | None = None
+    """With it only clients are let in that show a certificate signed by it."""
+    tls_ca: AbsolutePath | None = None
+    """By which drivers know this server; without it by `tls_cert` itself, which is then self-signed."""
+    tls_driver_cert: AbsolutePath | None = None
+    """With `tls_client_ca`: what drivers show, under the same path on every node."""
+    tls_driver_key: AbsolutePath | None = None
+    """Its key."""
+    calls_per_second: Annotated[float, Field(gt=0)] = 2000.0
+    """Calls that one token may make; for two seconds twice as many."""
+    max_streams: Annotated[int, Field(ge=1)] = 4000
+    """Watches and followed logs that one token may hold open at once."""
     advertise: str = ""
     """host:port under which drivers reach the server; empty: `listen`."""
     ray_dashboard_url: str = "http://127.0.0.1:8265"
@@ -93,6 +126,8 @@ class Settings(BaseModel):
     """Whether jobs of much lower priority make room for others."""
     lease_s: Annotated[float, Field(gt=0)] = 15.0
     """A driver that was not heard for this long has lost its lease."""
+    replica_lease_s: Annotated[float, Field(gt=0)] = 10.0
+    """A control plane that shares the store with others and was not heard for this long has lost its jobs to them."""
     unknown_grace_s: Annotated[float, Field(ge=0)] = 75.0
     """How long after its lease a driver that Ray does not know is believed to be gone. Longer than the 60 s for which
     processes of a Ray head that died wait for it to come back."""
@@ -108,6 +143,10 @@ class Settings(BaseModel):
     """For how long a repeated request is known by its id."""
     reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """The reconciler looks at least this often."""
+    orphan_grace_s: Annotated[float, Field(ge=0)] = 600.0
+    """How long a Ray job or a Serve application of ours that nothing wants is looked at before it is ended."""
+    orphan_files_grace_s: Annotated[float, Field(ge=0)] = 86_400.0
+    """How old a directory that no job and no model knows must be before it is removed; `inf` keeps them all."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0
     """How long calls in flight may take when the server is told to end."""
 
@@ -130,6 +169,11 @@ class Settings(BaseModel):
             preempts=self.preempts,
             max_running_jobs=inf if self.max_running_jobs is None else self.max_running_jobs,
         )
+
+    @property
+    def admin_token_path(self) -> Path:
+        """Where the first admin token is written, for its owner alone."""
+        return Home(self.home).admin_token_path
 
     @property
     def listen_host(self) -> str:

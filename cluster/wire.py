@@ -20,6 +20,7 @@ from cluster.store.records import (
     StoredEvent,
     StoredJob,
     StoredModel,
+    StoredMove,
     Terminal,
 )
 
@@ -237,6 +238,17 @@ def model_to_proto(model: StoredModel) -> model_service_pb2.ModelVersion:
         num_parameters=model.num_parameters,
         metrics=to_struct(model.metrics),
         create_time=timestamp(model.create_time_us),
+        description=model.description,
+    )
+
+
+def move_to_proto(move: StoredMove) -> model_service_pb2.AliasMove:
+    return model_service_pb2.AliasMove(
+        version=move.version,
+        previous_version=move.previous_version,
+        cause=move.cause,
+        actor=move.actor,
+        create_time=timestamp(move.create_time_us),
     )
 
 

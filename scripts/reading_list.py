@@ -23,11 +23,11 @@ class Group:
 GROUPS = (
     Group(
         "The job file and the command",
-        ("cluster/cli",),
+        ("cluster/cli", "cluster/client"),
         """
         trainer/spec.py trainer/objective_spec.py trainer/training_spec.py trainer/fields.py trainer/violations.py
         cluster/cli/main.py cluster/cli/job.py
-        cluster/cli/job_file.py cluster/cli/connect.py cluster/client.py cluster/rpc.py
+        cluster/cli/job_file.py cluster/cli/connect.py cluster/client/__init__.py cluster/client/blocking.py cluster/rpc.py
         """,
     ),
     Group(

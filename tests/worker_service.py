@@ -12,7 +12,7 @@ from athanor.v1 import worker_service_pb2, worker_service_pb2_grpc
 from grpc_status import rpc_status
 
 from cluster.errors import PreconditionFailed
-from cluster.services.interceptor import rich_status
+from cluster.services.status import rich_status
 
 
 class ControlPlane(worker_service_pb2_grpc.WorkerServiceServicer):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from trainer import atomic
 from trainer.attention import choose_attention
 from trainer.checkpoint import Checkpoint, CheckpointWriter, Progress, Topology, latest_good, read
+from trainer.curves import FigureLog
 from trainer.device import trim_memory
 from trainer.engine import ENGINES, Engine
 from trainer.errors import TrainerError
@@ -44,7 +45,6 @@ from trainer.peers import Peers
 from trainer.prepared import Prepared
 from trainer.sample_log import SampleLog
 from trainer.spec import DistillSpec
-from trainer.step_log import StepLog
 from trainer.taps import shape_of
 from trainer.teaching import Teaching
 
@@ -94,7 +94,7 @@ def fit(
         objective=objective,
         teaching=teaching,
         listener=listener,
-        metrics=StepLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
+        metrics=FigureLog(ctx.metrics_path(role), step=progress.step) if peers.is_first else None,
         checkpoints=_writer(ctx, role, topology, peers),
         samples=_sample_log(ctx, role, peers, progress),
     )

@@ -14,7 +14,7 @@ AddressOption = Annotated[
     typer.Option(
         "--address",
         metavar="HOST:PORT",
-        help="Control plane; without it ATHANOR_ADDRESS, else the local cluster's, else 127.0.0.1:50051.",
+        help="Control plane; without it ATHANOR_ADDRESS, else the context's, else the local cluster's.",
         show_default=False,
     ),
 ]
@@ -22,8 +22,9 @@ _PATIENCE_S = 3.0
 
 
 def connect(address: str) -> AthanorClient:
-    """A client of this address, or of the one that the environment or the local cluster names."""
+    """A client of this address, or of the one that environment, context or local cluster names, with its token."""
+    from cluster.access import Access, find_access
     from cluster.client import AthanorClient
-    from cluster.home import control_plane_address
 
-    return AthanorClient(address or control_plane_address(), patience_s=_PATIENCE_S)
+    found = find_access(Access(address=address))
+    return AthanorClient(found.address, **found.for_client(), patience_s=_PATIENCE_S)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.cli.output import say, short_state, talk_console
+from cluster.cli.job_table import eta, place, state_of
+from cluster.cli.output import coloured, say, short_state, talk_console
 
 if TYPE_CHECKING:
     from athanor.v1 import job_pb2, job_service_pb2
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
 STAGES = {
     "prepare": "reading the data",
@@ -23,6 +26,7 @@ STAGES = {
     "evaluate": "asking the questions nobody trained on",
     "publish": "publishing the model",
 }
+_WAITING = {"QUEUED": "waits for its turn", "ADMITTED": "is handed to Ray", "STARTING": "its processes start"}
 _LINE_EVERY_PERCENT = 20
 
 
@@ -47,6 +51,7 @@ def job_view(kind: str) -> Iterator[JobView]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", style="bright_black"),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         yield BarView(kind, progress)
@@ -59,29 +64,46 @@ class BarView:
         self._kind = kind
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+        self._waiting: TaskID | None = None
         self._said: set[str] = set()
 
     def change(self, change: job_service_pb2.WatchJobsResponse) -> None:
         for line in _news(change, self._said):
-            self._progress.console.print(f"  {line}")
+            self._progress.console.print("  ", line, sep="")
+        self._show_waiting(change.job)
         if change.job.progress.stage:
             self._show(change.job.progress)
+
+    def _show_waiting(self, job: job_pb2.Job) -> None:
+        """A bar without an end for as long as the job waits for its turn."""
+        waits = state_of(job) in _WAITING
+        if self._waiting is not None and not waits:
+            self._progress.remove_task(self._waiting)
+            self._waiting = None
+        elif waits and self._waiting is None:
+            self._waiting = self._progress.add_task("", total=None, figures="", left="")
+        if self._waiting is not None:
+            self._progress.update(self._waiting, description=_WAITING[state_of(job)], figures=place(job))
 
     def _show(self, progress: job_pb2.Progress) -> None:
         if progress.stage not in self._tasks:
             for task in self._tasks.values():
                 self._complete(task)
-            self._tasks[progress.stage] = self._progress.add_task(words(self._kind, progress.stage), figures="")
+            self._tasks[progress.stage] = self._progress.add_task(
+                words(self._kind, progress.stage), figures="", left=""
+            )
         self._progress.update(
             self._tasks[progress.stage],
             completed=progress.step,
             total=progress.total_steps or None,
             figures=figures(progress),
+            left=f"{eta(progress)} left" if eta(progress) else "",
         )
 
     def _complete(self, task: TaskID) -> None:
         shown = self._progress.tasks[task]
-        self._progress.update(task, completed=shown.total or shown.completed, total=shown.total or shown.completed)
+        total = shown.total or shown.completed
+        self._progress.update(task, completed=total, total=total, left="")
         self._progress.stop_task(task)
 
 
@@ -93,10 +115,12 @@ class LineView:
         self._said: set[str] = set()
         self._stage = ""
         self._next_percent = 0
+        self._waiting = ""
 
     def change(self, change: job_service_pb2.WatchJobsResponse) -> None:
         for line in _news(change, self._said):
             say(f"  {line}")
+        self._say_waiting(change.job)
         progress = change.job.progress
         if progress.stage and progress.stage != self._stage:
             self._stage, self._next_percent = progress.stage, _LINE_EVERY_PERCENT
@@ -104,7 +128,16 @@ class LineView:
         percent = 100 * progress.step // progress.total_steps if progress.total_steps else 0
         if progress.stage and percent >= self._next_percent:
             self._next_percent = percent - percent % _LINE_EVERY_PERCENT + _LINE_EVERY_PERCENT
-            say(f"    {progress.step}/{progress.total_steps}  {figures(progress)}".rstrip())
+            left = f"{eta(progress)} left" if eta(progress) else ""
+            parts = (f"{progress.step}/{progress.total_steps}", figures(progress), left)
+            say(f"    {'  '.join(part for part in parts if part)}")
+
+    def _say_waiting(self, job: job_pb2.Job) -> None:
+        """Why it waits, when that changes; not each place that it moves up."""
+        reason = job.queue.reason if state_of(job) == "QUEUED" else ""
+        if reason and reason != self._waiting:
+            say(f"  waits, {place(job)}: {job.queue.message}")
+        self._waiting = reason
 
 
 def words(kind: str, stage: str) -> str:
@@ -122,23 +155,28 @@ def figures(progress: job_pb2.Progress) -> str:
     return "  ".join(parts)
 
 
-def _news(change: job_service_pb2.WatchJobsResponse, said: set[str]) -> list[str]:
+def _news(change: job_service_pb2.WatchJobsResponse, said: set[str]) -> list[Text]:
     """Lines for what happened: the event, and conditions that hold and were not said yet."""
+    from rich.text import Text
+
     lines = []
     if change.HasField("event"):
-        lines.append(event_line(change.event))
+        lines.append(event_text(change.event))
     for condition in change.job.conditions:
         key = f"{condition.type} {condition.status} {condition.last_transition_time.seconds}"
         if condition.status and key not in said:
             said.add(key)
-            lines.append(f"{condition.type}: {condition.message}")
+            lines.append(Text(f"{condition.type}: {condition.message}", style="magenta"))
     return lines
 
 
-def event_line(event: job_service_pb2.JobEvent) -> str:
+def event_text(event: job_service_pb2.JobEvent) -> Text:
     """`12:30:01  RUNNING  CHECKPOINT_WRITTEN  step 200`, in local time."""
     from athanor.v1 import job_pb2
+    from rich.text import Text
 
-    moment = event.create_time.ToDatetime().astimezone().strftime("%H:%M:%S")
-    state = short_state(job_pb2.JobState.Name(event.state))
-    return "  ".join(part for part in (moment, state, event.reason, event.message) if part)
+    moment = event.create_time.ToDatetime(UTC).astimezone().strftime("%H:%M:%S")
+    state = coloured(short_state(job_pb2.JobState.Name(event.state)))
+    reason = event.reason if event.reason != state.plain else ""
+    parts = [Text(moment, style="bright_black"), state, *(Text(part) for part in (reason, event.message) if part)]
+    return Text("  ").join(parts)

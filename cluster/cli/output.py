@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 
 class Format(StrEnum):
     """Forms of data."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
     NAME = "name"
@@ -28,10 +31,18 @@ class Format(StrEnum):
 
 FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Form of the data on stdout.")]
 _PIPED_WIDTH = 400  # a table that goes into a pipe is cut nowhere
+_STYLES = {
+    **dict.fromkeys(("SUCCEEDED", "READY"), "green"),
+    **dict.fromkeys(("ADMITTED", "STARTING", "RUNNING", "DEPLOYING"), "cyan"),
+    **dict.fromkeys(("QUEUED", "PAUSING", "PAUSED", "PENDING"), "yellow"),
+    **dict.fromkeys(("CANCELLING", "CANCELLED", "DELETING"), "bright_black"),
+    "RECOVERING": "magenta",
+    "FAILED": "bold red",
+}
 
 
 def data_console() -> Console:
-    """stdout."""
+    """stdout. Colours on terminals alone, and none where NO_COLOR is set."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
@@ -51,7 +62,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def as_fields(columns: Sequence[str], row: Sequence[str]) -> dict[str, str]:
+def as_fields(columns: Sequence[str], row: Sequence[str | Text]) -> dict[str, str | Text]:
     """One line of a table, to be shown on its own."""
     return {column.capitalize(): value for column, value in zip(columns, row, strict=True)}
 
@@ -65,8 +76,15 @@ def as_document(message: Message) -> dict[str, Any]:
     )
 
 
-def emit(form: Format, document: object, *, table: Callable[[], None], names: Sequence[str]) -> None:
-    """Write data to stdout; `table` prints the form for people itself."""
+def emit(
+    form: Format,
+    document: object,
+    *,
+    table: Callable[[], None],
+    names: Sequence[str],
+    wide: Callable[[], None] | None = None,
+) -> None:
+    """Write data to stdout; `table` and `wide` print the forms for people themselves."""
     if form is Format.JSON:
         emit_json(document)
     elif form is Format.YAML:
@@ -75,6 +93,8 @@ def emit(form: Format, document: object, *, table: Callable[[], None], names: Se
         sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
     elif form is Format.NAME:
         sys.stdout.writelines(f"{name}\n" for name in names)
+    elif form is Format.WIDE and wide is not None:
+        wide()
     else:
         table()
 
@@ -85,31 +105,54 @@ def emit_json(document: object, *, one_line: bool = False) -> None:
     sys.stdout.flush()
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_line(text: str) -> None:
+    """One line of data on stdout."""
+    sys.stdout.write(f"{text}\n")
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """A table without lines, as people know it from kubectl."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True, overflow="ellipsis", min_width=min(len(column), 8))
     for row in rows:
         table.add_row(*row)
-    data_console().print(table)
+    return table
 
 
-def print_fields(fields: Mapping[str, str]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """A table on stdout."""
+    data_console().print(make_table(columns, rows))
+
+
+def print_fields(fields: Mapping[str, str | Text]) -> None:
     """One thing, field by field; empty fields are left out."""
+    console = data_console()
     shown = {name: value for name, value in fields.items() if value}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
-        sys.stdout.write(f"{name:<{width}}  {value}\n")
+        console.print(f"{name:<{width}}  ", end="", style="bold" if console.is_terminal else None)
+        console.print(value, soft_wrap=True)
+
+
+def coloured(state: str, words: str = "") -> Text:
+    """A state (or words about it) in its colour."""
+    from rich.text import Text
+
+    return Text(words or state, style=_STYLES.get(state, ""))
 
 
 def age(moment: Timestamp, now: datetime | None = None) -> str:
     """How long ago: 12s, 5m, 3h, 2d. Empty for a time that is not set."""
     if not moment.seconds:
         return ""
-    seconds = ((now or datetime.now(UTC)) - moment.ToDatetime(UTC)).total_seconds()
+    return span(((now or datetime.now(UTC)) - moment.ToDatetime(UTC)).total_seconds())
+
+
+def span(seconds: float) -> str:
+    """A time that passes, by its largest unit: 12s, 5m, 3h, 2d."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"

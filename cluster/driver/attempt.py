@@ -6,7 +6,7 @@ The control plane's own view of the same files is `cluster/attempt_files.py`. Lo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,8 +38,8 @@ class Attempt:
     job_uid: str
     number: int
     lease_token: str = field(repr=False)
-    control_plane: str
-    """host:port of its gRPC server."""
+    control_planes: Sequence[str]
+    """host:port of each that lived when this was written, the nearest first."""
     publish_dir: Path | None
     document: Mapping[str, Any] = field(repr=False)
 
@@ -51,7 +51,7 @@ class Attempt:
             job_uid=document["job_uid"],
             number=int(document["attempt"]),
             lease_token=document["lease_token"],
-            control_plane=document["control_plane"],
+            control_planes=tuple(document["control_planes"]),
             publish_dir=Path(document["publish_dir"]) if document.get("publish_dir") else None,
             document=document,
         )

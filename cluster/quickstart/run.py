@@ -19,6 +19,7 @@ import httpx
 from athanor.v1 import deployment_service_pb2, job_pb2
 from grpc import StatusCode
 
+from cluster.access import Access, find_access
 from cluster.cli.job_file import read_job_file
 from cluster.cli.job_view import job_view
 from cluster.cli.output import say, talk_console
@@ -86,7 +87,8 @@ def _run(home: Home, num_cpus: int | None, take_down: bool) -> dict[str, Any]:
         cluster = up(home, UpOptions(num_cpus=num_cpus), say)
     with clock.step("data", "2/6  Writing the data: questions to a support desk, made by a grammar"):
         desk = _write_data(home.quickstart_dir)
-    with AthanorClient(cluster.record.control_plane) as client:
+    access = find_access(Access(address=cluster.record.control_plane))
+    with AthanorClient(access.address, **access.for_client()) as client:
         with clock.step("teacher", "3/6  A teacher learns from the labelled conversations"):
             teacher = _run_job(client, home.quickstart_dir / "teacher.yaml")
         with clock.step("student", "4/6  A student, eight times smaller, learns from what the teacher answers"):

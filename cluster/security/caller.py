@@ -72,3 +72,8 @@ def calling(who: Caller) -> Iterator[None]:
         yield
     finally:
         _CALLER.reset(token)
+
+
+def become(who: Caller) -> None:
+    """`caller()` is `who` from here to the end of this task: of a call, whose task ends with it."""
+    _CALLER.set(who)

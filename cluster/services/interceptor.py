@@ -1,104 +1,205 @@
-"""What happens around every RPC of ours: a request id, a log line, and errors in their right shape.
+"""What happens around every RPC of ours, in this order: a request id; who calls; how often; may it; what was asked; the
+handler; the audit log; errors in their right shape.
 
-A `ClusterError` becomes its status with ErrorInfo, BadRequest and RequestInfo. Anything else is our mistake: the caller
-gets INTERNAL with the request id, the log gets the traceback, the wire never does.
+Nothing of a stranger's message is read. Health is open to all; reflection wants a token where the rest does.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
+from google.protobuf.message import DecodeError
 
-from cluster.errors import DOMAIN, ClusterError, status_of
+from cluster.errors import ClusterError, InvalidInput, Unauthenticated, status_of
 from cluster.ids import new_request_id
+from cluster.security.audit import AuditLog, resource_of
+from cluster.security.caller import ANYBODY, Caller, become
+from cluster.security.limits import Rate, Streams
+from cluster.security.policies import MethodPolicy
+from cluster.security.tokens import Tokens
+from cluster.services.status import Context, abort, known
+from cluster.store.audit_rows import Call
 
-log = structlog.get_logger(__name__)
+_HEALTH = "/grpc.health.v1."
+_REQUEST_ID = "athanor-request-id"
+_BURST_S = 2.0
+_FAILURES_PER_S, _FAILURES_AT_ONCE = 10.0, 100.0
 
-OUR_METHODS = "/athanor.v1."
-
-
-def _packed(detail: Any) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed
-
-
-def rich_status(error: ClusterError, request_id: str) -> status_pb2.Status:
-    """The error as `google.rpc.Status`, with every detail that we promise."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
-    details = [_packed(info), _packed(error_details_pb2.RequestInfo(request_id=request_id))]
-    if error.violations:
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=violation.path, description=violation.message)
-            for violation in error.violations
-        ]
-        details.append(_packed(error_details_pb2.BadRequest(field_violations=fields)))
-    code = code_pb2.Code.Value(status_of(error).name)
-    return status_pb2.Status(code=code, message=error.message, details=details)
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Outcome = tuple[Any, ClusterError | None]
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ClusterError, request_id: str) -> NoReturn:
-    status = rpc_status.to_status(rich_status(error, request_id))
-    await context.abort_with_status(status)  # type: ignore[attr-defined]
-    raise AssertionError("abort_with_status raises")
+@dataclass
+class Rpc:
+    """One call on its way in."""
+
+    policy: MethodPolicy
+    request_id: str
+    peer: str
+    caller: Caller | None = None
+    request: Any = None
+
+    @property
+    def host(self) -> str:
+        return self.peer.rpartition(":")[0] or self.peer
+
+    @property
+    def key(self) -> str:
+        """Whose calls are counted together."""
+        return (self.caller.token_id if self.caller else "") or self.host
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps the handlers of `athanor.v1`; health and reflection pass."""
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Stands before all handlers. Without `tokens` everybody may do everything."""
+
+    def __init__(
+        self,
+        policies: Mapping[str, MethodPolicy],
+        tokens: Tokens | None,
+        audit: AuditLog,
+        *,
+        calls_per_second: float,
+        max_streams: int,
+    ) -> None:
+        self._policies, self._tokens, self._audit = policies, tokens, audit
+        self._rate = Rate(calls_per_second, _BURST_S * calls_per_second)
+        self._failures = Rate(_FAILURES_PER_S, _FAILURES_AT_ONCE)
+        self._streams = Streams(max_streams)
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        handler = await continuation(handler_call_details)
+    ) -> Handler:
+        handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(OUR_METHODS):
+        if handler is None or method.startswith(_HEALTH):
+            return cast(Handler, handler)
+        policy = self._policies.get(method)
+        if policy is None:
+            return await self._foreign(handler, handler_call_details)
+        guard = self._guarded_stream if handler.response_streaming else self._guarded
+        return guard(handler, policy)
+
+    def _guarded(self, handler: Any, policy: MethodPolicy) -> Handler:
+        async def call(data: bytes, context: Context) -> Any:
+            rpc = _begin(policy, context)
+            handling = self._handle(rpc, handler, data, context)
+            # What is audited goes on to its entry even when the caller hangs up.
+            response, error = await (asyncio.shield(handling) if policy.audited else handling)
+            if error is not None:
+                await abort(context, error, rpc.request_id)
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+    async def _handle(self, rpc: Rpc, handler: Any, data: bytes, context: Context) -> Outcome:
+        response, error = None, None
+        try:
+            await self._admit(rpc, context.invocation_metadata())
+            rpc.request = _parsed(handler, data)
+            response = await handler.unary_unary(rpc.request, context)
+        except Exception as failure:  # noqa: BLE001  the process boundary: recorded, and answered as an error
+            error = known(failure, rpc.request_id)
+        if not rpc.policy.audited:
+            return response, error
+        return await self._audited(rpc, response, error)
+
+    async def _audited(self, rpc: Rpc, response: Any, error: ClusterError | None) -> Outcome:
+        """The outcome, once it is written down; an error when it cannot be: the caller must not believe otherwise."""
+        try:
+            await self._audit.write(_entry(rpc, response, error))
+        except Exception as failure:  # noqa: BLE001  as above
+            return None, error or known(failure, rpc.request_id)
+        return response, error
+
+    def _guarded_stream(self, handler: Any, policy: MethodPolicy) -> Handler:
+        async def call(data: bytes, context: Context) -> AsyncIterator[Any]:
+            rpc = _begin(policy, context)
+            try:
+                await self._admit(rpc, context.invocation_metadata())
+                rpc.request = _parsed(handler, data)
+                with self._streams.one(rpc.key):
+                    async for response in handler.unary_stream(rpc.request, context):
+                        yield response
+            except Exception as failure:  # noqa: BLE001  the process boundary, as above
+                await abort(context, known(failure, rpc.request_id), rpc.request_id)
+
+        return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+    async def _admit(self, rpc: Rpc, metadata: Any) -> None:
+        """Who it is, not too often, and allowed to; from here on handlers see the caller."""
+        if self._tokens is None or rpc.policy.role is None:
+            rpc.caller = ANYBODY
+        else:
+            rpc.caller = await self._caller(self._tokens, rpc.host, metadata)
+        self._rate.check(rpc.key)
+        rpc.policy.check(rpc.caller)
+        become(rpc.caller)
+        structlog.contextvars.bind_contextvars(actor=rpc.caller.name)
+
+    async def _caller(self, tokens: Tokens, host: str, metadata: Any) -> Caller:
+        """Whoever fails too often from one host is only told to wait."""
+        sent = _authorization(metadata)
+        try:
+            known_caller = tokens.remembered(sent)
+            return known_caller if known_caller is not None else await asyncio.to_thread(tokens.ask, sent)
+        except Unauthenticated:
+            self._failures.check(host)
+            raise
+
+    async def _foreign(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        """Reflection: any token will do."""
+        if self._tokens is None:
             return handler
-        if handler.response_streaming:
-            return _stream_handler(handler, method)
-        return _unary_handler(handler, method)
+        try:
+            await self._caller(self._tokens, "", details.invocation_metadata)
+        except ClusterError as error:
+            return _refusing(handler, error)
+        return handler
 
 
-async def _fail(context: grpc.aio.ServicerContext[Any, Any], error: Exception, request_id: str) -> NoReturn:
-    if isinstance(error, ClusterError):
-        log.info("rpc.refused", reason=error.reason, message=error.message)
-        await _abort(context, error, request_id)
-    log.error("rpc.failed", exc_info=error)
-    internal = ClusterError("INTERNAL", f"internal error; the server's log has it under {request_id}")
-    await _abort(context, internal, request_id)
-
-
-def _begin(method: str) -> str:
+def _begin(policy: MethodPolicy, context: Context) -> Rpc:
     request_id = new_request_id()
-    structlog.contextvars.bind_contextvars(request_id=request_id, method=method)
-    return request_id
+    structlog.contextvars.bind_contextvars(request_id=request_id, method=policy.method)
+    context.set_trailing_metadata(((_REQUEST_ID, request_id),))
+    return Rpc(policy, request_id, context.peer())
 
 
-def _unary_handler(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        request_id = _begin(method)
-        try:
-            return await handler.unary_unary(request, context)
-        except Exception as error:  # noqa: BLE001  the process boundary: recorded, and answered as an error
-            await _fail(context, error, request_id)
-
-    return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+def _authorization(metadata: Sequence[tuple[str, str | bytes]] | None) -> str:
+    found = next((value for key, value in metadata or () if key == "authorization"), "")
+    return found if isinstance(found, str) else ""
 
 
-def _stream_handler(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        request_id = _begin(method)
-        try:
-            async for response in handler.unary_stream(request, context):
-                yield response
-        except Exception as error:  # noqa: BLE001  the process boundary: recorded, and answered as an error
-            await _fail(context, error, request_id)
+def _parsed(handler: Any, data: bytes) -> Any:
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError as error:
+        raise InvalidInput("MALFORMED_REQUEST", "the request is no message of this method") from error
 
-    return grpc.unary_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+def _entry(rpc: Rpc, response: Any, error: ClusterError | None) -> Call:
+    return Call(
+        actor=rpc.caller.name if rpc.caller else "",
+        peer=rpc.peer,
+        method=rpc.policy.method,
+        resource=resource_of(rpc.request, response),
+        code=status_of(error).name if error else "OK",
+        reason=error.reason if error else "",
+        request_id=rpc.request_id,
+    )
+
+
+def _refusing(handler: Any, error: ClusterError) -> Handler:
+    """A handler of the form of reflection's that only says no."""
+
+    async def refuse(requests: Any, context: Context) -> None:
+        del requests
+        await abort(context, error, new_request_id())
+
+    return grpc.stream_stream_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)

@@ -17,6 +17,7 @@ from cluster.attempt_files import checked
 from cluster.errors import Conflict, PreconditionFailed
 from cluster.ids import hash_token
 from cluster.lifecycle import State
+from cluster.replicas import Replicas
 from cluster.settings import Settings
 from cluster.store.records import Change, Lease, StoredJob
 from cluster.store.store import Store
@@ -39,16 +40,17 @@ def _directive(job: StoredJob) -> messages.Directive.ValueType:
 class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     """Handlers only."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, replicas: Replicas) -> None:
         self._settings = settings
         self._store = store
+        self._replicas = replicas
 
     async def Heartbeat(
         self, request: messages.HeartbeatRequest, context: grpc.ServicerContext
     ) -> messages.HeartbeatResponse:
         del context
         job = await asyncio.to_thread(self._heard, _lease(request.attempt))
-        response = messages.HeartbeatResponse(directive=_directive(job))
+        response = messages.HeartbeatResponse(directive=_directive(job), control_planes=self._replicas.addresses)
         response.lease_duration.FromMilliseconds(int(self._settings.lease_s * 1000))
         return response
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, Select, insert, select, update
 from cluster.errors import Conflict, NotFound
 from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
 from cluster.scheduler import place_in_queue
-from cluster.store import model_rows
+from cluster.store import alias_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, NewJob, StoredAttempt, StoredJob
 from cluster.store.tables import attempts, events, jobs
@@ -100,7 +100,7 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     version = write.next_version()
     values: dict[str, Any] = dict(change.job)
     if change.publication is not None:
-        model = model_rows.publish(write, change.publication, job.uid)
+        model = alias_rows.publish(write, change.publication, job.uid)
         values["published_model"] = model.reference
     values |= _state_values(write, job, change)
     values |= {"resource_version": version, "update_time_us": write.now_us}
@@ -135,10 +135,14 @@ def update_attempt(connection: Connection, attempt: StoredAttempt, values: Mappi
 
 
 def mark_attempt(connection: Connection, job: StoredJob, values: Mapping[str, object]) -> None:
-    """As `update_attempt` for the last one, if the job is still what the caller read."""
+    """As `update_attempt` for the last one, if the job and its attempt's token are still what the caller read."""
     check_unchanged(connection, job)
-    if job.last_attempt is not None:
-        update_attempt(connection, job.last_attempt, values)
+    if job.last_attempt is None:
+        return
+    known = get_job(connection, job.uid).last_attempt
+    if known is None or known.lease_token_sha256 != job.last_attempt.lease_token_sha256:
+        raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
+    update_attempt(connection, job.last_attempt, values)
 
 
 def check_unchanged(connection: Connection, job: StoredJob) -> None:

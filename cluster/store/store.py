@@ -6,17 +6,28 @@ Synchronous; handlers call it in a thread. Returns frozen records, raises `Clust
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from sqlalchemy import Connection, insert, select
-
-from cluster.errors import AlreadyExists, PreconditionFailed
+from cluster.errors import PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import deployment_rows, job_lists, job_rows, log_rows, model_rows, queue_rows
+from cluster.store import (
+    audit_rows,
+    deployment_rows,
+    job_lists,
+    job_rows,
+    log_rows,
+    model_rows,
+    queue_rows,
+    replica_rows,
+    request_rows,
+    token_rows,
+)
+from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
+from cluster.store.installation_store import InstallationStore
+from cluster.store.model_store import ModelStore
 from cluster.store.records import (
     Change,
     Deletion,
@@ -28,14 +39,15 @@ from cluster.store.records import (
     StoredDeployment,
     StoredEvent,
     StoredJob,
-    StoredModel,
 )
-from cluster.store.tables import idempotency
+from cluster.store.token_rows import StoredToken
 
 _CREATE_JOB = "CreateJob"
+LEADER = "leader"
+"""The lease of the replica that does what only one may do."""
 
 
-class Store:
+class Store(ModelStore, InstallationStore):
     """Everything durable."""
 
     def __init__(self, database: Database) -> None:
@@ -58,13 +70,14 @@ class Store:
         self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = _CREATE_JOB
     ) -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
-        request = Request(f"{method}/{new.project}", request_id, request_sha256)
+        scope = f"{method}/{new.project}"
         with self.database.write() as write:
-            known = _replayed(write.connection, request)
+            known = request_rows.find(write.connection, scope, request_id, request_sha256)
             if known:
                 return job_rows.get_job(write.connection, known)
+            model_rows.check_there(write.connection, new.resolved_models.values())
             job = job_rows.insert_job(write, new)
-            _remember(write, request, job.uid)
+            request_rows.remember(write, scope, request_id, request_sha256, job.uid)
             return job
 
     def find_request(
@@ -72,7 +85,7 @@ class Store:
     ) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
-            known = _replayed(connection, Request(f"{method}/{project}", request_id, request_sha256))
+            known = request_rows.find(connection, f"{method}/{project}", request_id, request_sha256)
             return job_rows.get_job(connection, known) if known else None
 
     def get_job(self, uid: str) -> StoredJob:
@@ -159,6 +172,18 @@ class Store:
                 job_rows.touch_progress(write, job.uid, progress)
             return job
 
+    # Several control planes
+
+    def beat(self, replica_id: str, address: str, lease_s: float) -> tuple[dict[str, str], bool]:
+        """Note that this replica lives: id -> address of all that do, and whether it leads."""
+        with self.database.write() as write:
+            living = replica_rows.beat(write, replica_id, address, lease_s)
+            return living, replica_rows.take(write, LEADER, replica_id, lease_s)
+
+    def leave(self, replica_id: str) -> None:
+        with self.database.write() as write:
+            replica_rows.leave(write, replica_id)
+
     # Watching, and what is kept for it
 
     def head_version(self) -> int:
@@ -205,37 +230,12 @@ class Store:
         with self.database.write() as write:
             log_rows.forget_requests(write, write.now_us - int(older_than_s * 1e6))
 
-    # Models
-
-    def model_version(self, name: str, version: int) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_version(connection, name, version)
-
-    def model_alias(self, name: str, alias: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_alias(connection, name, alias)
-
-    def model_newest(self, name: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_newest(connection, name)
-
-    def list_models(self, name: str, after: tuple[str, int] | None, limit: int) -> list[StoredModel]:
-        with self.database.read() as connection:
-            return model_rows.list_versions(connection, name, after, limit)
-
-    def set_alias(self, name: str, alias: str, version: int, expected: int | None) -> StoredModel:
-        with self.database.write() as write:
-            return model_rows.move_alias(write, name, alias, version, cause="SET_ALIAS", expected=expected)
-
-    def alias_history(self, name: str, alias: str) -> Sequence[tuple[int, int, str]]:
-        with self.database.read() as connection:
-            return model_rows.list_alias_history(connection, name, alias)
-
     # Deployments
 
     def create_deployment(self, new: StoredDeployment) -> StoredDeployment:
         with self.database.write() as write:
             write.changed = True
+            model_rows.check_there(write.connection, [new.resolved_model])
             return deployment_rows.create(write, new)
 
     def get_deployment(self, name: str) -> StoredDeployment:
@@ -262,32 +262,54 @@ class Store:
         with self.database.write() as write:
             deployment_rows.forget(write, name)
 
+    # Tokens
 
-@dataclass(frozen=True)
-class Request:
-    """What makes two calls the same one: an id counts within a method and a project."""
+    def find_token(self, token_id: str) -> StoredToken | None:
+        with self.database.read() as connection:
+            return token_rows.find(connection, token_id)
 
-    scope: str
-    id: str
-    sha256: str
+    def list_tokens(self) -> list[StoredToken]:
+        with self.database.read() as connection:
+            return token_rows.list_all(connection)
 
+    def has_admin_token(self) -> bool:
+        with self.database.read() as connection:
+            return token_rows.has_admin(connection, self.now_us())
 
-def _replayed(connection: Connection, request: Request) -> str:
-    if not request.id:
-        return ""
-    at = (idempotency.c.method == request.scope, idempotency.c.request_id == request.id)
-    row = connection.execute(select(idempotency).where(*at)).one_or_none()
-    if row is None:
-        return ""
-    if row.request_sha256 != request.sha256:
-        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request.id!r} was used for another job; take a new one")
-    return str(row.response.decode())
+    def create_token(self, new: StoredToken) -> StoredToken:
+        with self.database.write() as write:
+            return token_rows.create(write, new)
 
+    def create_first_token(self, new: StoredToken) -> bool:
+        """Whether it was stored: only where no admin token is in use."""
+        with self.database.write() as write:
+            if token_rows.has_admin(write.connection, write.now_us):
+                return False
+            token_rows.insert_row(write, new)
+            return True
 
-def _remember(write: Write, request: Request, uid: str) -> None:
-    if request.id:
-        row = {"method": request.scope, "request_id": request.id, "request_sha256": request.sha256}
-        write.connection.execute(insert(idempotency).values(**row, response=uid.encode(), create_time_us=write.now_us))
+    def revoke_token(self, token_id: str) -> StoredToken:
+        with self.database.write() as write:
+            return token_rows.revoke(write, token_id)
+
+    def note_token_use(self, token_id: str, time_us: int) -> None:
+        with self.database.write() as write:
+            token_rows.note_use(write, token_id, time_us)
+
+    # Audit
+
+    def append_audit(self, calls: Sequence[Call]) -> list[StoredEntry]:
+        with self.database.write() as write:
+            return audit_rows.append(write, calls)
+
+    def audit_page(self, before: int | None, actor: str, limit: int) -> list[StoredEntry]:
+        with self.database.read() as connection:
+            return audit_rows.page(connection, before, actor, limit)
+
+    def audit_in_order(self) -> Iterator[StoredEntry]:
+        """All entries, oldest first, as of one moment."""
+        with self.database.read() as connection:
+            yield from audit_rows.in_order(connection)
 
 
 def _holder(write: Write, lease: Lease) -> StoredJob:

@@ -207,6 +207,14 @@ standings = Table(
     Column("waiting", JSON, nullable=False),
 )
 
+# Who this store belongs to, as Ray and the storage are told: one row.
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("uid", String(40), nullable=False),
+)
+
 idempotency = Table(
     "idempotency",
     metadata,
@@ -230,6 +238,8 @@ models = Table(
     Column("metrics", JSON, nullable=False),
     Column("description", Text, nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
+    # A deleted version keeps its row: its number is never given again, and the lineage of others stays readable.
+    Column("delete_time_us", BigInteger),
 )
 
 aliases = Table(

@@ -11,21 +11,26 @@ from typing import Any
 
 import grpc
 from athanor.v1 import (
+    audit_service_pb2_grpc,
     cluster_service_pb2_grpc,
     deployment_service_pb2_grpc,
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
     model_service_pb2_grpc,
+    token_service_pb2_grpc,
     worker_service_pb2,
     worker_service_pb2_grpc,
 )
 from google.protobuf import json_format, struct_pb2
 
 from cluster.capacity import Resources
+from cluster.channel import open_async_channel
 from cluster.deployer import DeploymentStatus
+from cluster.errors import RayUnreachable
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.policy import View
+from cluster.ray_state import ListedJob
 from cluster.server import running_server
 from cluster.settings import Settings
 from cluster.store.records import DeploymentState, StoredDeployment
@@ -37,12 +42,23 @@ class ScriptedRay:
     def __init__(self) -> None:
         self.views: dict[str, View] = {}
         self.entrypoints: dict[str, str] = {}
+        self.metadata: dict[str, Mapping[str, str]] = {}
+        self.is_reachable = True
 
     async def version(self) -> str:
         return "2.60.0"
 
     async def nodes(self) -> list[RayNode]:
-        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True)]
+        if not self.is_reachable:
+            raise RayUnreachable("RAY_UNREACHABLE", "Ray cannot be reached: the test says so")
+        gone = RayNode("gone", "127.0.0.2", Resources(8.0, 1.0), is_alive=False)
+        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True), gone]
+
+    async def reserved(self) -> Mapping[str, Resources]:
+        return {"head": Resources(1.5, 0.0)}
+
+    async def jobs(self) -> list[ListedJob]:
+        return [ListedJob(uid, view, self.metadata.get(uid, {})) for uid, view in self.views.items()]
 
     async def look(self, ray_job_id: str) -> RayJob:
         return RayJob(self.views.get(ray_job_id, View.UNKNOWN))
@@ -50,6 +66,7 @@ class ScriptedRay:
     async def submit(self, submission: Submission) -> None:
         self.views.setdefault(submission.ray_job_id, View.ALIVE)
         self.entrypoints[submission.ray_job_id] = submission.entrypoint
+        self.metadata[submission.ray_job_id] = submission.metadata
 
     async def stop(self, ray_job_id: str) -> None:
         self.views[ray_job_id] = View.ENDED
@@ -61,6 +78,9 @@ class ScriptedServing:
     def __init__(self) -> None:
         self.names: set[str] = set()
         self.manifests: Mapping[str, str] = {}
+
+    async def ours(self) -> set[str]:
+        return set(self.names)
 
     async def apply(
         self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
@@ -82,6 +102,19 @@ class ControlPlane:
     ray: ScriptedRay
     serving: ScriptedServing
     channel: grpc.aio.Channel
+
+    @property
+    def token(self) -> str:
+        """The first admin token."""
+        return self.settings.admin_token_path.read_text().strip()
+
+    @property
+    def tokens(self) -> Any:
+        return token_service_pb2_grpc.TokenServiceStub(self.channel)
+
+    @property
+    def audit(self) -> Any:
+        return audit_service_pb2_grpc.AuditServiceStub(self.channel)
 
     @property
     def jobs(self) -> Any:
@@ -155,6 +188,11 @@ async def served(settings: Settings, ray: ScriptedRay) -> AsyncIterator[ControlP
     serving = ScriptedServing()
     async with (
         running_server(settings, ray, serving) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        admin_channel(settings, address) as channel,
     ):
         yield ControlPlane(address, settings, ray, serving, channel)
+
+
+def admin_channel(settings: Settings, address: str) -> grpc.aio.Channel:
+    """A channel with the first admin token of a control plane that runs."""
+    return open_async_channel(address, settings.admin_token_path.read_text().strip())

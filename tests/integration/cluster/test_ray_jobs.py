@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest
 from athanor.v1 import job_pb2, job_service_pb2
-from control_plane import ControlPlane, ScriptedRay, ScriptedServing
+from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel
 
 from cluster.errors import RayUnreachable
 from cluster.ids import new_job_uid
@@ -91,7 +90,7 @@ async def plane_on(head: RayHead, home: Path) -> AsyncIterator[ControlPlane]:
     settings = settings_for(head, home, driver_python=str(stub))
     async with (
         running_server(settings, serving=ScriptedServing()) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        admin_channel(settings, address) as channel,
     ):
         yield ControlPlane(address, settings, ScriptedRay(), ScriptedServing(), channel)
 

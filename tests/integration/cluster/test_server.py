@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from athanor.v1 import cluster_service_pb2, deployment_service_pb2, job_pb2, job_service_pb2, model_service_pb2
-from control_plane import ControlPlane, ScriptedRay, ScriptedServing, served
+from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel, served
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -23,7 +23,7 @@ from cluster.server import running_server
 from cluster.settings import Settings
 
 SERVICES = {
-    f"athanor.v1.{name}Service" for name in ("Job", "Model", "Deployment", "Worker", "Cluster")
+    f"athanor.v1.{name}Service" for name in ("Job", "Model", "Deployment", "Worker", "Cluster", "Token", "Audit")
 }  # fmt: skip
 START = "from cluster.server import serve; from cluster.settings import Settings; serve(Settings.from_env())"
 
@@ -37,7 +37,9 @@ async def test_every_service_is_healthy(plane: ControlPlane) -> None:
 
 async def test_reflection_lists_every_service(plane: ControlPlane) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(plane.channel)
-    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    login = (("authorization", f"Bearer {plane.token}"),)
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = stub.ServerReflectionInfo(iter([ask]), metadata=login)
     answer = await call.read()
     assert {each.name for each in answer.list_services_response.service} > SERVICES
 
@@ -103,7 +105,7 @@ async def test_streams_end_promptly_when_the_server_does(tmp_path: Path) -> None
     settings = Settings(home=tmp_path, listen="127.0.0.1:0", shutdown_grace_s=60.0)
     async with asyncio.timeout(30):
         async with running_server(settings, ScriptedRay(), ScriptedServing()) as address:
-            channel = grpc.aio.insecure_channel(address)
+            channel = admin_channel(settings, address)
             plane = ControlPlane(address, settings, ScriptedRay(), ScriptedServing(), channel)
             stream = plane.jobs.WatchJobs(job_service_pb2.WatchJobsRequest())
             uid = await plane.create()

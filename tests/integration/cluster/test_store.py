@@ -14,7 +14,7 @@ from cluster.errors import AlreadyExists, Conflict, NotFound, OutOfRange, Precon
 from cluster.filters import NEWEST_FIRST
 from cluster.ids import hash_token, new_job_uid
 from cluster.lifecycle import State
-from cluster.store import model_rows
+from cluster.store import alias_rows
 from cluster.store.job_lists import cursor_of
 from cluster.store.records import (
     Change,
@@ -264,13 +264,16 @@ def test_finished_job_publishes_once_and_moves_the_alias(store: Store) -> None:
     assert store.model_alias("bot", "champion").version == 2
     assert store.model_newest("bot").path == "/m/2"
     assert store.model_version("bot", 1).aliases == ()
-    assert [(new, old) for new, old, _ in store.alias_history("bot", "champion")] == [(1, 0), (2, 1)]
+    assert [(move.version, move.previous_version) for move in store.alias_history("bot", "champion")] == [
+        (1, 0),
+        (2, 1),
+    ]
 
 
 def test_job_publishes_one_version_however_often_it_is_asked(store: Store) -> None:
     job = store.create_job(new_job())
     with store.database.write() as write:
-        made = [model_rows.publish(write, publication(1), job.uid).version for _ in range(2)]
+        made = [alias_rows.publish(write, publication(1), job.uid).version for _ in range(2)]
     assert made == [1, 1]
 
 
@@ -311,6 +314,9 @@ def deployment(name: str = "desk") -> StoredDeployment:
 
 
 def test_deployments(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.create_deployment(deployment())
+    publish(store, 1)
     store.create_deployment(deployment())
     with pytest.raises(AlreadyExists):
         store.create_deployment(deployment())

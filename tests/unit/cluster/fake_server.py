@@ -61,6 +61,9 @@ class FakeControlPlane(
     cursors: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     deadlines: list[float | None] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    refused_after: int | None = None
+    reads: list[tuple[str, int]] = field(default_factory=list)
 
     def _seen(self, context: grpc.ServicerContext) -> None:
         self.deadlines.append(context.time_remaining())
@@ -144,6 +147,22 @@ class FakeControlPlane(
         version = self.models[f"{request.name}@{request.version}"]
         version.aliases.append(request.alias)
         return model_service_pb2.SetAliasResponse(model_version=version)
+
+    def DownloadModelVersion(self, request, context) -> Iterator[model_service_pb2.DownloadModelVersionResponse]:
+        """256 bytes to a piece."""
+        self._seen(context)
+        self.reads.append((request.file, request.after_offset))
+        data = self.files[request.file]
+        for at in range(request.after_offset, len(data), 256):
+            piece = data[at : at + 256]
+            yield model_service_pb2.DownloadModelVersionResponse(
+                file=request.file, data=piece, next_offset=at + len(piece), size=len(data)
+            )
+            if self.refused_after is not None and at >= self.refused_after:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "slow down")
+            if at in self.cut_after:
+                self.cut_after.remove(at)
+                context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
 
     def CreateDeployment(self, request, context):
         self._seen(context)

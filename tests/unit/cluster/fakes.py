@@ -22,7 +22,9 @@ from cluster.ids import new_job_uid
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.lifecycle import TERMINAL, State
 from cluster.policy import View
+from cluster.ray_state import ListedJob
 from cluster.reconciler import Reconciler
+from cluster.replicas import Replicas
 from cluster.services.workers import WorkerService
 from cluster.settings import Settings
 from cluster.store.records import Change, NewJob, StoredJob
@@ -98,6 +100,15 @@ class FakeRay:
     async def nodes(self) -> list[RayNode]:
         self._check_reachable()
         return self.nodes_now
+
+    async def reserved(self) -> dict[str, Resources]:
+        self._check_reachable()
+        return {}
+
+    async def jobs(self) -> list[ListedJob]:
+        self._check_reachable()
+        known = {each.ray_job_id: each.metadata for each in self.submissions}
+        return [ListedJob(each, view, known.get(each, {})) for each, view in self.views.items()]
 
     async def look(self, ray_job_id: str) -> RayJob:
         self._check_reachable()
@@ -215,8 +226,9 @@ class World:
     def start(self) -> None:
         self.store = MortalStore.open(self.settings.database_url, self.clock)
         self.store.mortality = self.ray.mortality = self.mortality
-        self.worker_service = WorkerService(self.settings, self.store)
-        self.reconciler = Reconciler(self.settings, self.store, self.ray, "127.0.0.1:50051")
+        self.replicas = Replicas(self.store, "here", "127.0.0.1:50051", self.settings.replica_lease_s)
+        self.reconciler = Reconciler(self.settings, self.store, self.ray, self.replicas)
+        self.worker_service = WorkerService(self.settings, self.store, self.replicas)
 
     def restart(self) -> None:
         """The process dies and another one takes its place: all it knows is on disk."""

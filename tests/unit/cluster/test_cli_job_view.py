@@ -16,11 +16,11 @@ from cluster.cli.job_view import BarView, LineView, figures, job_view, words
 def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with job_view("Distill") as view:
         assert isinstance(view, LineView)
-        view.change(change(1, "RUNNING", reason="RUNNING"))
+        view.change(change(1, "RUNNING", reason="STARTED"))
         for step in range(11):
             view.change(change(2 + step, "RUNNING", stage="train", step=step))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].endswith("RUNNING  RUNNING")
+    assert lines[0].endswith("RUNNING  STARTED")
     assert lines[1] == "  the student learns"
     assert [line.split()[0] for line in lines[2:]] == ["2/10", "4/10", "6/10", "8/10", "10/10"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StartUpError
-from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home, control_plane_address
+from cluster.home import ClusterRecord, Home
 from cluster.process import ProcessRef
 
 RECORD = ClusterRecord(
@@ -58,14 +58,3 @@ def test_an_unreadable_record_is_refused_with_the_mend(tmp_path: Path, text: str
     with pytest.raises(StartUpError, match=r"cluster\.json cannot be read .* delete it") as refused:
         home.read_record()
     assert refused.value.reason == "RECORD_UNREADABLE"
-    with pytest.raises(StartUpError):
-        control_plane_address({"ATHANOR_HOME": str(tmp_path)})
-    assert control_plane_address({"ATHANOR_HOME": str(tmp_path), "ATHANOR_ADDRESS": "far:1"}) == "far:1"
-
-
-def test_clients_ask_the_environment_then_the_record_then_the_default(tmp_path: Path) -> None:
-    environ = {"ATHANOR_HOME": str(tmp_path)}
-    assert control_plane_address(environ) == DEFAULT_ADDRESS
-    Home(tmp_path).write_record(RECORD)
-    assert control_plane_address(environ) == "127.0.0.1:50077"
-    assert control_plane_address({**environ, "ATHANOR_ADDRESS": "far:1"}) == "far:1"

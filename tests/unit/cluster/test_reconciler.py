@@ -432,7 +432,7 @@ async def test_each_finished_job_publishes_the_next_version(world: World) -> Non
         await world.rounds()
         assert world.job(uid).published_model == f"student@{version}"
     assert world.store.model_alias("student", "champion").version == 2
-    moves = [(new, old) for new, old, _ in world.store.alias_history("student", "champion")]
+    moves = [(each.version, each.previous_version) for each in world.store.alias_history("student", "champion")]
     assert moves == [(1, 0), (2, 1)]
 
 

@@ -26,7 +26,7 @@ _DEFAULT_PRIORITY = 500
 _AGEING_PER_HOUR = 50.0
 """Of the scheduler, when this revision was written: waiting jobs keep their order."""
 
-_TABLES = ("deletions", "projects", "tokens", "audit", "replicas", "leases", "standings")
+_TABLES = ("deletions", "projects", "tokens", "audit", "replicas", "leases", "standings", "installation")
 
 
 def _job_columns() -> tuple[sa.Column[Any], ...]:
@@ -56,6 +56,7 @@ def upgrade() -> None:
         ("log_position", sa.Column("compacted", TIME, nullable=False, server_default="0")),
         ("alias_history", sa.Column("actor", NAME, nullable=False, server_default="")),
         ("models", sa.Column("description", sa.Text(), nullable=False, server_default="")),
+        ("models", sa.Column("delete_time_us", TIME)),
     ):
         op.add_column(table, column)
     _create_tables()
@@ -65,7 +66,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in reversed(_TABLES):
         op.drop_table(table)
-    for table, column in (("models", "description"), ("alias_history", "actor"), ("log_position", "compacted")):
+    op.execute("DELETE FROM models WHERE delete_time_us IS NOT NULL")
+    with op.batch_alter_table("models") as altered:
+        altered.drop_column("delete_time_us")
+        altered.drop_column("description")
+    for table, column in (("alias_history", "actor"), ("log_position", "compacted")):
         with op.batch_alter_table(table) as altered:
             altered.drop_column(column)
     with op.batch_alter_table("jobs") as jobs:
@@ -143,6 +148,12 @@ def _create_tables() -> None:
         sa.Column("decision_time_us", TIME, nullable=False),
         sa.Column("waiting", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_standings"),
+    )
+    op.create_table(
+        "installation",
+        sa.Column("id", sa.Integer(), nullable=False, autoincrement=False),
+        sa.Column("uid", NAME, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_installation"),
     )
 
 

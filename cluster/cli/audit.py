@@ -1,0 +1,69 @@
+"""`athanor audit`: list, verify."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.cli.connect import AddressOption, connect
+from cluster.cli.exit_codes import ExitCode
+from cluster.cli.output import Format, FormatOption, as_document, emit, print_table, say
+
+if TYPE_CHECKING:
+    from athanor.v1 import audit_service_pb2
+
+app = typer.Typer(help="The audit log: who asked for what, and what came of it.", no_args_is_help=True)
+
+_COLUMNS = ("NUMBER", "TIME", "ACTOR", "METHOD", "RESOURCE", "RESULT", "PEER", "REQUEST")
+
+
+@app.command("list")
+def list_entries(
+    actor: Annotated[str, typer.Option(help="Only what the token of this name did.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 100,
+    form: FormatOption = Format.TABLE,
+    address: AddressOption = "",
+) -> None:
+    """List calls that change something, refused ones too, newest first."""
+    with connect(address) as client:
+        entries = list(client.list_audit_entries(actor=actor, limit=limit))
+    emit(
+        form,
+        [as_document(entry) for entry in entries],
+        table=lambda: print_table(_COLUMNS, [_row(entry) for entry in entries]),
+        names=[str(entry.number) for entry in entries],
+    )
+
+
+@app.command()
+def verify(
+    kept: Annotated[
+        str, typer.Option(metavar="NUMBER:HASH", help="What an earlier `verify` printed: must be there still.")
+    ] = "",
+    form: FormatOption = Format.NAME,
+    address: AddressOption = "",
+) -> None:
+    """Compute the chain of hashes anew. Prints NUMBER:HASH of the newest entry: keep it somewhere else."""
+    with connect(address) as client:
+        found = client.verify_audit_log()
+        if kept:
+            number, _, sealed = kept.partition(":")
+            if not number.isdigit() or not sealed:
+                raise typer.BadParameter("write NUMBER:HASH, as `athanor audit verify` prints it", param_hint="--kept")
+            later = found.num_entries - int(number) + 1
+            entries = list(client.list_audit_entries(limit=later)) if later > 0 else []
+            if not entries or (entries[-1].number, entries[-1].hash) != (int(number), sealed):
+                say(f"error: [AUDIT_ALTERED] entry {number} is not the one that was kept: the log was cut or rewritten")
+                raise typer.Exit(ExitCode.ERROR)
+    say(f"{found.num_entries} entries fit together")
+    head = f"{found.num_entries}:{found.head}"
+    emit(form, as_document(found), table=lambda: print_table(("HEAD",), [(head,)]), names=[head])
+
+
+def _row(entry: audit_service_pb2.AuditEntry) -> tuple[str, ...]:
+    moment = entry.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")
+    method = entry.method.rpartition(".")[2]
+    result = " ".join(filter(None, (entry.code, entry.reason)))
+    number = str(entry.number)
+    return (number, moment, entry.actor, method, entry.resource, result, entry.peer, entry.request_id)

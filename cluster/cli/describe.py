@@ -1,0 +1,149 @@
+"""`athanor job describe`: the whole story of one job on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cluster.cli.advice import next_steps
+from cluster.cli.job_table import clock, eta, loss, speed, state_of, state_text, why
+from cluster.cli.job_view import event_text, words
+from cluster.cli.output import age, data_console, span
+
+if TYPE_CHECKING:
+    from athanor.v1 import cluster_service_pb2, job_pb2, job_service_pb2
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+_MOST_EVENTS = 30
+_BAR_WIDTH = 30
+
+
+@dataclass(frozen=True)
+class Story:
+    """All that is told."""
+
+    job: job_pb2.Job
+    events: Sequence[job_service_pb2.JobEvent]
+    info: cluster_service_pb2.GetServerInfoResponse
+
+
+def tell(story: Story) -> None:
+    """Print it."""
+    console = data_console()
+    console.print(Group(*_heading(story.job)))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _sections(story):
+        table.add_row(name, value)
+    console.print(Padding(table, (1, 0, 0, 0)))
+    _print_next(console, story.job)
+
+
+def _heading(job: job_pb2.Job) -> Iterator[RenderableType]:
+    yield Text.assemble((job.uid, "bold"), "  ", state_text(job))
+    made = f"made {age(job.create_time)} ago" if job.create_time.seconds else "not stored"
+    by = f" by {job.creator}" if job.creator else ""
+    again = f", repeats {job.retry_of}" if job.retry_of else ""
+    about = f"{job.kind} in project {job.project or 'default'}, priority {job.priority}"
+    yield Text(f"{about}, {made}{by}{again}", style="bright_black")
+    if why(job):
+        yield Text(why(job))
+
+
+def _sections(story: Story) -> Iterator[tuple[str, RenderableType]]:
+    job = story.job
+    if state_of(job) == "QUEUED":
+        yield "Queue", _queue(job.queue)
+    if job.progress.stage:
+        yield "Progress", _progress(job)
+    for condition in job.conditions:
+        if condition.status:
+            held = age(condition.last_transition_time)
+            words = f"[{condition.reason}] {condition.message}" + (f" (for {held})" if held else "")
+            yield condition.type, Text(words, style="magenta")
+    yield from _facts(job)
+    if job.attempts:
+        yield "Attempts", Group(*(_attempt(attempt) for attempt in job.attempts))
+    if job.attempts and story.info.ray_dashboard_url:
+        yield "Dashboard", _link(f"{story.info.ray_dashboard_url}/#/jobs/{job.attempts[-1].ray_job_id}")
+    if story.events:
+        yield "Events", Group(*_events(story.events))
+
+
+def _facts(job: job_pb2.Job) -> Iterator[tuple[str, RenderableType]]:
+    if job.labels:
+        yield "Labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+    if job.start_time.seconds:
+        yield "Ran", _ran(job.start_time, job.end_time)
+    if job.HasField("max_run_duration"):
+        yield "Limit", f"{span(job.max_run_duration.seconds)} of running"
+    if job.resolved_models:
+        yield "Uses", ", ".join(f"{asked} = {found}" for asked, found in sorted(job.resolved_models.items()))
+    if job.published_model:
+        yield "Published", Text(job.published_model, style="green")
+    if job.report_path:
+        yield "Report", job.report_path
+
+
+def _queue(standing: job_pb2.QueueStanding) -> Text:
+    place = f"#{standing.position}" if standing.position else "not looked at yet"
+    parts = [place, standing.reason and f"[{standing.reason}]", standing.message]
+    return Text("  ".join(part for part in parts if part), style="yellow")
+
+
+def _progress(job: job_pb2.Job) -> RenderableType:
+    progress = job.progress
+    lines: list[RenderableType] = [Text(words(job.kind, progress.stage))]
+    if progress.total_steps:
+        percent = 100 * progress.step / progress.total_steps
+        bar = Table.grid(padding=(0, 2, 0, 0))
+        counted = f"{progress.step:,} of {progress.total_steps:,} ({percent:.0f} %)"
+        bar.add_row(ProgressBar(progress.total_steps, progress.step, width=_BAR_WIDTH), counted)
+        lines.append(bar)
+    figures = [f"loss {loss(progress)}"] if loss(progress) else []
+    figures += [f"{speed(progress)} tokens/s"] if speed(progress) else []
+    figures += [f"{progress.tokens:,} tokens"] if progress.tokens else []
+    figures += [f"ready in {eta(progress)}"] if eta(progress) and state_of(job) == "RUNNING" else []
+    return Group(*lines, *([Text("  ".join(figures))] if figures else []))
+
+
+def _ran(start: Timestamp, end: Timestamp) -> str:
+    until = end.ToDatetime(UTC) if end.seconds else None
+    seconds = ((until or datetime.now(UTC)) - start.ToDatetime(UTC)).total_seconds()
+    return f"{clock(seconds)}{'' if until else ' so far'}, since {start.ToDatetime(UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _attempt(attempt: job_pb2.Attempt) -> Text:
+    if not attempt.end_time.seconds:
+        return Text.assemble(
+            f"{attempt.number}  {attempt.ray_job_id}  ", ("lives", "cyan"), f"  {age(attempt.start_time)}"
+        )
+    lasted = clock(attempt.end_time.seconds - attempt.start_time.seconds)
+    ended = " ".join(part for part in (attempt.reason and f"[{attempt.reason}]", attempt.message) if part)
+    style = "green" if attempt.reason == "SUCCEEDED" else ""
+    return Text.assemble(f"{attempt.number}  {attempt.ray_job_id}  {lasted}  ", (ended, style))
+
+
+def _link(url: str) -> Text:
+    return Text(url, style=f"link {url}")
+
+
+def _events(events: Sequence[job_service_pb2.JobEvent]) -> Iterator[Text]:
+    left_out = len(events) - _MOST_EVENTS
+    if left_out > 0:
+        yield Text(f"... {left_out} older ones: athanor job events {events[0].job_uid}", style="bright_black")
+    yield from (event_text(event) for event in events[-_MOST_EVENTS:])
+
+
+def _print_next(console: Console, job: job_pb2.Job) -> None:
+    for at, step in enumerate(next_steps(job)):
+        console.print(Text.assemble(("Next  " if at == 0 else "      ", "bold"), step), soft_wrap=True)

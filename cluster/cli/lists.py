@@ -1,0 +1,123 @@
+"""Lists of things: once in the form that was asked for, or again and again while they change.
+
+On a terminal a table that renews itself; elsewhere each line (or document) as it becomes another one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cluster.cli.output import Format, data_console, emit, emit_json, make_table, print_table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+WatchOption = Annotated[bool, typer.Option("-w", "--watch", help="Go on showing what changes; ends with Ctrl-C.")]
+_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing of a list. `wide` is its row in the wide form, where there is one."""
+
+    name: str
+    document: dict[str, Any]
+    row: Sequence[str | Text]
+    wide: Sequence[str | Text] = ()
+
+    def cells(self, form: Format) -> Sequence[str | Text]:
+        return self.wide if form is Format.WIDE and self.wide else self.row
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The headings of both forms."""
+
+    table: Sequence[str]
+    wide: Sequence[str] = ()
+
+    def of(self, form: Format) -> Sequence[str]:
+        return self.wide if form is Format.WIDE and self.wide else self.table
+
+
+def show_list(
+    form: Format,
+    columns: Columns,
+    load: Callable[[], Iterable[Line]],
+    *,
+    watch: bool = False,
+    sleep: Callable[[float], object] = time.sleep,
+) -> None:
+    """Print a list; with `watch` until Ctrl-C."""
+    lines = list(load())
+    if watch and form in (Format.TABLE, Format.WIDE) and sys.stdout.isatty():
+        _renew(form, columns, lines, load, sleep)
+    elif watch:
+        _print_changes(form, columns, lines, load, sleep)
+    else:
+        emit(
+            form,
+            [line.document for line in lines],
+            table=lambda: print_table(columns.of(form), [line.cells(form) for line in lines]),
+            names=[line.name for line in lines],
+        )
+
+
+def _renew(
+    form: Format,
+    columns: Columns,
+    lines: Sequence[Line],
+    load: Callable[[], Iterable[Line]],
+    sleep: Callable[[float], object],
+) -> None:
+    from rich.live import Live
+
+    overflow: Literal["ellipsis"] = "ellipsis"
+    with Live(console=data_console(), auto_refresh=False, vertical_overflow=overflow) as live:
+        while True:
+            live.update(make_table(columns.of(form), [line.cells(form) for line in lines]), refresh=True)
+            sleep(_EVERY_S)
+            lines = list(load())
+
+
+def _print_changes(
+    form: Format,
+    columns: Columns,
+    lines: Sequence[Line],
+    load: Callable[[], Iterable[Line]],
+    sleep: Callable[[float], object],
+) -> None:
+    seen: dict[str, dict[str, Any]] = {}
+    heading = True
+    while True:
+        changed = [line for line in lines if seen.get(line.name) != line.document]
+        if changed or heading:
+            _print(form, columns.of(form) if heading else (), changed)
+        heading = False
+        seen = {line.name: line.document for line in lines}
+        sleep(_EVERY_S)
+        lines = list(load())
+
+
+def _print(form: Format, headings: Sequence[str], lines: Sequence[Line]) -> None:
+    """Lines of JSON, documents of YAML, names, or rows below headings that stand there once."""
+    if form is Format.JSON:
+        for line in lines:
+            emit_json(line.document, one_line=True)
+    elif form is Format.YAML:
+        import yaml
+
+        yaml.safe_dump_all([line.document for line in lines], sys.stdout, explicit_start=True, sort_keys=False)
+    elif form is Format.NAME:
+        sys.stdout.writelines(f"{line.name}\n" for line in lines)
+    else:
+        table = make_table(headings or [""] * len(lines[0].cells(form)), [line.cells(form) for line in lines])
+        table.show_header = bool(headings)
+        data_console().print(table)
+    sys.stdout.flush()

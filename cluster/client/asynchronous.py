@@ -1,0 +1,258 @@
+"""The client for asyncio: the methods of the blocking one, awaited, and its streams as `async for`.
+
+What each method means and takes stands in `job_calls`, `model_calls`, `installation_calls` and `streams`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import grpc
+from athanor.v1 import deployment_service_pb2, job_pb2
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from cluster.channel import Tls, open_async_channel
+from cluster.client import installation_calls, job_calls, model_calls, streams
+from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path_of
+from cluster.client.download import Download, FileDownload
+from cluster.client.handle import AsyncJobHandle
+from cluster.client.streams import Stream
+from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, once_async, repeat_async
+
+SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+
+P = ParamSpec("P")
+Response = TypeVar("Response", bound=Message)
+
+
+def _asks(
+    build: Callable[P, Call[Answer]],
+) -> Callable[Concatenate[AsyncAthanorClient, P], Coroutine[Any, Any, Answer]]:
+    """A method that asks once, or again where that is safe."""
+
+    @functools.wraps(build)
+    async def method(self: AsyncAthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        return await self.ask(build(*args, **kwargs))
+
+    return method
+
+
+def _lists(build: Callable[P, Listing[Item]]) -> Callable[Concatenate[AsyncAthanorClient, P], AsyncIterator[Item]]:
+    """A method that walks through pages as they are read."""
+
+    @functools.wraps(build)
+    def method(self: AsyncAthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Item]:
+        return self.walk(build(*args, **kwargs))
+
+    return method
+
+
+def _streams(
+    build: Callable[P, Stream[Any, Item]],
+) -> Callable[Concatenate[AsyncAthanorClient, P], AsyncIterator[Item]]:
+    """A method that reads a stream, over cuts."""
+
+    @functools.wraps(build)
+    def method(self: AsyncAthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Item]:
+        return self.read(build(*args, **kwargs))
+
+    return method
+
+
+class AsyncAthanorClient:
+    """One connection to one control plane. Use it in an `async with` block."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str = "",
+        tls_ca: str | Path = "",
+        client_cert: str | Path = "",
+        client_key: str | Path = "",
+        patience_s: float = 10.0,
+    ) -> None:
+        self.address = address
+        self._patience_s = patience_s
+        self._channel = open_async_channel(address, token, Tls.of(str(tls_ca), str(client_cert), str(client_key)))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    # Jobs
+
+    create_job = _asks(job_calls.create_job)
+    get_job = _asks(job_calls.get_job)
+    list_jobs = _lists(job_calls.list_jobs)
+    update_job = _asks(job_calls.update_job)
+    delete_job = _asks(job_calls.delete_job)
+    cancel_job = _asks(job_calls.cancel_job)
+    pause_job = _asks(job_calls.pause_job)
+    resume_job = _asks(job_calls.resume_job)
+    retry_job = _asks(job_calls.retry_job)
+    list_job_events = _lists(job_calls.list_job_events)
+    get_job_report = _asks(job_calls.get_job_report)
+    watch_jobs = _streams(streams.watch_jobs)
+    follow_job = _streams(streams.follow_job)
+    stream_logs = _streams(streams.stream_logs)
+    stream_metrics = _streams(streams.stream_metrics)
+
+    async def find_job(self, uid_or_name: str) -> job_pb2.Job:
+        """The job of this uid, else the newest one of this name."""
+        try:
+            return await self.get_job(uid_or_name)
+        except RequestFailed as error:
+            if error.is_not_found:
+                async for newest in self.list_jobs(name=uid_or_name, limit=1):
+                    return newest
+            raise
+
+    async def wait_job(self, uid: str, *, timeout_s: float | None = None) -> job_pb2.Job:
+        """Waits until the job has ended; NotFinished when `timeout_s` passes first."""
+        last = job_pb2.Job()
+        async for change in self.follow_job(uid, timeout_s=timeout_s):
+            last = change.job
+        return last
+
+    async def submit(self, manifest: Mapping[str, Any], *, request_id: str | None = None) -> AsyncJobHandle:
+        """`create_job`, as a handle to go on with."""
+        return AsyncJobHandle(self, await self.create_job(manifest, request_id=request_id))
+
+    async def job(self, uid_or_name: str) -> AsyncJobHandle:
+        """A handle of a job that is there."""
+        return AsyncJobHandle(self, await self.find_job(uid_or_name))
+
+    # Models and deployments
+
+    get_model = _asks(model_calls.get_model)
+    list_models = _lists(model_calls.list_models)
+    set_alias = _asks(model_calls.set_alias)
+    create_model_version = _asks(model_calls.create_model_version)
+    delete_model_version = _asks(model_calls.delete_model_version)
+    list_alias_history = _asks(model_calls.list_alias_history)
+    rollback_alias = _asks(model_calls.rollback_alias)
+    verify_model_version = _asks(model_calls.verify_model_version)
+    create_deployment = _asks(model_calls.create_deployment)
+    get_deployment = _asks(model_calls.get_deployment)
+    list_deployments = _asks(model_calls.list_deployments)
+    delete_deployment = _asks(model_calls.delete_deployment)
+
+    async def download_model_version(self, reference: str, directory: str | Path, *, file: str = "") -> Path:
+        """Bring a version (or one file of it) here, checked by its hashes; goes on where an earlier try ended."""
+        download = Download(await self.get_model(reference), Path(directory), file)
+        for wanted in download.files():
+            await self._fetch(wanted)
+        return download.finish()
+
+    async def _fetch(self, wanted: FileDownload) -> None:
+        if wanted.is_there:
+            return
+        stream, sink = wanted.stream(), wanted.sink()
+        try:
+            async for data in self.read(stream):
+                sink.write(data)
+        finally:
+            sha256 = sink.close()
+        wanted.finish(sha256)
+
+    async def wait_deployment(self, name: str, *, timeout_s: float) -> deployment_service_pb2.Deployment:
+        """Waits until the deployment answers requests, or has failed; NotFinished when `timeout_s` passes first."""
+        deadline = time.monotonic() + timeout_s
+        while (deployment := await self.get_deployment(name)).state not in SETTLED:
+            if time.monotonic() > deadline:
+                words = f"; {deployment.message}" if deployment.message else ""
+                raise NotFinished("TIMEOUT", f"{name} does not answer after {timeout_s:g} s{words}")
+            await asyncio.sleep(0.5)
+        return deployment
+
+    # The installation
+
+    server_info = _asks(installation_calls.server_info)
+    list_nodes = _asks(installation_calls.list_nodes)
+    get_queue = _asks(installation_calls.get_queue)
+    list_projects = _asks(installation_calls.list_projects)
+    set_quota = _asks(installation_calls.set_quota)
+    create_token = _asks(installation_calls.create_token)
+    list_tokens = _asks(installation_calls.list_tokens)
+    revoke_token = _asks(installation_calls.revoke_token)
+    get_caller = _asks(installation_calls.get_caller)
+    list_audit_entries = _lists(installation_calls.list_audit_entries)
+    verify_audit_log = _asks(installation_calls.verify_audit_log)
+
+    async def is_serving(self, *, timeout_s: float = 2.0) -> bool:
+        """Whether the server answers and calls itself healthy. Asked once."""
+        check = self._channel.unary_unary(
+            _HEALTH_CHECK, health_pb2.HealthCheckRequest.SerializeToString, health_pb2.HealthCheckResponse.FromString
+        )
+        try:
+            reply = await check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    # How they ask
+
+    async def ask(self, call: Call[Answer]) -> Answer:
+        """Carry out one call; RequestFailed when it was refused, or got no answer."""
+        ask = self._channel.unary_unary(
+            path_of(call.method), type(call.request).SerializeToString, call.response.FromString
+        )
+
+        async def attempt() -> Answer:
+            return call.unwrap(await ask(call.request, timeout=call.timeout_s))
+
+        with naming(call.request_id):
+            if call.is_repeatable:
+                return await repeat_async(attempt, self.address, patience_s=self._patience_s)
+            return await once_async(attempt, self.address)
+
+    async def walk(self, listing: Listing[Item]) -> AsyncIterator[Item]:
+        """What all pages hold, asked for as it is read."""
+        token, left = "", listing.limit
+        while left > 0:
+            items, token = await self.ask(listing.page(min(left, MAX_PAGE_SIZE), token))
+            for item in items:
+                yield item
+            left -= len(items)
+            if not token:
+                return
+
+    async def read(self, stream: Stream[Response, Item]) -> AsyncIterator[Item]:
+        """What a stream delivers, over as many calls as it takes."""
+        ask = self._channel.unary_stream(
+            path_of(stream.method), type(stream.request()).SerializeToString, stream.response.FromString
+        )
+        cuts = Cuts(self.address, self._patience_s)
+        while not stream.is_finished():
+            answers = ask(stream.request(), timeout=stream.timeout_s())
+            try:
+                async for response in answers:
+                    cuts.heard()
+                    item = stream.take(response)
+                    if item is not None:
+                        yield item
+                    if stream.is_finished():
+                        return
+                stream.closed()
+            except grpc.RpcError as error:
+                stream.failed(cuts.cut(error))
+            finally:
+                answers.cancel()
+            if not stream.is_finished():
+                await asyncio.sleep(cuts.PAUSE_S)

@@ -1,0 +1,113 @@
+"""The audit log: what is written of a call, when, and whether all that was written is still there.
+
+An entry is durable before its call is answered. Calls that end together share one transaction. What anybody on the
+network can bring about without end (no good token, too many calls) is written a few times a minute, with how many more
+there were: else the log itself would fill the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from cluster.errors import DataLoss
+from cluster.security.limits import Rate
+from cluster.store.audit_rows import FIRST_HASH, Call, StoredEntry
+from cluster.store.store import Store
+from cluster.wire import clean
+
+log = structlog.get_logger(__name__)
+
+_CHEAP = frozenset({"UNAUTHENTICATED", "RESOURCE_EXHAUSTED"})
+"""Refused before anything was done: whoever is refused can ask again at once."""
+_CHEAP_PER_S, _CHEAP_AT_ONCE = 0.2, 20.0
+_RESOURCE_LENGTH = 200
+# Where the name of what a call was about stands, in the answer or in the request; the first one that is there.
+_IN_RESPONSE = ("job.uid", "token.id", "model_version.name", "deployment.name", "project.name")
+_IN_REQUEST = ("uid", "id", "reference", "project", "name", "job.name", "token.name", "deployment.name")
+
+
+class AuditLog:
+    """Writes entries, many at a time when many wait."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[tuple[Call, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._cheap = Rate(_CHEAP_PER_S, _CHEAP_AT_ONCE)
+        self._unwritten = 0
+
+    async def write(self, call: Call) -> None:
+        """Returns when it is durable; whatever the store raises when it is not."""
+        if call.code in _CHEAP:
+            if self._cheap.wait_s("") > 0.0:
+                self._unwritten += 1
+                return
+            call, self._unwritten = replace(call, resource=_more(call.resource, self._unwritten)), 0
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+        await done
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                entries = await asyncio.to_thread(self._store.append_audit, [call for call, _ in batch])
+            except Exception as error:  # noqa: BLE001  each caller whose entry is missing is told
+                _tell([done for _, done in batch], error)
+                continue
+            for entry in entries:
+                log.info("audit.entry", number=entry.number, hash=entry.hash, **vars(entry.call))
+            _tell([done for _, done in batch], None)
+
+
+def _tell(waiting: Iterable[asyncio.Future[None]], error: Exception | None) -> None:
+    for done in waiting:
+        if done.done():  # its caller went away
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+
+def _more(resource: str, unwritten: int) -> str:
+    return f"{resource} (and {unwritten} refused calls more)".strip() if unwritten else resource
+
+
+def resource_of(request: Any, response: Any) -> str:
+    """What a call was about: a uid, an id, a name; empty when neither message says it."""
+    for message, paths in ((response, _IN_RESPONSE), (request, _IN_REQUEST)):
+        found = filter(None, (_at(message, path) for path in paths))
+        if text := next(found, ""):
+            return clean(text, _RESOURCE_LENGTH)
+    return ""
+
+
+def _at(message: Any, path: str) -> str:
+    for name in path.split("."):
+        if message is None or name not in message.DESCRIPTOR.fields_by_name:
+            return ""
+        message = getattr(message, name)
+    return str(message)
+
+
+def verify(entries: Iterable[StoredEntry]) -> tuple[int, str]:
+    """How many entries there are, and the hash of the last; DataLoss / AUDIT_ALTERED names the first that does not fit.
+
+    That the newest ones were taken away shows only to whoever kept a number and its hash from before.
+    """
+    number, head = 0, FIRST_HASH
+    for entry in entries:
+        if entry.number != number + 1:
+            raise DataLoss("AUDIT_ALTERED", f"entry {number + 1} of the audit log is missing")
+        if entry.seal(head) != entry.hash:
+            raise DataLoss("AUDIT_ALTERED", f"entry {entry.number} of the audit log is not what was written")
+        number, head = entry.number, entry.hash
+    return number, head
