@@ -13,11 +13,12 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from trainer.errors import SpecError as SpecError
 from trainer.errors import Violation as Violation
-from trainer.fields import Duration, ModelReference, Strict
+from trainer.fields import Duration, ModelReference, SecretReference, Strict
 from trainer.objective_spec import LAYERED
 from trainer.objective_spec import MatchSpec as MatchSpec
 from trainer.objective_spec import ObjectiveSpec as ObjectiveSpec
 from trainer.objective_spec import TeacherSpec as TeacherSpec
+from trainer.secrets import misplaced
 from trainer.training_spec import TrainingSpec as TrainingSpec
 from trainer.violations import did_you_mean, violations
 
@@ -165,6 +166,14 @@ class ScheduleSpec(Strict):
     retries: RetriesSpec = RetriesSpec()
 
 
+class HubSpec(Strict):
+    """The model hub, as far as this job needs a name there."""
+
+    token: SecretReference | None = None
+    """`${secret:NAME}`: read where the job runs, from the file NAME in ATHANOR_SECRETS_DIR or the variable
+    ATHANOR_SECRET_NAME; stored and shown as it stands here. For models and data that are not public."""
+
+
 class FineTuneSpec(Strict):
     """Learn from labels."""
 
@@ -176,6 +185,16 @@ class FineTuneSpec(Strict):
     evaluate: EvaluateSpec = EvaluateSpec()
     publish: PublishSpec | None = None
     schedule: ScheduleSpec = ScheduleSpec()
+    hub: HubSpec = HubSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_stand_where_they_are_read(cls, fields: object) -> object:
+        place = next((path for path in misplaced(fields) if path != ("hub", "token")), None)
+        if place is not None:
+            name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+            raise ValueError(f"{name}: a secret is taken in hub.token only; leave it out here")
+        return fields
 
     @model_validator(mode="after")
     def _teachers_are_there_to_be_named(self) -> FineTuneSpec:

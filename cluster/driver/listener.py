@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.driver.attempt import Attempt
 from trainer.atomic import write_json
+from trainer.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class WorkerListener:
 def write_event(path: Path, reason: str, message: str) -> None:
     """One line for the job's history; the file is named `events-*.jsonl`, and has one writer."""
     with path.open("a") as file:
-        file.write(json.dumps({"reason": reason, "message": message}) + "\n")
+        file.write(json.dumps({"reason": reason, "message": without_secrets(message)}) + "\n")
 
 
 class EventTail:

@@ -40,6 +40,7 @@ from cluster.driver.tee import copy_output
 from cluster.errors import ClusterError
 from trainer.errors import TrainerError, UserError
 from trainer.listener import Stopped
+from trainer.secrets import log_in_to_hub
 from trainer.spec import DistillSpec
 from trainer.storage import storage_error
 
@@ -70,6 +71,7 @@ def work(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     copy_output(attempt.role_log_path("student", rank))
     with outcome_of_errors(attempt, rank):
+        log_in_to_hub(attempt.ctx.spec.hub.token)
         _join_peers(attempt, rank, world)
         _learn(attempt, rank, world)
     ray.train.report({"rank": rank})

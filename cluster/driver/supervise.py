@@ -39,6 +39,7 @@ from cluster.driver.teacher_group import TeacherGroup, start_teacher
 from cluster.driver.teacher_plan import logged, teacher_plans
 from cluster.lifecycle import DRIVER_TERMINATED
 from trainer.errors import UserError
+from trainer.secrets import log_in_to_hub
 from trainer.storage import storage_error
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Supervisor:
         for path in (*self._attempt.outcome_paths, self._attempt.pause_path, self._attempt.listening_path):
             path.unlink(missing_ok=True)
         ctx = self._attempt.ctx
+        log_in_to_hub(ctx.spec.hub.token)
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
         if words := shortage(ctx.spec, ray.cluster_resources()):

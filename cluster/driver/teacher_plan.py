@@ -11,6 +11,7 @@ from cluster.driver.teacher_dispatch import Policy
 from cluster.driver.teacher_group import TeacherPlan
 from cluster.driver.teacher_shard import Compute
 from trainer.job import JobContext, distinct
+from trainer.secrets import log_in_to_hub
 from trainer.spec import DistillSpec
 
 
@@ -22,7 +23,9 @@ def teacher_plans(ctx: JobContext) -> list[TeacherPlan]:
     firsts = [places.index(index) for index in range(max(places) + 1)]
     return [
         TeacherPlan(
-            load=partial(load_teacher, ctx.teachers[first], ctx.spec.teachers[first].dtype),
+            load=partial(
+                load_teacher, ctx.teachers[first], ctx.spec.teachers[first].dtype, hub_token=ctx.spec.hub.token
+            ),
             shards=ctx.spec.teachers[first].shards,
             cpus_per_shard=resources.cpus_per_worker,
             gpus_per_shard=resources.gpus_per_worker,
@@ -44,8 +47,9 @@ def logged(plans: Sequence[TeacherPlan], attempt: Attempt) -> list[TeacherPlan]:
     return found
 
 
-def load_teacher(source: str, dtype: str, rank: int, world: int) -> Compute:
+def load_teacher(source: str, dtype: str, rank: int, world: int, *, hub_token: str | None = None) -> Compute:
     """In the shard's process: its share of the model."""
     from trainer.teacher import TeacherModel
 
+    log_in_to_hub(hub_token)
     return TeacherModel(source, dtype=dtype, rank=rank, world=world)

@@ -18,6 +18,7 @@ from cluster.ids import new_job_uid
 from cluster.lifecycle import State
 from cluster.registry import NAME_RULE, is_name, pin
 from cluster.security.caller import caller
+from cluster.security.limits import MAX_SPEC_BYTES
 from cluster.store.records import NewJob
 from cluster.store.store import Store
 from cluster.wire import from_struct, job_to_preview
@@ -31,7 +32,6 @@ _LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?$")
 _REQUEST_ID = re.compile(r"^[!-~]{1,64}$")
 _MAX_LABELS = 64
 _MAX_LABEL_LENGTH = 256
-_MAX_SPEC_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
     """The whole check. InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong."""
     _check_envelope(job)
     caller().check_writes_to(job.project or DEFAULT_PROJECT)
+    _check_size(job)
     spec = _parsed(job)
     check_dependencies(store, spec.schedule.depends_on)
     pinned = pin(store, spec)
@@ -99,8 +100,6 @@ def _check_envelope(job: job_pb2.Job) -> None:
     for field, value in (("name", job.name), ("project", job.project or DEFAULT_PROJECT)):
         if not is_name(value):
             found.append(Violation(f"metadata.{field}", f"{value!r} is no name; {NAME_RULE}"))
-    if job.spec.ByteSize() > _MAX_SPEC_BYTES:
-        found.append(Violation("spec", f"has {job.spec.ByteSize()} bytes; at most {_MAX_SPEC_BYTES} allowed"))
     _refuse([*found, *label_violations(job.labels)])
 
 
@@ -113,6 +112,12 @@ def label_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
             yield Violation(f"metadata.labels[{key[:64]!r}]", "a key is 1 to 63 of letters, digits and '_./-'")
         if len(value) > _MAX_LABEL_LENGTH or "\0" in value:
             yield Violation(f"metadata.labels[{key[:64]!r}]", f"a value has at most {_MAX_LABEL_LENGTH} characters")
+
+
+def _check_size(job: job_pb2.Job) -> None:
+    if (size := job.spec.ByteSize()) > MAX_SPEC_BYTES:
+        message = f"takes {size} bytes; at most {MAX_SPEC_BYTES} allowed: data belongs in files"
+        raise InvalidInput("SPEC_TOO_LARGE", f"spec {message}", [Violation("spec", message)])
 
 
 def _parsed(job: job_pb2.Job) -> FineTuneSpec | DistillSpec:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from athanor.v1 import job_pb2
 
-from cluster.admission import WORDS
-from cluster.lifecycle import State
 from cluster.security.caller import Caller, caller
 from cluster.store.records import StoredJob
 from cluster.store.store import Store
@@ -32,14 +30,5 @@ def shown(store: Store, job: StoredJob) -> job_pb2.Job:
 
 
 def shown_all(store: Store, jobs: Sequence[StoredJob]) -> list[job_pb2.Job]:
-    is_waiting = any(job.state is State.QUEUED for job in jobs)
-    standings = store.standings()[1] if is_waiting else {}
-    return [_shown(job, standings) for job in jobs]
-
-
-def _shown(job: StoredJob, standings: Mapping[str, tuple[int, str]]) -> job_pb2.Job:
-    message = job_to_proto(job)
-    if job.state is State.QUEUED:
-        position, reason = standings.get(job.uid, (0, ""))
-        message.queue.CopyFrom(job_pb2.QueueStanding(position=position, reason=reason, message=WORDS.get(reason, "")))
-    return message
+    standings = store.standings_of(jobs)
+    return [job_to_proto(job, standings.get(job.uid)) for job in jobs]

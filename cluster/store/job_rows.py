@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, union, update
 
 from cluster.errors import Conflict, NotFound
-from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
+from cluster.lifecycle import ACTIVE, PREEMPTED, TERMINAL, State, check
 from cluster.scheduler import place_in_queue
-from cluster.store import alias_rows
+from cluster.store import alias_rows, dependency_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, NewJob, StoredAttempt, StoredJob
 from cluster.store.tables import attempts, events, jobs
@@ -28,6 +28,7 @@ _EMPTY_JOB: Mapping[str, Any] = {
     "infrastructure_failures": 0,
     "user_failures": 0,
     "preemptions": 0,
+    "ran_us": 0,
 }
 
 
@@ -71,18 +72,20 @@ def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
 
 
 def unreleased(connection: Connection) -> list[StoredJob]:
-    """Ended and paused jobs that may still hold something on the cluster."""
+    """Jobs that are to hold nothing on the cluster, and may do so still: ended, paused, or back in the queue."""
     holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
-    ended = jobs.c.state.in_([state.value for state in (*TERMINAL, State.PAUSED)])
-    return jobs_by(connection, select(jobs).where(ended, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
+    idle = jobs.c.state.not_in([state.value for state in ACTIVE])
+    return jobs_by(connection, select(jobs).where(idle, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
 
 
-def preempted(connection: Connection) -> list[StoredJob]:
-    """Paused jobs that come back by themselves."""
-    return jobs_by(
-        connection,
-        select(jobs).where(jobs.c.state == State.PAUSED.value, jobs.c.reason == PREEMPTED).order_by(jobs.c.seq),
-    )
+def to_tend(connection: Connection) -> list[StoredJob]:
+    """Whoever holds something on the cluster, or may do so still, or comes back by itself; oldest first."""
+    is_active = jobs.c.state.in_([state.value for state in ACTIVE])
+    is_back_soon = (jobs.c.state == State.PAUSED.value) & (jobs.c.reason == PREEMPTED)
+    holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
+    # By uid, each part from an index of its own: one condition with OR would read every job there ever was.
+    parts = (select(jobs.c.uid).where(is_active), select(jobs.c.uid).where(is_back_soon), holding)
+    return jobs_by(connection, select(jobs).where(jobs.c.uid.in_(union(*parts))).order_by(jobs.c.seq))
 
 
 def insert_job(write: Write, new: NewJob) -> StoredJob:
@@ -91,6 +94,7 @@ def insert_job(write: Write, new: NewJob) -> StoredJob:
     values = dict(_EMPTY_JOB) | asdict(new) | {"depends_on": list(new.depends_on)}
     values |= {"state": State.QUEUED.value, "create_time_us": write.now_us, "update_time_us": write.now_us}
     values |= place_in_queue(new.priority, write.now_us)
+    values["num_unmet"] = dependency_rows.note(write, new.uid, new.depends_on)
     write.connection.execute(insert(jobs).values(**values, resource_version=version))
     return _log(write, new.uid, version, "CREATED", "stored; waits for its turn")
 
@@ -108,6 +112,8 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     if write.connection.execute(guarded.values(**values)).rowcount != 1:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     _apply_to_attempts(write, job, change)
+    if change.state in TERMINAL:
+        dependency_rows.settle(write, job.uid, change.state)
     return _log(write, job.uid, version, change.reason, change.message)
 
 
@@ -118,6 +124,10 @@ def _state_values(write: Write, job: StoredJob, change: Change) -> dict[str, Any
     values: dict[str, Any] = {"state": change.state.value, "reason": change.reason, "message": change.message}
     if change.state in TERMINAL:
         values["end_time_us"] = write.now_us
+    if change.state is State.RUNNING:
+        values["running_since_us"] = write.now_us
+    elif job.state is State.RUNNING:
+        values |= {"ran_us": job.ran_until(write.now_us), "running_since_us": None}
     return values
 
 

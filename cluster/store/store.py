@@ -5,13 +5,14 @@ Synchronous; handlers call it in a thread. Returns frozen records, raises `Clust
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+from cluster.clock import SteadyClock
 from cluster.errors import PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
+from cluster.standings import Standing, standing_of
 from cluster.store import (
     audit_rows,
     deployment_rows,
@@ -35,6 +36,7 @@ from cluster.store.records import (
     JobQuery,
     Lease,
     NewJob,
+    QueueEntry,
     StoredChange,
     StoredDeployment,
     StoredEvent,
@@ -54,9 +56,9 @@ class Store(ModelStore, InstallationStore):
         self.database = database
 
     @classmethod
-    def open(cls, url: str, clock: Callable[[], float] = time.time) -> Self:
+    def open(cls, url: str, clock: Callable[[], float] | None = None) -> Self:
         """Connect, and bring the tables to their newest form."""
-        return cls(open_database(url, clock))
+        return cls(open_database(url, clock or SteadyClock()))
 
     def close(self) -> None:
         self.database.close()
@@ -100,10 +102,32 @@ class Store(ModelStore, InstallationStore):
         with self.database.read() as connection:
             return job_rows.jobs_in(connection, states)
 
-    def queue_heads(self, most: int) -> list[StoredJob]:
-        """The first `most` jobs of each project's queue that are not held."""
+    # The queue
+
+    def queue_version(self) -> tuple[object, ...]:
+        """Another one after everything that the scheduler's decision depends on and that is stored as a step."""
+        with self.database.read() as connection:
+            return queue_rows.version(connection)
+
+    def queue_heads(self, most: int) -> list[QueueEntry]:
+        """The first `most` jobs of each project's queue that may begin now."""
         with self.database.read() as connection:
             return queue_rows.heads(connection, self.now_us(), most)
+
+    def doomed(self, most: int) -> list[StoredJob]:
+        """Waiting jobs that depend on one that did not succeed."""
+        with self.database.read() as connection:
+            return queue_rows.doomed(connection, most)
+
+    def next_hold(self) -> int | None:
+        """When the next held job is held no more, in microseconds since 1970."""
+        with self.database.read() as connection:
+            return queue_rows.next_hold(connection, self.now_us())
+
+    def specs_of(self, uids: Sequence[str]) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """(uid, kind, spec) of the jobs that are there."""
+        with self.database.read() as connection:
+            return queue_rows.specs_of(connection, uids)
 
     def num_waiting(self) -> int:
         with self.database.read() as connection:
@@ -111,7 +135,7 @@ class Store(ModelStore, InstallationStore):
 
     def states_of(self, uids: Sequence[str]) -> dict[str, State]:
         with self.database.read() as connection:
-            return queue_rows.states_of(connection, list(uids))
+            return queue_rows.states_of(connection, uids)
 
     def quotas(self) -> dict[str, Quota]:
         with self.database.read() as connection:
@@ -121,22 +145,33 @@ class Store(ModelStore, InstallationStore):
         with self.database.write() as write:
             queue_rows.set_quota(write, name, limits, weight)
 
-    def save_standings(self, waiting: Mapping[str, tuple[int, str]]) -> None:
+    def save_standings(self, waiting: Mapping[str, Standing]) -> None:
         with self.database.write() as write:
             queue_rows.save_standings(write, waiting)
 
-    def standings(self) -> tuple[int, dict[str, tuple[int, str]]]:
-        """When the scheduler last decided, and uid -> (position, reason) in order."""
+    def standings(self) -> tuple[int, dict[str, Standing]]:
+        """When the scheduler last decided (0: never), and uid -> standing in the order of the queue."""
         with self.database.read() as connection:
             return queue_rows.load_standings(connection)
+
+    def standings_of(self, found: Sequence[StoredJob]) -> dict[str, Standing]:
+        """Of those of these jobs that wait."""
+        if all(job.state is not State.QUEUED for job in found):
+            return {}
+        (decided_us, known), now_us = self.standings(), self.now_us()
+        each = {job.uid: standing_of(job, decided_us, known, now_us) for job in found}
+        return {uid: standing for uid, standing in each.items() if standing is not None}
+
+    # What the reconciler tends
+
+    def to_tend(self) -> list[StoredJob]:
+        """Jobs that hold something on the cluster or may do so still, and those that come back by themselves."""
+        with self.database.read() as connection:
+            return job_rows.to_tend(connection)
 
     def unreleased(self) -> list[StoredJob]:
         with self.database.read() as connection:
             return job_rows.unreleased(connection)
-
-    def preempted(self) -> list[StoredJob]:
-        with self.database.read() as connection:
-            return job_rows.preempted(connection)
 
     def transition(self, job: StoredJob, change: Change, lease: Lease | None = None) -> StoredJob:
         """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""

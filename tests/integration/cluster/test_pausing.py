@@ -116,7 +116,7 @@ async def test_a_job_that_was_paused_ends_with_the_same_student(
 async def test_a_job_may_be_paused_in_each_of_its_stages(
     ray_cluster: RayHead, tmp_path: Path, chat_model_dir: Path
 ) -> None:
-    """Two shards of a teacher that writes labels, two students, a baseline: paused as it starts, and in turn."""
+    """Two shards of a teacher that writes labels, two students, a baseline: paused at its start, and in turn."""
     train = write_chats(tmp_path / "train.jsonl", 48)
     spec = {
         "teachers": [{"model": str(chat_model_dir), "shards": 2, "dtype": "float32"}],
