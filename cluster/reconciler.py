@@ -21,6 +21,7 @@ from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import INSTALLATION, Launcher, RayJob, Submission
 from cluster.lifecycle import State
+from cluster.metrics import Metrics
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
 from cluster.replicas import Replicas
@@ -52,6 +53,7 @@ class Reconciler:
 
     def __init__(self, settings: Settings, store: Store, launcher: Launcher, replicas: Replicas) -> None:
         self.ray = RayStatus()
+        self.metrics = Metrics()
         self._settings = settings
         self._store = store
         self.launcher = launcher
@@ -60,7 +62,11 @@ class Reconciler:
         self._listening_since_us = store.now_us()
 
     async def run(self, wake_up: WakeUp) -> None:
-        await wake_up.rounds(self.round, self._settings.reconcile_interval_s)
+        await wake_up.rounds(self._measured_round, self._settings.reconcile_interval_s)
+
+    async def _measured_round(self) -> None:
+        with self.metrics.round():
+            await self.round()
 
     async def round(self) -> None:
         """One look at everything. A job that cannot be helped now does not keep the others waiting."""
@@ -100,8 +106,10 @@ class Reconciler:
         holding = [job for job in jobs if job.may_hold]
         if not await self._do(self._admission.is_due, holding, ray_is_seen=self.ray.reachable):
             return []
-        moved = []
-        for job, change in await self._do(self._admission.round, await self._nodes(), holding):
+        nodes, moved = await self._nodes(), []
+        with self.metrics.decision():
+            decided = await self._do(self._admission.round, nodes, holding)
+        for job, change in decided:
             try:
                 moved.append(await self._step(job, change))
             except Conflict:

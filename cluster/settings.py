@@ -49,6 +49,7 @@ _VARIABLES = {
     "driver_python": "ATHANOR_DRIVER_PYTHON",
     "max_running_jobs": "ATHANOR_MAX_RUNNING_JOBS",
     "lease_s": "ATHANOR_LEASE_S",
+    "metrics_listen": "ATHANOR_METRICS_LISTEN",
     "ageing_per_hour": "ATHANOR_AGEING_PER_HOUR",
     "share_points": "ATHANOR_SHARE_POINTS",
     "preempts": "ATHANOR_PREEMPTS",
@@ -100,6 +101,8 @@ class Settings(BaseModel):
     """Calls that one token may make; for two seconds twice as many."""
     max_streams: Annotated[int, Field(ge=1)] = 4000
     """Watches and followed logs that one token may hold open at once."""
+    metrics_listen: str = ""
+    """host:port of /metrics for Prometheus, which asks without a token; empty: there is none."""
     advertise: str = ""
     """host:port under which drivers reach the server; empty: `listen`."""
     ray_dashboard_url: str = "http://127.0.0.1:8265"

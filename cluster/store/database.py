@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalEr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cluster.errors import StartUpError, StoreUnavailable
+from cluster.store.records import StoredJob
 from cluster.store.tables import log_position
 
 _WRITE = "athanor_write"
@@ -37,6 +39,10 @@ _PRAGMAS = (
 )
 
 
+def _nobody_listens(*_: object) -> None:
+    """What is told where nobody counts."""
+
+
 @dataclass
 class Write:
     """A write transaction in progress."""
@@ -44,6 +50,8 @@ class Write:
     connection: Connection
     now_us: int
     changed: bool = False
+    moves: list[tuple[StoredJob, StoredJob]] = field(default_factory=list)
+    """Jobs before and after each step: told to whoever counts them, after the commit."""
 
     def next_version(self) -> int:
         """Take the next resource version; whoever watches is told after the commit."""
@@ -58,6 +66,8 @@ class Database:
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self.engine = engine
         self.on_change: Callable[[], None] = lambda: None
+        self.on_move: Callable[[StoredJob, StoredJob], None] = _nobody_listens
+        self.on_write: Callable[[float], None] = _nobody_listens
         self._clock = clock
         self._write_lock = threading.Lock()
 
@@ -79,6 +89,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Write]:
         """Alone with the database until the block ends; committed if it ends well."""
+        began = time.perf_counter()
         with _database_errors(), self._write_lock, self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITE: True})
             with connection.begin():
@@ -86,6 +97,9 @@ class Database:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK})
                 write = Write(connection, self.now_us())
                 yield write
+        self.on_write(time.perf_counter() - began)
+        for before, after in write.moves:
+            self.on_move(before, after)
         if write.changed:
             self.on_change()
 

@@ -114,7 +114,9 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     _apply_to_attempts(write, job, change)
     if change.state in TERMINAL:
         dependency_rows.settle(write, job.uid, change.state)
-    return _log(write, job.uid, version, change.reason, change.message)
+    after = _log(write, job.uid, version, change.reason, change.message)
+    write.moves.append((job, after))
+    return after
 
 
 def _state_values(write: Write, job: StoredJob, change: Change) -> dict[str, Any]:

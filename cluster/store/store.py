@@ -28,6 +28,7 @@ from cluster.store import (
 from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
 from cluster.store.installation_store import InstallationStore
+from cluster.store.job_counts import JobCount, job_counts
 from cluster.store.model_store import ModelStore
 from cluster.store.records import (
     Change,
@@ -89,6 +90,10 @@ class Store(ModelStore, InstallationStore):
         with self.database.read() as connection:
             known = request_rows.find(connection, f"{method}/{project}", request_id, request_sha256)
             return job_rows.get_job(connection, known) if known else None
+
+    def job_counts(self) -> list[JobCount]:
+        with self.database.read() as connection:
+            return job_counts(connection)
 
     def get_job(self, uid: str) -> StoredJob:
         with self.database.read() as connection:
