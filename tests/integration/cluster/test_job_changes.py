@@ -13,6 +13,9 @@ from control_plane import ControlPlane
 from google.protobuf.field_mask_pb2 import FieldMask
 from test_job_service import create, refused
 
+from cluster.services.submission import MAX_SPEC_BYTES
+from cluster.store.store import Store
+
 FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -31,8 +34,6 @@ async def failed(plane: ControlPlane, **changes: Any) -> str:
 
 async def released(plane: ControlPlane, uid: str) -> None:
     """A deletion is refused until the control plane knows that the processes are gone; so is nothing else."""
-    from cluster.store.store import Store
-
     store = Store.open(plane.settings.database_url)
     async with asyncio.timeout(30):
         while not all(attempt.released for attempt in store.get_job(uid).attempts):
@@ -216,9 +217,9 @@ async def test_a_job_cannot_wait_for_one_that_failed(plane: ControlPlane) -> Non
 
 async def test_a_spec_has_a_bound(plane: ControlPlane) -> None:
     message = plane.job_message()
-    message.spec["data"]["train"] = "x" * 600_000
+    message.spec["data"]["train"] = "x" * MAX_SPEC_BYTES
     error = await refused(plane.jobs.CreateJob(create(message)))
-    assert (error.reason, "at most" in error.fields["spec"]) == ("INVALID_SPEC", True)
+    assert (error.reason, "at most" in error.fields["spec"]) == ("SPEC_TOO_LARGE", True)
 
 
 async def test_lists_by_filter_and_order_in_pages(plane: ControlPlane) -> None:
