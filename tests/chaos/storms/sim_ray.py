@@ -164,7 +164,7 @@ class SimDriver:
 
     By its job's name: `ok` succeeds; `user` ends as a user's error; `flaky` fails once by the machinery, `dies` once
     without a word, and succeeds the second time; `mute` succeeds, writes its record and never reports it; `long` goes
-    on until it is told to end.
+    on until it is told to end; `quiet` says nothing at all.
     """
 
     def __init__(self, ray_job_id: str, body: dict[str, Any], luck: float) -> None:
@@ -200,6 +200,8 @@ class SimDriver:
 
     async def _run(self) -> None:
         kind, is_first = self._attempt["name"].split("-")[0], self._ref.attempt == 1
+        while kind == "quiet":
+            await asyncio.sleep(60)
         with (self._path.parent / "driver.log").open("w", buffering=1) as log:
             step = 0
             while kind == "long" or step < self._steps:

@@ -97,7 +97,7 @@ class Server:
         with self.log_path.open() as log:
             log.seek(before)
             lines = log.read().splitlines()
-        assert [line for line in lines if "Traceback" in line or '"error"' in line or '"exception"' in line] == []
+        assert [line for line in lines if '"level": "error"' in line or not line.startswith("{")] == []
 
 
 @pytest.fixture(scope="module")

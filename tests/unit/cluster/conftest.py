@@ -33,6 +33,7 @@ def wide(tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
+@pytest.fixture
 def plane() -> FakeControlPlane:
     return FakeControlPlane()
 
