@@ -193,9 +193,7 @@ CASES: dict[str, Case] = {
     "JobService.GetJob": Case(lambda world: jobs.GetJobRequest(uid=world.held())),
     "JobService.ListJobs": Case(lambda world: jobs.ListJobsRequest(filter="priority >= 1")),
     "JobService.UpdateJob": Case(_update),
-    "JobService.DeleteJob": Case(
-        lambda world: jobs.DeleteJobRequest(uid=world.cancelled()), again=("JOB_NOT_FOUND",)
-    ),
+    "JobService.DeleteJob": Case(lambda world: jobs.DeleteJobRequest(uid=world.cancelled()), again=("JOB_NOT_FOUND",)),
     "JobService.CancelJob": Case(lambda world: jobs.CancelJobRequest(uid=world.held())),
     "JobService.PauseJob": Case(lambda world: jobs.PauseJobRequest(uid=world.held())),
     "JobService.ResumeJob": Case(lambda world: jobs.ResumeJobRequest(uid=world.paused())),

@@ -64,4 +64,6 @@ def test_no_rpc_does_a_thing_twice_or_half(
     words = ", ".join(f"{count} {state}" for state, count in sorted(ended.items()))
     disturbances = f"{num_cuts} cuts of {len(found)} RPCs"
     seconds = time.monotonic() - began
-    storm_table.add("requests lost, replies lost, cut in flight", len(jobs), sim_ray.num_started, disturbances, words, seconds)
+    storm_table.add(
+        "requests lost, replies lost, cut in flight", len(jobs), sim_ray.num_started, disturbances, words, seconds
+    )

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import cluster.errors
-from cluster.standings import WORDS
 from cluster.errors import STATUS_OF, ClusterError, status_of
 from cluster.lifecycle import State
+from cluster.standings import WORDS
 
 ROOT = Path(__file__).resolve().parents[3]
 REASON = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*")
