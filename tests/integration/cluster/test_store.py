@@ -192,8 +192,8 @@ def test_filters(store: Store) -> None:
 
 def test_queue_is_by_priority_then_age(store: Store) -> None:
     low, first, second = (store.create_job(new_job(priority=p)).uid for p in (1, 500, 500))
-    assert [job.uid for job in store.queued(2)] == [first, second]
-    assert [job.uid for job in store.queued(9)] == [first, second, low]
+    assert [job.uid for job in store.queue_heads(2)] == [first, second]
+    assert [job.uid for job in store.queue_heads(9)] == [first, second, low]
 
 
 def test_changes_are_told_in_order_with_the_job_as_it_was(store: Store) -> None:
