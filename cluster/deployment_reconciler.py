@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -24,7 +24,10 @@ log = structlog.get_logger(__name__)
 
 
 class Serving(Protocol):
-    """What the reconciler needs of Ray Serve."""
+    """What the control plane needs of Ray Serve."""
+
+    async def ours(self) -> Collection[str]:
+        """Names of the applications that this installation has deployed."""
 
     async def apply(
         self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]

@@ -8,36 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
-from cluster.deployer import DeploymentStatus
+from cluster.deployment_reconciler import Serving
 from cluster.errors import ClusterError
 from cluster.launcher import INSTALLATION, Launcher
 from cluster.orphan_files import OrphanFiles, remove_tree
 from cluster.policy import View
 from cluster.ray_state import ListedJob
 from cluster.settings import Settings
-from cluster.store.records import StoredDeployment
 from cluster.store.store import Store
+from cluster.wakeup import WakeUp
 
 log = structlog.get_logger(__name__)
 
-
-class Applications(Protocol):
-    """What is needed of Ray Serve."""
-
-    async def ours(self) -> Collection[str]:
-        """Names of the applications that this installation has deployed."""
-
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> Mapping[str, DeploymentStatus]:
-        """Make Serve equal to these."""
+_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,18 +67,26 @@ class Orphans:
         settings: Settings,
         store: Store,
         launcher: Launcher,
-        serving: Applications,
+        serving: Serving,
         clock: Callable[[], float] = time.monotonic,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`leads` tells whether this control plane is the one of several that acts."""
         self._settings = settings
         self._store = store
         self._launcher = launcher
         self._serving = serving
         self._patience = Patience(clock)
         self._files = OrphanFiles(settings, store)
+        self._leads = leads
+
+    async def run(self, wake_up: WakeUp) -> None:
+        await wake_up.rounds(self.round, _INTERVAL_S, hears_bell=False)
 
     async def round(self) -> None:
         """Look once. What cannot be seen now is no orphan, and what cannot be ended now is tried again."""
+        if not self._leads():
+            return
         for look in (self._end_jobs, self._end_applications, self._remove_files):
             try:
                 await look()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.capacity import Resources, total
+from cluster.capacity import Demand, Resources, total
 from cluster.demands import Demands
 from cluster.lifecycle import ACTIVE
 from cluster.scheduler import Quota
@@ -61,5 +61,10 @@ class Projects:
     def _sum(self, jobs: Sequence[StoredJob]) -> Resources:
         """A job whose spec another release wrote counts as nothing, as it does for the scheduler."""
         with self._one_reads:
-            asked = [total(demand) for job in jobs if (demand := self._demands.of(job.uid, job.kind, job.spec))]
+            asked = [total(demand) for job in jobs if (demand := self._demand(job))]
         return Resources(float(sum(each.cpus for each in asked)), float(sum(each.gpus for each in asked)))
+
+    def _demand(self, job: StoredJob) -> Demand | None:
+        if self._demands.unknown([job.uid]):
+            self._demands.learn(job.uid, job.kind, job.spec)
+        return self._demands.of(job.uid)

@@ -1,25 +1,27 @@
 """The one loop that moves jobs: looks at what is stored and at what is there, and makes the next step of each.
 
-Level-triggered and idempotent: it remembers nothing between two rounds, so it may be killed between any two lines and
-started again. What to do is decided in policy.py; here it is only done.
+Level-triggered and idempotent: nothing that it remembers between two rounds matters, so it may be killed between any
+two lines and started again. What to do is decided in policy.py; here it is only done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar, assert_never
 
 import structlog
 
-from cluster import attempt_files, policy
+from cluster import attempt_files, changes, policy
 from cluster.admission import Admission
+from cluster.capacity import Resources
 from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
 from cluster.launcher import INSTALLATION, Launcher, RayJob, Submission
-from cluster.lifecycle import ACTIVE
+from cluster.lifecycle import State
+from cluster.metrics import Metrics
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
 from cluster.replicas import Replicas
@@ -51,6 +53,7 @@ class Reconciler:
 
     def __init__(self, settings: Settings, store: Store, launcher: Launcher, replicas: Replicas) -> None:
         self.ray = RayStatus()
+        self.metrics = Metrics()
         self._settings = settings
         self._store = store
         self.launcher = launcher
@@ -59,24 +62,26 @@ class Reconciler:
         self._listening_since_us = store.now_us()
 
     async def run(self, wake_up: WakeUp) -> None:
-        await wake_up.rounds(self.round, self._settings.reconcile_interval_s)
+        await wake_up.rounds(self._measured_round, self._settings.reconcile_interval_s)
+
+    async def _measured_round(self) -> None:
+        with self.metrics.round():
+            await self.round()
 
     async def round(self) -> None:
         """One look at everything. A job that cannot be helped now does not keep the others waiting."""
         try:
             await self.replicas.beat()
             await self._look_at_ray()
-            await self._admit()
-            jobs = await self._do(self._store.jobs_in, ACTIVE)
-            jobs += await self._do(self._store.unreleased)
-            jobs += await self._do(self._store.preempted)
+            jobs = {job.uid: job for job in await self._do(self._store.to_tend)}
+            jobs |= {job.uid: job for job in await self._admit(jobs.values())}
         except (ClusterError, OSError) as error:
             log.warning("round.failed", error=str(error))
             return
         except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("round.crashed", exc_info=error)
             return
-        for job in filter(lambda job: self.replicas.tends(job.uid), jobs):
+        for job in filter(lambda job: self.replicas.tends(job.uid), jobs.values()):
             with structlog.contextvars.bound_contextvars(job=job.uid):
                 await self._tend(job)
 
@@ -90,22 +95,43 @@ class Reconciler:
         if was_reachable != self.ray.reachable:
             log.info("ray.seen" if self.ray.reachable else "ray.unreachable", words=self.ray.words)
 
-    async def _admit(self) -> None:
-        """One decision of the scheduler. A job that changes meanwhile is decided on in the next round."""
-        if not (self.ray.reachable and self.replicas.leads):
-            return
-        nodes = [node.total for node in await self.launcher.nodes() if node.is_alive]
-        for job, change in await self._do(self._admission.round, nodes):
+    async def _admit(self, jobs: Iterable[StoredJob]) -> list[StoredJob]:
+        """One decision of the scheduler, if it could be another than the last; the jobs that it moved, as they are now.
+
+        One that changes meanwhile is decided on anew in the next round.
+        """
+        if not self.replicas.leads:
+            self._admission.again()
+            return []
+        holding = [job for job in jobs if job.may_hold]
+        if not await self._do(self._admission.is_due, holding, ray_is_seen=self.ray.reachable):
+            return []
+        nodes, moved = await self._nodes(), []
+        with self.metrics.decision():
+            decided = await self._do(self._admission.round, nodes, holding)
+        for job, change in decided:
             try:
-                await self._step(job, change)
+                moved.append(await self._step(job, change))
             except Conflict:
+                self._admission.again()
                 log.debug("job.changed_meanwhile", job=job.uid)
+        return moved
+
+    async def _nodes(self) -> list[Resources] | None:
+        """What each node has; None: that cannot be seen."""
+        if not self.ray.reachable:
+            return None
+        try:
+            return [node.total for node in await self.launcher.nodes() if node.is_alive]
+        except RayUnreachable as error:
+            log.warning("ray.nodes_unseen", error=error.message)
+            return None
 
     async def _tend(self, job: StoredJob) -> None:
         """Make the steps of one job that can be made now. What goes wrong with it is noted on it, and stays there."""
         try:
             job = await self._advance(job)
-            await self._note(job, policy.unblocked(job, self._store.now_us()))
+            await self._note(job, changes.unblocked(job, self._store.now_us()))
         except Conflict:
             log.debug("job.changed_meanwhile")
         except ClusterError as error:
@@ -133,7 +159,7 @@ class Reconciler:
         """Note what keeps a job from going on, on the job as it is now."""
         try:
             job = await self._do(self._store.get_job, job.uid)
-            await self._note(job, policy.blocked(job, reason, clean(message), self._store.now_us()))
+            await self._note(job, changes.blocked(job, reason, clean(message), self._store.now_us()))
         except Exception as error:  # as at the process boundary: there is nothing left to tell it to
             log.error("job.not_noted", exc_info=error)
 
@@ -164,7 +190,8 @@ class Reconciler:
             return RayJob(View.UNREACHABLE, error.message)
 
     async def _note_condition(self, job: StoredJob, sight: Sight) -> StoredJob:
-        change = None if job.is_terminal else policy.condition_change(job, sight, self._settings)
+        is_at_rest = job.is_terminal or job.state is State.QUEUED
+        change = None if is_at_rest else policy.condition_change(job, sight, self._settings)
         return await self._note(job, change)
 
     async def _note(self, job: StoredJob, change: Change | None) -> StoredJob:
@@ -208,8 +235,8 @@ class Reconciler:
         try:
             await self.launcher.submit(submission)
         except RayRefused as error:
-            return await self._step(job, policy.refused(job, error.message, self._store.now_us()))
-        return await self._step(job, policy.started(job, self._store.now_us()))
+            return await self._step(job, changes.refused(job, error.message, self._store.now_us()))
+        return await self._step(job, changes.started(job, self._store.now_us()))
 
     def _prepare(self, job: StoredJob) -> Path:
         """Write attempt.json, with the token that an earlier try left, if it left one."""

@@ -37,7 +37,11 @@ from grpc_reflection.v1alpha import reflection
 from cluster.deployer import Deployer
 from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
+from cluster.housekeeping import Housekeeping
 from cluster.launcher import Launcher, RayLauncher
+from cluster.metrics import Metrics
+from cluster.metrics import serving as serving_metrics
+from cluster.orphans import Orphans
 from cluster.reconciler import Reconciler
 from cluster.replicas import Replicas
 from cluster.security.audit import AuditLog
@@ -50,6 +54,7 @@ from cluster.services.deployments import DeploymentService
 from cluster.services.info import ClusterService
 from cluster.services.interceptor import Gate
 from cluster.services.jobs import JobService
+from cluster.services.measuring import Meter
 from cluster.services.models import ModelService
 from cluster.services.tokens import TokenService
 from cluster.services.workers import WorkerService
@@ -144,7 +149,8 @@ async def running_server(
         wake_up = WakeUp()
         store.database.on_change = wake_up.ring
         tokens = Tokens(store)
-        server = grpc.aio.server(interceptors=(await _gate(settings, store, tokens),), options=_OPTIONS)
+        metrics = Metrics()
+        server = grpc.aio.server(interceptors=(Meter(metrics), await _gate(settings, store, tokens)), options=_OPTIONS)
         address = _bind(server, settings)
         launcher = launcher or _ray_launcher(stack, settings)
         serving = serving or _deployer(stack, settings)
@@ -152,15 +158,33 @@ async def running_server(
         stack.push_async_callback(replicas.leave)
         reconciler = Reconciler(settings, store, launcher, replicas)
         deployments = DeploymentReconciler(settings, store, serving, leads=lambda: replicas.leads)
+        orphans = Orphans(settings, store, launcher, serving, leads=lambda: replicas.leads)
+        tidying = Housekeeping(settings, store)
+        _measure(stack, settings, metrics, store, reconciler)
         _add_services(server, settings, store, wake_up, reconciler)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(store, tokens), server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(store), server)
-        await stack.enter_async_context(_background(reconciler.run(wake_up), deployments.run(wake_up)))
-        await stack.enter_async_context(_answering(server, settings))
-        stack.callback(wake_up.close)
+        await stack.enter_async_context(
+            _background(
+                *(reconciler.run(wake_up), deployments.run(wake_up), tidying.run(wake_up), orphans.run(wake_up))
+            )
+        )
+        await stack.enter_async_context(_answering(server, settings, wake_up))
         log.info("server.started", address=address, store=settings.store_kind, storage=str(settings.storage))
         yield address
     log.info("server.stopped")
+
+
+def _measure(
+    stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, store: Store, reconciler: Reconciler
+) -> None:
+    """Let everybody who has something to count know the metrics, and show them where that was asked for."""
+    store.database.on_move, store.database.on_write = metrics.moved, metrics.transaction
+    reconciler.metrics = metrics
+    metrics.watch_store(store.job_counts, store.now_us)
+    metrics.watch_ray(lambda: reconciler.ray.reachable)
+    if settings.metrics_listen:
+        log.info("metrics.served", address=stack.enter_context(serving_metrics(metrics, settings.metrics_listen)))
 
 
 def _make_directories(settings: Settings) -> None:
@@ -235,8 +259,8 @@ def _add_services(
 
 
 @contextlib.asynccontextmanager
-async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterator[None]:
-    """Started and healthy; at the end first NOT_SERVING, then the calls in flight, then nothing."""
+async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeUp) -> AsyncIterator[None]:
+    """Started and healthy; at the end first NOT_SERVING, then streams end, then the calls in flight, then nothing."""
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -247,6 +271,7 @@ async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterat
         yield
     finally:
         await servicer.enter_graceful_shutdown()
+        wake_up.close()
         await server.stop(settings.shutdown_grace_s)
 
 

@@ -49,10 +49,12 @@ _VARIABLES = {
     "driver_python": "ATHANOR_DRIVER_PYTHON",
     "max_running_jobs": "ATHANOR_MAX_RUNNING_JOBS",
     "lease_s": "ATHANOR_LEASE_S",
+    "metrics_listen": "ATHANOR_METRICS_LISTEN",
     "ageing_per_hour": "ATHANOR_AGEING_PER_HOUR",
     "share_points": "ATHANOR_SHARE_POINTS",
     "preempts": "ATHANOR_PREEMPTS",
     "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
+    "log_versions": "ATHANOR_LOG_VERSIONS",
     "orphan_grace_s": "ATHANOR_ORPHAN_GRACE_S",
     "orphan_files_grace_s": "ATHANOR_ORPHAN_FILES_GRACE_S",
 }
@@ -99,6 +101,8 @@ class Settings(BaseModel):
     """Calls that one token may make; for two seconds twice as many."""
     max_streams: Annotated[int, Field(ge=1)] = 4000
     """Watches and followed logs that one token may hold open at once."""
+    metrics_listen: str = ""
+    """host:port of /metrics for Prometheus, which asks without a token; empty: there is none."""
     advertise: str = ""
     """host:port under which drivers reach the server; empty: `listen`."""
     ray_dashboard_url: str = "http://127.0.0.1:8265"
@@ -136,6 +140,10 @@ class Settings(BaseModel):
     """How long a driver may take to write a checkpoint when its job is paused, before Ray is told to stop it."""
     teardown_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """How long a driver may live on after its terminal record, before Ray is told to stop it."""
+    log_versions: Annotated[int, Field(ge=0)] = 100_000
+    """How many of the newest changes are kept whole, so that a watch that was cut can go on from there."""
+    request_ids_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
+    """For how long a repeated request is known by its id."""
     reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """The reconciler looks at least this often."""
     orphan_grace_s: Annotated[float, Field(ge=0)] = 600.0

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cluster.errors import InvalidInput, Violation
 from cluster.lifecycle import State
+from cluster.standings import Standing
 from cluster.store.records import (
     NewJob,
     Outcome,
@@ -83,7 +84,8 @@ def states_from_proto(values: Sequence[int]) -> tuple[State, ...]:
     return tuple(known[value] for value in values)
 
 
-def job_to_proto(job: StoredJob) -> job_pb2.Job:
+def job_to_proto(job: StoredJob, standing: Standing | None = None) -> job_pb2.Job:
+    """With its place in the queue, if it waits (`Store.standings_of`)."""
     message = job_pb2.Job(
         uid=job.uid,
         name=job.name,
@@ -108,6 +110,9 @@ def job_to_proto(job: StoredJob) -> job_pb2.Job:
         retry_of=job.retry_of,
     )
     _set_optional(message, job)
+    if standing is not None:
+        position, reason, words = standing
+        message.queue.CopyFrom(job_pb2.QueueStanding(position=position, reason=reason, message=words))
     return message
 
 

@@ -101,7 +101,7 @@ class BarView:
         )
 
     def _complete(self, task: TaskID) -> None:
-        shown = self._progress.tasks[task]
+        shown = next(each for each in self._progress.tasks if each.id == task)
         total = shown.total or shown.completed
         self._progress.update(task, completed=total, total=total, left="")
         self._progress.stop_task(task)

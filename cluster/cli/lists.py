@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cluster.cli.exit_codes import ExitCode
 from cluster.cli.output import Format, data_console, emit, emit_json, make_table, print_table
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ def show_list(
 ) -> None:
     """Print a list; with `watch` until Ctrl-C."""
     lines = list(load())
-    if watch and form in (Format.TABLE, Format.WIDE) and sys.stdout.isatty():
-        _renew(form, columns, lines, load, sleep)
-    elif watch:
-        _print_changes(form, columns, lines, load, sleep)
+    if watch:
+        is_shown_anew = form in (Format.TABLE, Format.WIDE) and sys.stdout.isatty()
+        keep = _renew if is_shown_anew else _print_changes
+        try:
+            keep(form, columns, lines, load, sleep)
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
     else:
         emit(
             form,
@@ -98,26 +102,28 @@ def _print_changes(
     while True:
         changed = [line for line in lines if seen.get(line.name) != line.document]
         if changed or heading:
-            _print(form, columns.of(form) if heading else (), changed)
+            _print(form, columns.of(form), changed, lines, heading=heading)
         heading = False
         seen = {line.name: line.document for line in lines}
         sleep(_EVERY_S)
         lines = list(load())
 
 
-def _print(form: Format, headings: Sequence[str], lines: Sequence[Line]) -> None:
+def _print(
+    form: Format, columns: Sequence[str], changed: Sequence[Line], lines: Sequence[Line], *, heading: bool
+) -> None:
     """Lines of JSON, documents of YAML, names, or rows below headings that stand there once."""
     if form is Format.JSON:
-        for line in lines:
+        for line in changed:
             emit_json(line.document, one_line=True)
     elif form is Format.YAML:
         import yaml
 
-        yaml.safe_dump_all([line.document for line in lines], sys.stdout, explicit_start=True, sort_keys=False)
+        yaml.safe_dump_all([line.document for line in changed], sys.stdout, explicit_start=True, sort_keys=False)
     elif form is Format.NAME:
-        sys.stdout.writelines(f"{line.name}\n" for line in lines)
+        sys.stdout.writelines(f"{line.name}\n" for line in changed)
     else:
-        table = make_table(headings or [""] * len(lines[0].cells(form)), [line.cells(form) for line in lines])
-        table.show_header = bool(headings)
-        data_console().print(table)
+        table = make_table(columns, *([line.cells(form) for line in rows] for rows in (changed, lines)))
+        table.show_header = heading
+        data_console().print(table, crop=False, overflow="ignore", no_wrap=True)
     sys.stdout.flush()

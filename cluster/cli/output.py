@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -30,6 +30,8 @@ class Format(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Form of the data on stdout.")]
+Cell = TypeVar("Cell", bound="str | Text")
+_GAP, _LEAST_WIDTH = 2, 20
 _PIPED_WIDTH = 400  # a table that goes into a pipe is cut nowhere
 _STYLES = {
     **dict.fromkeys(("SUCCEEDED", "READY"), "green"),
@@ -62,7 +64,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def as_fields(columns: Sequence[str], row: Sequence[str | Text]) -> dict[str, str | Text]:
+def as_fields(columns: Sequence[str], row: Sequence[Cell]) -> dict[str, Cell]:
     """One line of a table, to be shown on its own."""
     return {column.capitalize(): value for column, value in zip(columns, row, strict=True)}
 
@@ -110,21 +112,32 @@ def print_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
-    """A table without lines, as people know it from kubectl."""
-    from rich.table import Table
+def make_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str | Text]], alike: Sequence[Sequence[str | Text]] = ()
+) -> Table:
+    """A table without lines, as people know it from kubectl. On a terminal its last column alone is cut to fit.
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis", min_width=min(len(column), 8))
-    for row in rows:
+    It is as wide as if it held the rows of `alike` as well.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, *alike, strict=True)]
+    left = data_console().width - sum(widths[:-1]) - _GAP * (len(widths) - 1)
+    widths[-1] = min(widths[-1], max(left, _LEAST_WIDTH))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
         table.add_row(*row)
+    table.width = sum(widths) + _GAP * (len(widths) - 1)
     return table
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """A table on stdout."""
-    data_console().print(make_table(columns, rows))
+    data_console().print(make_table(columns, rows), crop=False, overflow="ignore", no_wrap=True)
 
 
 def print_fields(fields: Mapping[str, str | Text]) -> None:

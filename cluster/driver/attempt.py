@@ -16,8 +16,10 @@ from athanor.v1 import worker_service_pb2
 from athanor.v1.worker_service_pb2 import TerminalRecord
 from google.protobuf import json_format
 
+from cluster.channel import Tls
 from trainer import atomic
 from trainer.job import JobContext
+from trainer.secrets import without_secrets
 from trainer.spec import parse_spec
 
 SUCCEEDED = worker_service_pb2.OUTCOME_SUCCEEDED
@@ -64,6 +66,14 @@ class Attempt:
         return JobContext(self.path.parents[2], kind, parse_spec(kind, self.document["spec"]), paths)
 
     @property
+    def tls(self) -> Tls | None:
+        """How the control plane is known; None where it speaks without TLS."""
+        files = self.document.get("tls")
+        if not files:
+            return None
+        return Tls.of(str(self.path.with_name(files["ca"])), files.get("certificate", ""), files.get("key", ""))
+
+    @property
     def ray_name(self) -> str:
         """`<uid>-<attempt>`: the name of this attempt wherever Ray shows one."""
         return f"{self.job_uid}-{self.number}"
@@ -82,6 +92,15 @@ class Attempt:
         """It is there when the workers shall write a checkpoint and end: the driver's word to them."""
         return self.path.with_name("pause")
 
+    @property
+    def listening_path(self) -> Path:
+        """It is there once a worker looks for that word: before, nothing would be lost with the workers."""
+        return self.path.with_name("listening")
+
+    def role_log_path(self, role: str, rank: int) -> Path:
+        """What one process of the attempt prints."""
+        return self.path.with_name("logs") / f"{role}-{rank}.log"
+
     def outcome_path(self, rank: int) -> Path:
         """How learning ended, from a worker that knows it to the driver. One per rank: nobody writes over another."""
         return self.path.with_name(f"outcome-{rank}.json")
@@ -97,7 +116,8 @@ class Attempt:
 
 def ended(outcome: worker_service_pb2.Outcome.ValueType, reason: str = "", message: str = "") -> TerminalRecord:
     """A record of an end that has no model to show; of a long message only the beginning is kept."""
-    record = TerminalRecord(outcome=outcome, reason=reason, message=message[:_MESSAGE_LENGTH])
+    words = without_secrets(message)[:_MESSAGE_LENGTH]
+    record = TerminalRecord(outcome=outcome, reason=reason, message=words)
     record.end_time.GetCurrentTime()
     return record
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import grpc
 from athanor.v1 import worker_service_pb2_grpc
 
+from cluster.channel import Tls, open_channel
 from cluster.rpc import RequestFailed, explain
 
 Response = TypeVar("Response")
@@ -32,9 +33,10 @@ _ABSENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEE
 class Line:
     """One open channel at a time."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], tls: Tls | None = None) -> None:
         """host:port of each control plane that lived when the attempt was made, the nearest first."""
         self._addresses = list(addresses)
+        self._tls = tls
         self._open()
 
     @property
@@ -72,7 +74,7 @@ class Line:
             self._open()
 
     def _open(self) -> None:
-        self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(self.address, tls=self._tls, options=CHANNEL_OPTIONS)
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
 
 

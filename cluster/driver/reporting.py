@@ -56,7 +56,7 @@ class Reporter:
         self._on_end = on_end
         self._interval_s = interval_s
         self._ref = AttemptRef(job_uid=attempt.job_uid, attempt=attempt.number, lease_token=attempt.lease_token)
-        self._line = Line(attempt.control_planes)
+        self._line = Line(attempt.control_planes, attempt.tls)
         self._events = EventTail(attempt.path.parent)
         self._last_progress: dict[str, Any] | None = None
         self._is_cut = False

@@ -12,7 +12,6 @@ from athanor.v1 import cluster_service_pb2 as messages
 from athanor.v1 import cluster_service_pb2_grpc
 
 from cluster import __version__
-from cluster.admission import WORDS
 from cluster.capacity import Resources
 from cluster.errors import InvalidInput, Violation, in_words
 from cluster.launcher import Launcher, RayNode
@@ -22,6 +21,7 @@ from cluster.registry import NAME_RULE, is_name
 from cluster.security.caller import caller
 from cluster.services.pages import page_size
 from cluster.settings import Settings
+from cluster.standings import WORDS
 from cluster.store.queue_view import Place
 from cluster.store.store import Store
 from cluster.wire import timestamp
@@ -91,7 +91,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             priority=place.priority,
             position=place.position,
             reason=reason,
-            message=WORDS.get(reason, _NOT_SEEN_WORDS),
+            message=place.words or WORDS.get(reason, _NOT_SEEN_WORDS),
             since=timestamp(place.since_us),
         )
 

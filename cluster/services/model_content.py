@@ -178,7 +178,7 @@ def _opened(model: StoredModel, name: str) -> tuple[BinaryIO, int]:
 
 
 def _check_create(request: messages.CreateModelVersionRequest) -> None:
-    check_request_id(request)
+    check_request_id(request.request_id)
     wrong = []
     if not is_name(request.name):
         wrong.append(Violation("name", f"{request.name[:64]!r} is no name; {NAME_RULE}"))

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cluster.errors import StartUpError, StoreUnavailable
+from cluster.store.records import StoredJob
 from cluster.store.tables import log_position
 
 _WRITE = "athanor_write"
@@ -35,6 +39,10 @@ _PRAGMAS = (
 )
 
 
+def _nobody_listens(*_: object) -> None:
+    """What is told where nobody counts."""
+
+
 @dataclass
 class Write:
     """A write transaction in progress."""
@@ -42,6 +50,8 @@ class Write:
     connection: Connection
     now_us: int
     changed: bool = False
+    moves: list[tuple[StoredJob, StoredJob]] = field(default_factory=list)
+    """Jobs before and after each step: told to whoever counts them, after the commit."""
 
     def next_version(self) -> int:
         """Take the next resource version; whoever watches is told after the commit."""
@@ -56,6 +66,8 @@ class Database:
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self.engine = engine
         self.on_change: Callable[[], None] = lambda: None
+        self.on_move: Callable[[StoredJob, StoredJob], None] = _nobody_listens
+        self.on_write: Callable[[float], None] = _nobody_listens
         self._clock = clock
         self._write_lock = threading.Lock()
 
@@ -77,6 +89,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Write]:
         """Alone with the database until the block ends; committed if it ends well."""
+        began = time.perf_counter()
         with _database_errors(), self._write_lock, self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITE: True})
             with connection.begin():
@@ -84,6 +97,9 @@ class Database:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK})
                 write = Write(connection, self.now_us())
                 yield write
+        self.on_write(time.perf_counter() - began)
+        for before, after in write.moves:
+            self.on_move(before, after)
         if write.changed:
             self.on_change()
 
@@ -156,7 +172,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def migrate(engine: Engine, revision: str = "head") -> None:
-    """Bring the tables to a revision, up or down; two processes that start together take turns."""
+    """Bring the tables to a revision (`base`: none at all), up or down; two processes take turns."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect() as connection:
@@ -165,4 +181,12 @@ def migrate(engine: Engine, revision: str = "head") -> None:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
-            (command.downgrade if revision == "base" else command.upgrade)(config, revision)
+            is_behind = revision in _behind(config, connection)
+            (command.downgrade if is_behind else command.upgrade)(config, revision)
+
+
+def _behind(config: Config, connection: Connection) -> set[str]:
+    """The revisions that these tables have been through, the present one left out."""
+    now = MigrationContext.configure(connection).get_current_revision()
+    passed = ScriptDirectory.from_config(config).iterate_revisions(now, "base") if now else ()
+    return {"base", *(each.revision for each in passed)} - {now}

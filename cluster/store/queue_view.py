@@ -31,6 +31,7 @@ class Place:
     position: int = 0
     reason: str = ""
     """As the scheduler last said; empty while it has not come to it."""
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def line(connection: Connection, now_us: int, scope: Sequence[str] | None, limit
     """
     decided_us, standings = load_standings(connection)
     seen = {place.uid: place for place in _places(connection, now_us, list(standings))}
-    order = [replace(seen[uid], reason=reason) for uid, (_, reason) in standings.items() if uid in seen]
+    order = [replace(seen[uid], reason=one.reason, words=one.message) for uid, one in standings.items() if uid in seen]
     most = limit + len(standings) if scope is None else None
     order += [place for place in _others(connection, now_us, most) if place.uid not in seen]
     numbered = (replace(place, position=at) for at, place in enumerate(order, start=1))

@@ -21,7 +21,7 @@ def find(connection: Connection, method: str, request_id: str, request_sha256: s
     if row is None:
         return ""
     if row.request_sha256 != request_sha256:
-        message = f"request id {request_id!r} was used for another {method}; take a new one"
+        message = f"request id {request_id!r} was used for another {method.partition('/')[0]}; take a new one"
         raise AlreadyExists("REQUEST_ID_REUSED", message)
     return str(row.response.decode())
 

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import grpc
 from athanor.v1 import (
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
     deployment_service_pb2,
     deployment_service_pb2_grpc,
     job_pb2,
@@ -18,6 +20,7 @@ from athanor.v1 import (
     model_service_pb2_grpc,
 )
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -46,6 +49,7 @@ class FakeControlPlane(
     job_service_pb2_grpc.JobServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
     deployment_service_pb2_grpc.DeploymentServiceServicer,
+    cluster_service_pb2_grpc.ClusterServiceServicer,
 ):
     """What tests set: `changes` to watch, how often to be away or too slow, after which change to cut a watch."""
 
@@ -64,6 +68,9 @@ class FakeControlPlane(
     files: dict[str, bytes] = field(default_factory=dict)
     refused_after: int | None = None
     reads: list[tuple[str, int]] = field(default_factory=list)
+    metrics: list[job_service_pb2.StreamJobMetricsResponse] = field(default_factory=list)
+    events: list[job_service_pb2.JobEvent] = field(default_factory=list)
+    asked: list[Message] = field(default_factory=list)
 
     def _seen(self, context: grpc.ServicerContext) -> None:
         self.deadlines.append(context.time_remaining())
@@ -110,6 +117,50 @@ class FakeControlPlane(
         job = self.jobs[request.uid]
         job.state = job_pb2.JOB_STATE_CANCELLED
         return job_service_pb2.CancelJobResponse(job=job)
+
+    def _moved(self, request, context, state):
+        """Note what was asked; the job, in the state that was asked for."""
+        self.asked.append(request)
+        self._seen(context)
+        job = self.jobs[request.uid]
+        job.state = state
+        return job
+
+    def PauseJob(self, request, context):
+        job = self._moved(request, context, job_pb2.JOB_STATE_PAUSING)
+        return job_service_pb2.PauseJobResponse(job=job)
+
+    def ResumeJob(self, request, context):
+        job = self._moved(request, context, job_pb2.JOB_STATE_QUEUED)
+        return job_service_pb2.ResumeJobResponse(job=job)
+
+    def RetryJob(self, request, context):
+        self.asked.append(request)
+        job = job_pb2.Job(uid="bot-again", name="bot", retry_of=request.uid, state=job_pb2.JOB_STATE_QUEUED)
+        return job_service_pb2.RetryJobResponse(job=job)
+
+    def UpdateJob(self, request, context):
+        self.asked.append(request)
+        return job_service_pb2.UpdateJobResponse(job=request.job)
+
+    def DeleteJob(self, request, context):
+        self.asked.append(request)
+        del self.jobs[request.uid]
+        return job_service_pb2.DeleteJobResponse()
+
+    def ListJobEvents(self, request, context):
+        return job_service_pb2.ListJobEventsResponse(events=self.events)
+
+    def StreamJobMetrics(self, request, context):
+        self.asked.append(request)
+        yield from self.metrics
+
+    def GetJobReport(self, request, context):
+        content = b"<html></html>" if request.format == job_service_pb2.REPORT_FORMAT_HTML else b"{}"
+        return job_service_pb2.GetJobReportResponse(content=content)
+
+    def GetServerInfo(self, request, context):
+        return cluster_service_pb2.GetServerInfoResponse(ray_dashboard_url="http://127.0.0.1:8265")
 
     def WatchJobs(self, request, context) -> Iterator[job_service_pb2.WatchJobsResponse]:
         self._seen(context)
@@ -192,6 +243,7 @@ def serving(plane: FakeControlPlane) -> tuple[grpc.Server, str]:
     """A started server and its address."""
     server = grpc.server(ThreadPoolExecutor(4))
     job_service_pb2_grpc.add_JobServiceServicer_to_server(plane, server)
+    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(plane, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(plane, server)
     deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(plane, server)
     port = server.add_insecure_port("127.0.0.1:0")

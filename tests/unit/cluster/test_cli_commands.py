@@ -3,65 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
 from athanor.v1 import deployment_service_pb2, job_pb2, model_service_pb2
-from fake_server import FakeControlPlane, change, serving
-
-from cluster.cli import connect
-from cluster.cli.main import main
-
-JOB = """
-apiVersion: athanor/v1
-kind: FineTune
-metadata: {name: %s}
-spec:
-  student: {model: a/b}
-  data: {train: c/d}
-  training: {max_steps: 3}
-"""
-
-
-class Shell:
-    """Runs commands as a shell would: arguments in; exit code, stdout and stderr out."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-        self.folder = tmp_path
-
-    def run(self, *arguments: str) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["athanor", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = self._capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    def job_file(self, name: str = "bot") -> str:
-        path = self.folder / f"{name}.yaml"
-        path.write_text(JOB % name)
-        return str(path)
-
-
-@pytest.fixture
-def plane() -> FakeControlPlane:
-    return FakeControlPlane()
-
-
-@pytest.fixture
-def shell(
-    plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Shell]:
-    server, address = serving(plane)
-    monkeypatch.setenv("ATHANOR_ADDRESS", address)
-    monkeypatch.setenv("ATHANOR_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(connect, "_PATIENCE_S", 0.2)
-    yield Shell(monkeypatch, capsys, tmp_path)
-    server.stop(None).wait()
+from command_line import Shell
+from fake_server import FakeControlPlane, change
 
 
 def test_submit_prints_the_uid_alone(shell: Shell, plane: FakeControlPlane) -> None:
