@@ -33,7 +33,8 @@ from cluster.security.caller import Caller, caller
 from cluster.services.submission import check_request_id
 from cluster.settings import Settings
 from cluster.steps import in_steps
-from cluster.store.records import NewModel, StoredModel
+from cluster.store.model_rows import NewModel
+from cluster.store.records import StoredModel
 from cluster.store.store import Store
 
 log = structlog.get_logger(__name__)

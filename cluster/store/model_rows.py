@@ -7,6 +7,7 @@ row, so that its number is never given again; nothing but the numbering sees it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Select, Text, cast, func, insert, select, tuple_, update
@@ -14,11 +15,22 @@ from sqlalchemy import Connection, Select, Text, cast, func, insert, select, tup
 from cluster.errors import NotFound, PreconditionFailed
 from cluster.lifecycle import TERMINAL
 from cluster.store.database import Write
-from cluster.store.records import NewModel, Publication, StoredModel
+from cluster.store.records import Publication, StoredModel
 from cluster.store.tables import aliases, deployments, jobs, models
 
 _TOLD = 8
 """So many versions are named to whoever asks for one that is not there."""
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A version that somebody brings in from outside."""
+
+    name: str
+    path: str
+    manifest_sha256: str
+    num_parameters: int
+    description: str = ""
 
 
 def _models_by(connection: Connection, statement: Select[Any]) -> list[StoredModel]:
