@@ -9,9 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cluster.capacity import Resources
 from cluster.errors import RayRefused, RayUnreachable
 from cluster.launcher import RayLauncher, Submission
 from cluster.policy import View
+from cluster.ray_state import ListedJob
 from cluster.settings import Settings
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -124,3 +126,39 @@ async def test_something_else_on_the_port() -> None:
 
 async def test_stopping_what_is_unknown_is_fine() -> None:
     await launcher(answering(404, "Job x does not exist")).stop("x")
+
+
+async def test_all_submitted_jobs_are_listed_with_their_owners() -> None:
+    row = {"type": "SUBMISSION", "submission_id": "x-1", "status": "RUNNING", "metadata": {"owner": "me"}}
+    assert await launcher(answering(200, [row])).jobs() == [ListedJob("x-1", View.ALIVE, {"owner": "me"})]
+
+
+async def test_what_is_reserved_is_asked_of_groups_and_of_actors_that_live() -> None:
+    rows = {
+        "/api/v0/placement_groups": {
+            "state": "CREATED",
+            "bundles": [{"unit_resources": {"CPU": 2.0}, "node_id": "a"}],
+        },
+        "/api/v0/actors": {
+            "state": "ALIVE",
+            "placement_group_id": None,
+            "node_id": "a",
+            "required_resources": {"CPU": 0.5},
+        },
+    }
+    asked: list[httpx.URL] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        return httpx.Response(200, json={"data": {"result": {"result": [rows[request.url.path]]}}}, request=request)
+
+    assert await launcher(handler).reserved() == {"a": Resources(2.5, 0.0)}
+    assert all(url.params["detail"] == "1" for url in asked)
+    assert asked[1].params["filter_values"] == "ALIVE"
+
+
+@pytest.mark.parametrize("body", [[{}], [None], {"data": {"result": {"result": [{}]}}}, "<html>"])
+async def test_lists_that_cannot_be_read_say_nothing(body: object) -> None:
+    for ask in (launcher(answering(200, body)).reserved(), launcher(answering(200, body)).jobs()):
+        with pytest.raises(RayUnreachable):
+            await ask
