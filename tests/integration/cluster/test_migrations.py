@@ -44,7 +44,14 @@ def test_up_down_and_up_again(engine: Engine, database_url: str) -> None:
 OLD_JOB: dict[str, Any] = {
     **dict.fromkeys(("reason", "message", "published_model", "report_path"), ""),
     **dict.fromkeys(("infrastructure_failures", "user_failures"), 0),
-    **{"name": "bot", "kind": "FineTune", "labels": "{}", "conditions": "[]", "resolved_models": "{}"},
+    **{
+        "start_time_us": None,
+        "name": "bot",
+        "kind": "FineTune",
+        "labels": "{}",
+        "conditions": "[]",
+        "resolved_models": "{}",
+    },
 }
 CREATED_US = 1_800_000_000_000_000
 OLD_JOBS = [

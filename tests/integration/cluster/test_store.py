@@ -192,12 +192,6 @@ def test_filters(store: Store) -> None:
     assert [len(store.jobs_in([state])) for state in (State.ADMITTED, State.QUEUED)] == [1, 1]
 
 
-def test_queue_is_by_priority_then_age(store: Store) -> None:
-    low, first, second = (store.create_job(new_job(priority=p)).uid for p in (1, 500, 500))
-    assert [job.uid for job in store.queued(2)] == [first, second]
-    assert [job.uid for job in store.queued(9)] == [first, second, low]
-
-
 def test_changes_are_told_in_order_with_the_job_as_it_was(store: Store) -> None:
     job, lease = with_attempt(store)
     store.record_progress(lease, 15, {"step": 1}, [("CHECKPOINT_WRITTEN", "step 1")])
