@@ -44,6 +44,14 @@ GROUPS = (
         """,
     ),
     Group(
+        "Who may do what",
+        ("cluster/security",),
+        """
+        cluster/services/interceptor.py cluster/security/policies.py cluster/security/caller.py
+        cluster/security/tokens.py cluster/security/audit.py cluster/access.py cluster/channel.py
+        """,
+    ),
+    Group(
         "The store",
         ("cluster/store",),
         """
