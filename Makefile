@@ -56,6 +56,7 @@ check-imports: $(STAMP)
 check-generated: $(STAMP)
 	@python scripts/generate_protos.py --check
 	@python scripts/generate_docs.py --check
+	@python scripts/check_protos.py
 
 test: $(STAMP) ## unit and integration tests (ARGS="-k name" to choose)
 	@pytest tests/unit tests/integration $(ARGS)

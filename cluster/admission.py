@@ -1,127 +1,193 @@
 """From the store and the cluster's nodes to the scheduler's snapshot, and from its verdict to steps of jobs.
 
-Decides nothing itself: that is scheduler.py's. Jobs that hold something are packed on the nodes in the order in which
-they began, as Ray would do it; where exactly they lie does not matter to what is free in all.
+Decides nothing itself: that is scheduler.py's. Where on the nodes a job lies is assumed, and kept as long as it runs;
+Ray may have put it elsewhere, which does not matter to what is free in all. What is remembered here can be read anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 
 from cluster import wishes
-from cluster.capacity import Demand, Resources, Space
+from cluster.capacity import Placement, Resources, Space, shortage
 from cluster.demands import Demands
-from cluster.lifecycle import ACTIVE, TERMINAL, State
-from cluster.scheduler import Quota, Rules, Running, Snapshot, Verdict, Waiting, decide
-from cluster.store.records import Change, StoredJob
+from cluster.lifecycle import ACTIVE, State
+from cluster.scheduler import Rules, Running, Snapshot, Verdict, Waiting, decide
+from cluster.standings import WORDS, Standing, moment
+from cluster.store.records import Change, QueueEntry, StoredJob
 from cluster.store.store import Store
 
-WORDS: Mapping[str, str] = {
-    "RESOURCES": "it goes next, as soon as there is room for all of it at once",
-    "BEHIND_OTHERS": "a job before it waits for room; with a schedule.max_run_duration it may be let in between",
-    "QUOTA": "its project holds as much as it may",
-    "RUNNING_JOBS_LIMIT": "as many jobs run as this installation allows",
-    "TOO_LARGE": "the cluster does not have that much, even if nothing else ran on it",
-    "HELD": "it is held until schedule.hold_until",
-    "DEPENDENCY": "a job that it depends on has not ended yet",
-    "RAY_UNREACHABLE": "Ray cannot be seen, so nobody knows what is free",
-}
 _S = 1e-6
-_LOOK = 200
-"""Jobs of each project's queue that are looked at in one round."""
+_LOOK = 100
+"""Jobs of each project's queue that are looked at in one decision."""
+_MOST_STANDINGS = 1000
+_LOOK_AGAIN_US = 5_000_000
+"""While jobs wait, nodes that came or went are noticed after this long."""
+_LEAVING = frozenset({State.PAUSING, State.CANCELLING})
+
+JobStep = tuple[StoredJob, Change]
+
+
+@dataclass
+class _Board:
+    """Where the jobs that hold something are assumed to lie."""
+
+    nodes: Sequence[Resources] = ()
+    placements: dict[str, Placement] = field(default_factory=dict)
+
+    def lay_out(self, nodes: Sequence[Resources], holding: Sequence[StoredJob], demands: Demands) -> None:
+        """Those that were there stay where they were, unless the nodes are others now."""
+        known = self.placements if list(nodes) == list(self.nodes) else {}
+        self.nodes, self.placements = nodes, {job.uid: known[job.uid] for job in holding if job.uid in known}
+        space = Space(nodes)
+        space.take(*self.placements.values())
+        for job in sorted(holding, key=lambda job: (job.start_time_us or inf, job.seq)):
+            if job.uid not in self.placements:
+                self.placements[job.uid] = space.crowd(demands.of(job.uid) or ())
+                space.take(self.placements[job.uid])
 
 
 class Admission:
-    """Remembers only what specs ask for, and what was said last."""
+    """One decision at a time, and only when it could be another than the last one."""
 
     def __init__(self, rules: Rules, store: Store) -> None:
         self._rules = rules
         self._store = store
         self._demands = Demands()
-        self._said: dict[str, tuple[int, str]] = {}
+        self._board = _Board()
+        self._seen: object = None
+        self._decided_on: object = None
+        self._due_us: float = 0.0
+        self._said: Mapping[str, Standing] | None = None
 
-    def round(self, nodes: Sequence[Resources]) -> list[tuple[StoredJob, Change]]:
-        """The steps that follow from the scheduler's decision on what is stored; where the others stand is stored."""
-        waiting = self._store.queue_heads(_LOOK)
-        if not waiting and not self._said:
-            return []
-        holding = [*self._store.jobs_in(ACTIVE), *self._store.unreleased()]
-        now_us, states = self._store.now_us(), self._store.states_of([uid for job in waiting for uid in job.depends_on])
-        steps = [(job, change) for job in waiting if (change := self._given_up(job, states))]
-        ready = [job for job in waiting if all(states.get(uid) is State.SUCCEEDED for uid in job.depends_on)]
-        verdict = self.decide(now_us, nodes, ready, holding, self._store.quotas())
-        by_uid = {job.uid: job for job in (*waiting, *holding)}
-        steps += [(by_uid[uid], Change("ADMITTED", "its turn has come", State.ADMITTED)) for uid in verdict.admit]
-        head = next((uid for uid, reason in verdict.reasons.items() if reason == "RESOURCES"), "")
-        for uid in verdict.preempt:
-            change = wishes.preempt(by_uid[uid], now_us, head)
-            steps += [(by_uid[uid], change)] if change else []
-        not_ready = {job.uid: "DEPENDENCY" for job in waiting if job not in ready}
-        self._say({**verdict.reasons, **not_ready})
+    def is_due(self, holding: Sequence[StoredJob], *, ray_is_seen: bool) -> bool:
+        """Whether anything has changed since the last decision, or its time is over."""
+        self._seen = (self._store.queue_version(), tuple(job.uid for job in holding), ray_is_seen)
+        return self._seen != self._decided_on or self._store.now_us() >= self._due_us
+
+    def again(self) -> None:
+        """A step that was decided on could not be made: the next round decides anew."""
+        self._decided_on = None
+
+    def round(self, nodes: Sequence[Resources] | None, holding: Sequence[StoredJob]) -> list[JobStep]:
+        """The steps that follow from the scheduler's decision; where everybody stands is stored. No nodes: Ray is gone.
+
+        `holding`: all jobs that hold something on the cluster.
+        """
+        decided_on, entries = self._seen, self._store.queue_heads(_LOOK)
+        self._learn([*(entry.uid for entry in entries), *(job.uid for job in holding)])
+        steps = self._given_up(entries)
+        lost = {job.uid for job, _ in steps}
+        ready = [entry for entry in entries if not entry.is_releasing and entry.uid not in lost]
+        if nodes is None:
+            order = sorted(ready, key=lambda entry: (entry.queue_key, entry.seq))
+            self._say({entry.uid: "RAY_UNREACHABLE" for entry in order}, {})
+        else:
+            verdict = self.decide(nodes, ready, holding)
+            steps += [*self._admitted(verdict), *self._yielding(verdict, holding)]
+            releasing = {entry.uid: "RELEASING" for entry in entries if entry.is_releasing}
+            self._say({**verdict.reasons, **releasing}, self._details(verdict, nodes))
+        next_hold_us = self._store.next_hold() or inf
+        look_again_us = self._store.now_us() + _LOOK_AGAIN_US if entries else inf
+        self._decided_on, self._due_us = decided_on, min(next_hold_us, look_again_us)
         return steps
 
-    def _say(self, reasons: Mapping[str, str]) -> None:
-        said = {uid: (at, reason) for at, (uid, reason) in enumerate(reasons.items(), start=1)}
+    def decide(self, nodes: Sequence[Resources], ready: Sequence[QueueEntry], holding: Sequence[StoredJob]) -> Verdict:
+        """The scheduler's verdict on what is stored."""
+        self._board.lay_out(nodes, holding, self._demands)
+        now_us = self._store.now_us()
+        return decide(
+            Snapshot(
+                now_s=now_us * _S,
+                nodes=nodes,
+                waiting=[self._waiting(entry) for entry in ready],
+                running=[self._running(job, now_us) for job in holding],
+                quotas=self._store.quotas(),
+                rules=self._rules,
+            )
+        )
+
+    def _learn(self, uids: Sequence[str]) -> None:
+        unknown = self._demands.unknown(uids)
+        for at in range(0, len(unknown), _LOOK):
+            for uid, kind, spec in self._store.specs_of(unknown[at : at + _LOOK]):
+                self._demands.learn(uid, kind, spec)
+
+    def _given_up(self, entries: Sequence[QueueEntry]) -> list[JobStep]:
+        """A job that depends on one that did not succeed will never begin, nor will one that cannot be read."""
+        message = "it was stored by another release, and this one cannot read its spec; submit its job file again"
+        unreadable = [self._store.get_job(entry.uid) for entry in entries if self._demands.of(entry.uid) is None]
+        doomed = self._store.doomed(_LOOK)
+        states = self._store.states_of([uid for job in doomed for uid in job.depends_on])
+        return [
+            *((job, Change("SPEC_UNREADABLE", message, State.FAILED)) for job in unreadable),
+            *((job, _dependency_failed(job, states)) for job in doomed),
+        ]
+
+    def _admitted(self, verdict: Verdict) -> list[JobStep]:
+        """Those that still wait: whoever was paused or cancelled meanwhile gives cause for another decision."""
+        jobs = [self._store.get_job(uid) for uid in verdict.admit]
+        change = Change("ADMITTED", "its turn has come", State.ADMITTED)
+        return [(job, change) for job in jobs if job.state is State.QUEUED]
+
+    def _yielding(self, verdict: Verdict, holding: Sequence[StoredJob]) -> list[JobStep]:
+        head = next((uid for uid, reason in verdict.reasons.items() if reason == "RESOURCES"), "")
+        victims, now_us = [job for job in holding if job.uid in verdict.preempt], self._store.now_us()
+        return [(job, change) for job in victims if (change := wishes.preempt(job, now_us, head)) is not None]
+
+    def _details(self, verdict: Verdict, nodes: Sequence[Resources]) -> dict[str, str]:
+        """What is to be said of single jobs, beyond the words of their reason."""
+        found = {}
+        for uid, reason in verdict.reasons.items():
+            if reason == "TOO_LARGE":
+                found[uid] = shortage(nodes, self._demands.of(uid) or ())
+            elif reason == "RESOURCES" and verdict.start_by_s < inf:
+                by_us = max(int(verdict.start_by_s / _S), self._store.now_us())
+                found[uid] = f"{WORDS[reason]}, by {moment(by_us)} at the latest"
+        return found
+
+    def _say(self, reasons: Mapping[str, str], details: Mapping[str, str]) -> None:
+        said = {
+            uid: Standing(at, reason, details.get(uid) or WORDS[reason])
+            for at, (uid, reason) in enumerate(list(reasons.items())[:_MOST_STANDINGS], start=1)
+        }
         if said != self._said:
             self._store.save_standings(said)
             self._said = said
 
-    def decide(
-        self,
-        now_us: int,
-        nodes: Sequence[Resources],
-        waiting: Iterable[StoredJob],
-        holding: Iterable[StoredJob],
-        quotas: Mapping[str, Quota],
-    ) -> Verdict:
-        snapshot = Snapshot(
-            now_s=now_us * _S,
-            nodes=nodes,
-            waiting=[self._waiting(job, demand) for job in waiting if (demand := self._demand(job)) is not None],
-            running=self._running(nodes, holding),
-            quotas=quotas,
-            rules=self._rules,
-        )
-        return decide(snapshot)
-
-    def _demand(self, job: StoredJob) -> Demand | None:
-        return self._demands.of(job.uid, job.kind, job.spec)
-
-    def _given_up(self, job: StoredJob, states: Mapping[str, State]) -> Change | None:
-        """A job that depends on one that did not succeed will never begin, nor will one that cannot be read."""
-        if self._demand(job) is None:
-            message = "it was stored by another release, and this one cannot read its spec; submit its job file again"
-            return Change("SPEC_UNREADABLE", message, State.FAILED)
-        for uid in job.depends_on:
-            state = states.get(uid)
-            if state is None or (state in TERMINAL and state is not State.SUCCEEDED):
-                how = "is not there" if state is None else f"ended as {state.value}"
-                return Change("DEPENDENCY_FAILED", f"it depends on {uid}, which {how}", State.FAILED)
-        return None
-
-    def _waiting(self, job: StoredJob, demand: Demand) -> Waiting:
+    def _waiting(self, entry: QueueEntry) -> Waiting:
         return Waiting(
+            uid=entry.uid,
+            project=entry.project,
+            demand=self._demands.of(entry.uid) or (),
+            priority=entry.priority,
+            since_s=entry.queue_since_us * _S,
+            seq=entry.seq,
+            limit_s=_left_s(entry.max_run_duration_us, entry.ran_us),
+        )
+
+    def _running(self, job: StoredJob, now_us: int) -> Running:
+        since_us = job.running_since_us or job.update_time_us
+        return Running(
             uid=job.uid,
             project=job.project,
-            demand=demand,
+            placement=self._board.placements[job.uid],
             priority=job.priority,
-            since_s=(job.queue_since_us or job.create_time_us) * _S,
-            seq=job.seq,
-            limit_s=_seconds(job.max_run_duration_us),
+            since_s=since_us * _S,
+            ends_by_s=now_us * _S + _left_s(job.max_run_duration_us, job.ran_until(now_us)),
+            waited_since_s=(job.queue_since_us or job.create_time_us) * _S,
+            can_yield=job.state is State.RUNNING and not _is_spent(job),
+            is_leaving=job.state not in ACTIVE or job.state in _LEAVING,
         )
 
-    def _running(self, nodes: Sequence[Resources], holding: Iterable[StoredJob]) -> list[Running]:
-        """One that has no place any more, since nodes went away, counts against its quota, and against nothing else."""
-        space, found = Space(nodes), list[Running]()
-        for job in sorted(holding, key=lambda job: (job.start_time_us or inf, job.seq)):
-            placement = space.place(self._demand(job) or ()) or ()
-            space.take(placement)
-            since_s = (job.start_time_us or job.update_time_us) * _S
-            can_yield = job.state is State.RUNNING and not _is_spent(job)
-            ends_by_s = since_s + _seconds(job.max_run_duration_us)
-            found.append(Running(job.uid, job.project, placement, job.priority, since_s, ends_by_s, can_yield))
-        return found
+
+def _dependency_failed(job: StoredJob, states: Mapping[str, State]) -> Change:
+    lost = (uid for uid in job.depends_on if states.get(uid) in (None, State.FAILED, State.CANCELLED))
+    uid = next(lost, "a job")
+    how = f"ended as {states[uid].value}" if uid in states else "is not there any more"
+    return Change("DEPENDENCY_FAILED", f"it depends on {uid}, which {how}; it was never begun", State.FAILED)
 
 
 def _is_spent(job: StoredJob) -> bool:
@@ -130,5 +196,6 @@ def _is_spent(job: StoredJob) -> bool:
     return most is not None and job.preemptions >= most
 
 
-def _seconds(duration_us: int | None) -> float:
-    return inf if duration_us is None else duration_us * _S
+def _left_s(limit_us: int | None, ran_us: int) -> float:
+    """Of the time that it may run."""
+    return inf if limit_us is None else max(0, limit_us - ran_us) * _S

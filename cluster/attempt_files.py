@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cluster.ids import hash_token
 from cluster.settings import Settings
 from cluster.store.records import StoredAttempt, StoredJob, StoredModel, Terminal
 from cluster.wire import terminal_from_proto
-from trainer.atomic import write_json
+from trainer.atomic import write_bytes, write_json
 
 log = structlog.get_logger(__name__)
 
@@ -38,20 +38,29 @@ def log_path(settings: Settings, attempt: StoredAttempt) -> Path:
 
 
 def attempt_document(
-    settings: Settings, job: StoredJob, models: Mapping[str, StoredModel], token: str, address: str
+    settings: Settings, job: StoredJob, models: Mapping[str, StoredModel], token: str, control_planes: Sequence[str]
 ) -> dict[str, Any]:
     """What attempt.json says of the job's last attempt."""
     return {
         "job_uid": job.uid,
         "attempt": len(job.attempts),
         "lease_token": token,
-        "control_plane": address,
+        "control_planes": list(control_planes),
+        "tls": _driver_tls(settings),
         "kind": job.kind,
         "name": job.name,
         "spec": job.spec,
         "models": {text: {"reference": model.reference, "path": model.path} for text, model in models.items()},
         "publish_dir": _publish_dir(settings, job),
     }
+
+
+def _driver_tls(settings: Settings) -> dict[str, str] | None:
+    """How the driver knows this server: by a CA that lies beside attempt.json. Keys stay where they are."""
+    if settings.tls_cert is None:
+        return None
+    client = {"certificate": settings.tls_driver_cert, "key": settings.tls_driver_key}
+    return {"ca": "ca.pem", **{name: str(path) for name, path in client.items() if path}}
 
 
 def _publish_dir(settings: Settings, job: StoredJob) -> str:
@@ -65,6 +74,8 @@ def write_attempt(settings: Settings, attempt: StoredAttempt, document: Mapping[
     if not jobs.is_dir():  # it was made at start-up
         raise FileNotFoundError(errno.ENOENT, "no such directory; is the storage mounted?", str(jobs))
     path = attempt_dir(settings, attempt) / "attempt.json"
+    if settings.tls_cert is not None:
+        write_bytes(path.with_name("ca.pem"), (settings.tls_ca or settings.tls_cert).read_bytes())
     write_json(path, document, mode=0o600)
     return path
 

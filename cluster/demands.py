@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.capacity import Bundle, Demand, Resources
@@ -28,20 +28,21 @@ class Demands:
     """Of stored jobs, by uid: a spec never changes, and reading it costs a millisecond."""
 
     def __init__(self, most: int = 20_000) -> None:
-        self._read = lru_cache(maxsize=most)(self._parse)
-        self._documents: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        self._known: OrderedDict[str, Demand | None] = OrderedDict()
+        self._most = most
 
-    def of(self, uid: str, kind: str, spec: Mapping[str, Any]) -> Demand | None:
-        """None: another release stored a spec that this one cannot read."""
-        self._documents[uid] = (kind, spec)
-        try:
-            return self._read(uid)
-        finally:
-            del self._documents[uid]
+    def unknown(self, uids: Iterable[str]) -> list[str]:
+        return [uid for uid in uids if uid not in self._known]
 
-    def _parse(self, uid: str) -> Demand | None:
-        kind, spec = self._documents[uid]
+    def learn(self, uid: str, kind: str, spec: Mapping[str, Any]) -> None:
         try:
-            return demand_of(parse_spec(kind, spec))
+            self._known[uid] = demand_of(parse_spec(kind, spec))
         except SpecError:
-            return None
+            self._known[uid] = None
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def of(self, uid: str) -> Demand | None:
+        """None: another release stored a spec that this one cannot read. Only after it was learned."""
+        self._known.move_to_end(uid)
+        return self._known[uid]

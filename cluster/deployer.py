@@ -90,6 +90,14 @@ class Deployer:
         statuses = {each.name: self._status(each, seen) for each in deployments}
         return {name: status for name, status in statuses.items() if status is not None}
 
+    async def ours(self) -> set[str]:
+        """Names of the applications on Serve that this installation has deployed, wanted or not."""
+        seen = await self._read()
+        foreign = self._foreign_names(seen)
+        return {
+            name for name, each in seen["applications"].items() if name not in foreign and each["status"] != "DELETING"
+        }
+
     async def _read(self) -> Json:
         reply = await self._ask("GET", timeout_s=_READ_TIMEOUT_S)
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -24,7 +24,10 @@ log = structlog.get_logger(__name__)
 
 
 class Serving(Protocol):
-    """What the reconciler needs of Ray Serve."""
+    """What the control plane needs of Ray Serve."""
+
+    async def ours(self) -> Collection[str]:
+        """Names of the applications that this installation has deployed."""
 
     async def apply(
         self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
@@ -38,7 +41,11 @@ class Serving(Protocol):
 class DeploymentReconciler:
     """Acts for all deployments of one store."""
 
-    def __init__(self, settings: Settings, store: Store, serving: Serving) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, serving: Serving, leads: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`leads` tells whether this control plane is the one of several that acts."""
+        self._leads = leads
         self._settings = settings
         self._store = store
         self._serving = serving
@@ -48,6 +55,8 @@ class DeploymentReconciler:
 
     async def round(self) -> None:
         """Bring Serve to the stored deployments, and note how far each is. Asks nothing of Ray while there are none."""
+        if not self._leads():
+            return
         try:
             stored = await asyncio.to_thread(self._store.list_deployments)
             if not stored:

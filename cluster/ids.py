@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import string
 
 # Without 0, 1: they are read as o and l.
 _ALPHABET = string.ascii_lowercase + "23456789"
 _SUFFIX_LENGTH = 8
+_JOB_UID = re.compile(rf"[a-z][a-z0-9-]{{0,39}}-[{_ALPHABET}]{{{_SUFFIX_LENGTH}}}")
 
 
 def _random_suffix(length: int) -> str:
@@ -28,6 +30,16 @@ def new_request_id() -> str:
 def ray_job_id(job_uid: str, attempt: int) -> str:
     """Ray's submission id of one attempt. Ray itself refuses a second job of the same id."""
     return f"{job_uid}-{attempt}"
+
+
+def new_installation_id() -> str:
+    """What tells the Ray jobs and the storage of one installation from those of another."""
+    return f"ath-{_random_suffix(12)}"
+
+
+def is_job_uid(text: str) -> bool:
+    """Whether a name is of the form that `new_job_uid` gives."""
+    return _JOB_UID.fullmatch(text) is not None
 
 
 def new_token_id() -> str:

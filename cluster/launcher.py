@@ -15,11 +15,15 @@ import httpx
 from cluster.capacity import Resources
 from cluster.errors import RayRefused, RayUnreachable
 from cluster.policy import View
+from cluster.ray_state import ALIVE_ACTORS, ENDED, ListedJob, listed_jobs, sum_reserved
 from cluster.settings import Settings
 
 _TIMEOUT = httpx.Timeout(15.0, connect=3.0)
-_MOST_NODES = 10_000
-_ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+_MOST_ROWS = 10_000
+
+
+INSTALLATION = "athanor.installation"
+"""Key of a submission's metadata that says which installation a job belongs to."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Launcher(Protocol):
     async def nodes(self) -> list[RayNode]:
         """All machines that Ray knows of, the head first."""
 
+    async def reserved(self) -> Mapping[str, Resources]:
+        """Node id -> what placement groups and actors have reserved there, whoever started them."""
+
+    async def jobs(self) -> list[ListedJob]:
+        """All jobs that were submitted to this Ray and that it still knows."""
+
     async def look(self, ray_job_id: str) -> RayJob:
         """UNKNOWN, ALIVE or ENDED."""
 
@@ -86,19 +96,34 @@ class RayLauncher:
         return str(_json(await self._call("GET", "/api/version"))["ray_version"])
 
     async def nodes(self) -> list[RayNode]:
-        document = _json(await self._call("GET", f"/api/v0/nodes?limit={_MOST_NODES}"))
+        document = _json(await self._call("GET", f"/api/v0/nodes?limit={_MOST_ROWS}"))
         try:
             found = [_node(row) for row in document["data"]["result"]["result"]]
         except (KeyError, TypeError, ValueError) as error:
             raise RayUnreachable("RAY_UNREACHABLE", f"Ray's list of nodes cannot be read: {error!r}") from error
         return sorted(found, key=lambda node: (not node.is_head, node.address, node.id))
 
+    async def reserved(self) -> Mapping[str, Resources]:
+        groups = await self._call("GET", f"/api/v0/placement_groups?detail=1&limit={_MOST_ROWS}")
+        actors = await self._call("GET", f"/api/v0/actors?detail=1&{ALIVE_ACTORS}&limit={_MOST_ROWS}")
+        try:
+            return sum_reserved(*(_json(answer)["data"]["result"]["result"] for answer in (groups, actors)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RayUnreachable("RAY_UNREACHABLE", f"what Ray says of its nodes cannot be read: {error!r}") from error
+
+    async def jobs(self) -> list[ListedJob]:
+        rows = _document(await self._call("GET", "/api/jobs/"))
+        try:
+            return listed_jobs(rows)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RayUnreachable("RAY_UNREACHABLE", f"Ray's list of jobs cannot be read: {error!r}") from error
+
     async def look(self, ray_job_id: str) -> RayJob:
         answer = await self._call("GET", f"/api/jobs/{ray_job_id}")
         if _says_unknown(answer):
             return RayJob(View.UNKNOWN)
         job = _json(answer)
-        view = View.ENDED if job.get("status") in _ENDED else View.ALIVE
+        view = View.ENDED if job.get("status") in ENDED else View.ALIVE
         return RayJob(view, _last_line(str(job.get("message") or "")))
 
     async def submit(self, submission: Submission) -> None:
@@ -161,15 +186,18 @@ def _says_unknown(answer: httpx.Response) -> bool:
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:
+    return dict(_document(answer))
+
+
+def _document(answer: httpx.Response) -> Any:
     if answer.is_error:
         raise RayUnreachable(
             "RAY_UNREACHABLE", f"Ray's dashboard answered {answer.status_code}: {_last_line(answer.text)}"
         )
     try:
-        document = answer.json()
+        return answer.json()
     except ValueError as error:
         raise RayUnreachable("RAY_UNREACHABLE", f"what answers at {answer.url} is not Ray's dashboard") from error
-    return dict(document)
 
 
 def _raise_refused(answer: httpx.Response) -> None:

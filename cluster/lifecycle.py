@@ -29,6 +29,8 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 LIVE = frozenset(State) - TERMINAL
 # States that hold cluster resources: the scheduler counts them.
 ACTIVE = LIVE - {State.QUEUED, State.PAUSED}
+# Those to which resources are promised, whether or not an attempt uses them yet.
+CLAIMING = ACTIVE - {State.PAUSING, State.CANCELLING}
 # The reason of an attempt whose driver was told from outside to end: it says nothing about the job.
 DRIVER_TERMINATED = "DRIVER_TERMINATED"
 # The reason of a job that pauses to make room: it goes back into the queue by itself.

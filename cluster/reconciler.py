@@ -1,28 +1,30 @@
 """The one loop that moves jobs: looks at what is stored and at what is there, and makes the next step of each.
 
-Level-triggered and idempotent: it remembers nothing between two rounds, so it may be killed between any two lines and
-started again. What to do is decided in policy.py; here it is only done.
+Level-triggered and idempotent: nothing that it remembers between two rounds matters, so it may be killed between any
+two lines and started again. What to do is decided in policy.py; here it is only done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar, assert_never
 
 import structlog
 
-from cluster import attempt_files, policy
+from cluster import attempt_files, changes, policy
 from cluster.admission import Admission
+from cluster.capacity import Resources
 from cluster.errors import ClusterError, Conflict, RayRefused, RayUnreachable
 from cluster.ids import hash_token, new_lease_token
-from cluster.launcher import Launcher, RayJob, Submission
-from cluster.lifecycle import ACTIVE
+from cluster.launcher import INSTALLATION, Launcher, RayJob, Submission
+from cluster.lifecycle import State
 from cluster.metrics import Metrics
 from cluster.policy import Decision, Release, Sight, Step, Stop, Submit, View, Wait
 from cluster.registry import resolve
+from cluster.replicas import Replicas
 from cluster.settings import Settings
 from cluster.store.records import Change, StoredAttempt, StoredJob, Terminal
 from cluster.store.store import Store
@@ -49,14 +51,13 @@ class RayStatus:
 class Reconciler:
     """Acts for all jobs of one store."""
 
-    def __init__(self, settings: Settings, store: Store, launcher: Launcher, address: str) -> None:
-        """`address` is the host:port under which drivers reach this control plane."""
+    def __init__(self, settings: Settings, store: Store, launcher: Launcher, replicas: Replicas) -> None:
         self.ray = RayStatus()
         self.metrics = Metrics()
         self._settings = settings
         self._store = store
-        self._launcher = launcher
-        self._address = address
+        self.launcher = launcher
+        self.replicas = replicas
         self._admission = Admission(settings.scheduling, store)
         self._listening_since_us = store.now_us()
 
@@ -70,49 +71,67 @@ class Reconciler:
     async def round(self) -> None:
         """One look at everything. A job that cannot be helped now does not keep the others waiting."""
         try:
+            await self.replicas.beat()
             await self._look_at_ray()
-            await self._admit()
-            jobs = await self._do(self._store.jobs_in, ACTIVE)
-            jobs += await self._do(self._store.unreleased)
-            jobs += await self._do(self._store.preempted)
+            jobs = {job.uid: job for job in await self._do(self._store.to_tend)}
+            jobs |= {job.uid: job for job in await self._admit(jobs.values())}
         except (ClusterError, OSError) as error:
             log.warning("round.failed", error=str(error))
             return
         except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("round.crashed", exc_info=error)
             return
-        for job in jobs:
+        for job in filter(lambda job: self.replicas.tends(job.uid), jobs.values()):
             with structlog.contextvars.bound_contextvars(job=job.uid):
                 await self._tend(job)
 
     async def _look_at_ray(self) -> None:
         was_reachable = self.ray.reachable
         try:
-            self.ray.version = await self._launcher.version()
+            self.ray.version = await self.launcher.version()
             self.ray.reachable, self.ray.words = True, ""
         except RayUnreachable as error:
             self.ray.reachable, self.ray.words = False, error.message
         if was_reachable != self.ray.reachable:
             log.info("ray.seen" if self.ray.reachable else "ray.unreachable", words=self.ray.words)
 
-    async def _admit(self) -> None:
-        """One decision of the scheduler. A job that changes meanwhile is decided on in the next round."""
-        if not self.ray.reachable:
-            return
-        nodes = [node.total for node in await self._launcher.nodes() if node.is_alive]
+    async def _admit(self, jobs: Iterable[StoredJob]) -> list[StoredJob]:
+        """One decision of the scheduler, if it could be another than the last; the jobs that it moved, as they are now.
+
+        One that changes meanwhile is decided on anew in the next round.
+        """
+        if not self.replicas.leads:
+            self._admission.again()
+            return []
+        holding = [job for job in jobs if job.may_hold]
+        if not await self._do(self._admission.is_due, holding, ray_is_seen=self.ray.reachable):
+            return []
+        nodes, moved = await self._nodes(), []
         with self.metrics.decision():
-            decided = await self._do(self._admission.round, nodes)
+            decided = await self._do(self._admission.round, nodes, holding)
         for job, change in decided:
             try:
-                await self._step(job, change)
+                moved.append(await self._step(job, change))
             except Conflict:
+                self._admission.again()
                 log.debug("job.changed_meanwhile", job=job.uid)
+        return moved
+
+    async def _nodes(self) -> list[Resources] | None:
+        """What each node has; None: that cannot be seen."""
+        if not self.ray.reachable:
+            return None
+        try:
+            return [node.total for node in await self.launcher.nodes() if node.is_alive]
+        except RayUnreachable as error:
+            log.warning("ray.nodes_unseen", error=error.message)
+            return None
 
     async def _tend(self, job: StoredJob) -> None:
         """Make the steps of one job that can be made now. What goes wrong with it is noted on it, and stays there."""
         try:
             job = await self._advance(job)
-            await self._note(job, policy.unblocked(job, self._store.now_us()))
+            await self._note(job, changes.unblocked(job, self._store.now_us()))
         except Conflict:
             log.debug("job.changed_meanwhile")
         except ClusterError as error:
@@ -140,7 +159,7 @@ class Reconciler:
         """Note what keeps a job from going on, on the job as it is now."""
         try:
             job = await self._do(self._store.get_job, job.uid)
-            await self._note(job, policy.blocked(job, reason, clean(message), self._store.now_us()))
+            await self._note(job, changes.blocked(job, reason, clean(message), self._store.now_us()))
         except Exception as error:  # as at the process boundary: there is nothing left to tell it to
             log.error("job.not_noted", exc_info=error)
 
@@ -157,7 +176,8 @@ class Reconciler:
         return self._sight(seen, terminal)
 
     def _sight(self, seen: RayJob, terminal: Terminal | None = None) -> Sight:
-        return Sight(self._store.now_us(), seen.view, seen.words, terminal, self._listening_since_us)
+        since_us = max(self._listening_since_us, self.replicas.changed_us)
+        return Sight(self._store.now_us(), seen.view, seen.words, terminal, since_us)
 
     async def _look(self, attempt: StoredAttempt) -> RayJob:
         if not self.ray.reachable:
@@ -165,12 +185,13 @@ class Reconciler:
         if attempt.submit_time_us is None:
             return RayJob(View.UNKNOWN)
         try:
-            return await self._launcher.look(attempt.ray_job_id)
+            return await self.launcher.look(attempt.ray_job_id)
         except RayUnreachable as error:
             return RayJob(View.UNREACHABLE, error.message)
 
     async def _note_condition(self, job: StoredJob, sight: Sight) -> StoredJob:
-        change = None if job.is_terminal else policy.condition_change(job, sight, self._settings)
+        is_at_rest = job.is_terminal or job.state is State.QUEUED
+        change = None if is_at_rest else policy.condition_change(job, sight, self._settings)
         return await self._note(job, change)
 
     async def _note(self, job: StoredJob, change: Change | None) -> StoredJob:
@@ -186,7 +207,7 @@ class Reconciler:
             case Submit():
                 return await self._submit(job)
             case Stop(then):
-                await self._launcher.stop(_last(job).ray_job_id)
+                await self.launcher.stop(_last(job).ray_job_id)
                 log.info("ray.stop_asked")
                 return await self._step(job, then) if then else None
             case Release():
@@ -208,21 +229,21 @@ class Reconciler:
         submission = Submission(
             attempt.ray_job_id,
             attempt_files.entrypoint(self._settings, path),
-            metadata={"job": job.name, "kind": job.kind},
+            metadata={"job": job.name, "kind": job.kind, INSTALLATION: await self._do(self._store.installation_id)},
             env=self._settings.driver_env,
         )
         try:
-            await self._launcher.submit(submission)
+            await self.launcher.submit(submission)
         except RayRefused as error:
-            return await self._step(job, policy.refused(job, error.message, self._store.now_us()))
-        return await self._step(job, policy.started(job, self._store.now_us()))
+            return await self._step(job, changes.refused(job, error.message, self._store.now_us()))
+        return await self._step(job, changes.started(job, self._store.now_us()))
 
     def _prepare(self, job: StoredJob) -> Path:
         """Write attempt.json, with the token that an earlier try left, if it left one."""
         attempt = _last(job)
         token = attempt_files.stored_token(self._settings, attempt) or new_lease_token()
         models = {text: resolve(self._store, pinned) for text, pinned in job.resolved_models.items()}
-        document = attempt_files.attempt_document(self._settings, job, models, token, self._address)
+        document = attempt_files.attempt_document(self._settings, job, models, token, self.replicas.addresses)
         now_us = self._store.now_us()
         self._store.mark_attempt(job, lease_token_sha256=hash_token(token), submit_time_us=now_us)
         return attempt_files.write_attempt(self._settings, attempt, document)

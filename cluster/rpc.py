@@ -68,7 +68,7 @@ def explain(error: grpc.RpcError, address: str) -> RequestFailed:
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
-        return RequestFailed(code, "NO_ANSWER", f"no answer in {RPC_TIMEOUT_S:g} s from {address}; it may be very busy")
+        return RequestFailed(code, "NO_ANSWER", f"no answer in time from {address}; it may be very busy")
     return RequestFailed(code, reason or code.name, call.details() or code.name, violations)
 
 
@@ -82,7 +82,12 @@ def once(call: Callable[[], Answer], address: str) -> Answer:
 
 def repeat(call: Callable[[], Answer], address: str, *, patience_s: float) -> Answer:
     """As `once`, asked again for so long, once at least, while no answer comes. Only for calls that may be repeated."""
-    return cast(Answer, tenacity.Retrying(**_patience(patience_s))(once, call, address))
+    return persist(lambda: once(call, address), patience_s=patience_s)
+
+
+def persist(call: Callable[[], Answer], *, patience_s: float) -> Answer:
+    """As `repeat`, of a call that raises RequestFailed by itself."""
+    return tenacity.Retrying(**_patience(patience_s))(call)
 
 
 async def once_async(call: Callable[[], Awaitable[Answer]], address: str) -> Answer:

@@ -1,19 +1,20 @@
 """Which waiting jobs begin now, which running ones make room, and why all others wait: pure functions over a snapshot.
 
 Reads no store and starts nothing. The order is a score: a job's priority, plus what it gains by waiting, less what its
-project holds already. The first job in that order that does not fit is the *head*: its start is reserved, later jobs
-may go before it only where that cannot delay it (EASY backfill, Lifka 1995), and lower ones may be asked to yield.
-Shares are dominant ones (DRF, Ghodsi et al. 2011).
+project holds already. The first job in that order that does not fit is the *head*: lower ones may be asked to make room
+for it, its start is reserved, and later jobs go before it only where that cannot delay it (EASY backfill, Lifka 1995).
+Shares are dominant ones (DRF, Ghodsi et al. 2011). docs/scheduling.md tells it at length.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from cluster.capacity import Demand, Placement, Resources, Space, total
+from cluster.capacity import Demand, Placement, Resources, Returns, Space, total
 
 _HOUR_S = 3600.0
 
@@ -45,8 +46,12 @@ class Running:
     since_s: float
     """When it began to run."""
     ends_by_s: float = inf
+    waited_since_s: float = inf
+    """When it began to wait before it ran; what it gained by waiting protects it from those who came after."""
     can_yield: bool = True
-    """It may be asked to make room: it resumes from a checkpoint. False while it is on its way out already."""
+    """It may be asked to make room: it goes on from a checkpoint later."""
+    is_leaving: bool = False
+    """It is on its way out already."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Verdict:
     admit: tuple[str, ...]
     preempt: tuple[str, ...]
     reasons: Mapping[str, str]
+    start_by_s: float = inf
+    """When the head (the job with reason RESOURCES) begins at the latest; inf: nobody can tell."""
 
 
 def decide(snapshot: Snapshot) -> Verdict:
@@ -112,7 +119,7 @@ def decide(snapshot: Snapshot) -> Verdict:
         behind += desk.head is not None
         if behind > snapshot.rules.backfill_depth:
             break
-    return Verdict(tuple(desk.admitted), tuple(_victims(snapshot, desk)), desk.reasons)
+    return Verdict(tuple(desk.admitted), tuple(desk.yielding), desk.reasons, desk.start_s)
 
 
 def queue_key(priority: int, since_s: float, seq: int, rules: Rules) -> tuple[float, int]:
@@ -126,23 +133,24 @@ def place_in_queue(priority: int, now_us: int) -> dict[str, object]:
 
 
 def _in_order(snapshot: Snapshot, desk: _Desk) -> Iterator[Waiting]:
-    """By score. What a project holds changes as its jobs are admitted, so the next one is always chosen anew."""
-    rules, queues = snapshot.rules, defaultdict[str, list[Waiting]](list)
+    """By score. What a project holds changes as its jobs are admitted, so its next one is ranked after that."""
+    rules, queues = snapshot.rules, defaultdict[str, list[tuple[tuple[float, int], Waiting]]](list)
     for job in snapshot.waiting:
-        queues[job.project].append(job)
+        queues[job.project].append((queue_key(job.priority, job.since_s, job.seq, rules), job))
+
+    def rank(project: str) -> tuple[float, int, str]:
+        key, seq = queues[project][-1][0]
+        return key + rules.share_points * desk.share(project), seq, project
+
     for queue in queues.values():
-        queue.sort(key=lambda job: queue_key(job.priority, job.since_s, job.seq, rules), reverse=True)
-
-    def rank(project: str) -> tuple[float, int]:
-        job = queues[project][-1]
-        key, seq = queue_key(job.priority, job.since_s, job.seq, rules)
-        return key + rules.share_points * desk.share(project), seq
-
-    while queues:
-        project = min(queues, key=rank)
-        yield queues[project].pop()
-        if not queues[project]:
-            del queues[project]
+        queue.sort(key=lambda entry: entry[0], reverse=True)
+    ranks = [rank(project) for project in queues]
+    heapq.heapify(ranks)
+    while ranks:
+        *_, project = heapq.heappop(ranks)
+        yield queues[project].pop()[1]
+        if queues[project]:
+            heapq.heappush(ranks, rank(project))
 
 
 class _Desk:
@@ -150,21 +158,21 @@ class _Desk:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.admitted: list[str] = []
+        self.yielding: list[str] = []
         self.reasons: dict[str, str] = {}
         self.head: Waiting | None = None
-        self.space = Space(snapshot.nodes)
+        self.start_s = inf
         self._snapshot = snapshot
-        self._empty = self.space.copy()
+        self._empty = Space(snapshot.nodes)
+        self._space = self._empty.copy()
         self._possible: dict[Demand, bool] = {}
-        self._whole = self.space.free
+        self._whole = self._space.free
         self._held = defaultdict[str, list[float]](lambda: [0.0, 0.0, 0.0])
         self._ends: list[tuple[float, Placement]] = []
-        self._start_s = inf
         self._beside: Space | None = None
+        self._space.take(*(job.placement for job in snapshot.running))
         for job in snapshot.running:
-            self.space.take(job.placement)
-            self._hold(job.project, _taken(job.placement))
-            self._ends.append((job.ends_by_s, job.placement))
+            self._hold(job.project, job.placement)
 
     def share(self, project: str) -> float:
         """The largest part of any resource that the project holds, by its weight."""
@@ -177,88 +185,106 @@ class _Desk:
     def refusal(self, job: Waiting) -> str:
         """Why it cannot begin whatever the others do; empty if it can."""
         quota, asked, held = self._quota(job.project), total(job.demand), self._held[job.project]
-        if len(self.admitted) + len(self._snapshot.running) >= self._snapshot.rules.max_running_jobs:
-            return "RUNNING_JOBS_LIMIT"
-        if held[2] + 1 > quota.jobs or held[0] + asked.cpus > quota.cpus or held[1] + asked.gpus > quota.gpus:
-            return "QUOTA"
         if job.demand not in self._possible:
             self._possible[job.demand] = self._empty.place(job.demand) is not None
-        return "" if self._possible[job.demand] else "TOO_LARGE"
+        if not self._possible[job.demand]:
+            return "TOO_LARGE"
+        if len(self.admitted) + len(self._snapshot.running) >= self._snapshot.rules.max_running_jobs:
+            return "RUNNING_JOBS_LIMIT"
+        is_over = held[2] + 1 > quota.jobs or held[0] + asked.cpus > quota.cpus or held[1] + asked.gpus > quota.gpus
+        return "QUOTA" if is_over else ""
 
     def admit(self, job: Waiting) -> bool:
         """If there is room now."""
-        placement = self.space.place(job.demand)
+        placement = self._space.place(job.demand)
         if placement is not None:
             self._begin(job, placement)
         return placement is not None
 
     def reserve(self, job: Waiting) -> None:
-        """When it can begin at the latest, and what will be free beside it then."""
+        """Who makes room for it, when it can begin at the latest, and what will be free beside it then."""
         self.head, self.reasons[job.uid] = job, "RESOURCES"
-        then = self.space.copy()
-        for end_s, placement in sorted(self._ends, key=lambda one: one[0]):
-            if end_s == inf:
-                return
-            then.give_back(placement)
-            start = then.place(job.demand)
-            if start is not None:
-                then.take(start)
-                self._start_s, self._beside = end_s, then
-                return
+        self.yielding = [victim.uid for victim in self._victims(job)]
+        ends = sorted([*self._ends, *map(self._end_of, self._snapshot.running)], key=lambda end: end[0])
+        returns = Returns(self._space, [placement for end_s, placement in ends if end_s < inf])
+        count = returns.enough_for(job.demand)
+        if count is None:
+            return
+        self.start_s = ends[count - 1][0]
+        self._beside = returns.after(count)
+        self._beside.take(self._beside.place(job.demand) or ())
 
     def backfill(self, job: Waiting) -> bool:
         """Admits it if it has ended when the head begins, or fits beside the head. Without a reservation: never."""
         if self._beside is None:
             return False
-        placement = self.space.place(job.demand)
+        placement = self._space.place(job.demand)
         if placement is None:
             return False
-        if self._snapshot.now_s + job.limit_s > self._start_s:
+        if self._snapshot.now_s + job.limit_s > self.start_s:
             if not self._beside.has_room_for(placement):
                 return False
             self._beside.take(placement)
         self._begin(job, placement)
         return True
 
+    def _victims(self, head: Waiting) -> list[Running]:
+        """The lowest and youngest jobs whose resources the head needs; none, if even all of them would not do."""
+        if not self._snapshot.rules.preempts:
+            return []
+        space = self._space.copy()
+        space.give_back(*(job.placement for job in self._snapshot.running if job.is_leaving))
+        lower = sorted(self._lower_than(head), key=lambda job: (job.priority, -job.since_s, job.uid))
+        returns = Returns(space, [job.placement for job in lower])
+        count = returns.enough_for(head.demand)
+        return _needed(head.demand, returns.after(count), lower[:count]) if count else []
+
+    def _lower_than(self, head: Waiting) -> Iterator[Running]:
+        """Far below it as given, and behind it in the queue if they waited still: so nobody makes room for ever."""
+        rules = self._snapshot.rules
+        key = queue_key(head.priority, head.since_s, head.seq, rules)
+        for job in self._snapshot.running:
+            is_far_below = job.priority + rules.yield_margin <= head.priority
+            is_behind = queue_key(job.priority, job.waited_since_s, 0, rules) > key
+            if job.can_yield and not job.is_leaving and is_far_below and is_behind:
+                yield job
+
+    def _end_of(self, job: Running) -> tuple[float, Placement]:
+        is_leaving = job.is_leaving or job.uid in self.yielding
+        return self._snapshot.now_s if is_leaving else job.ends_by_s, job.placement
+
     def _begin(self, job: Waiting, placement: Placement) -> None:
-        self.space.take(placement)
-        self._hold(job.project, _taken(placement))
+        self._space.take(placement)
+        self._hold(job.project, placement)
         self._ends.append((self._snapshot.now_s + job.limit_s, placement))
         self.admitted.append(job.uid)
 
-    def _hold(self, project: str, taken: Resources) -> None:
+    def _hold(self, project: str, placement: Placement) -> None:
         held = self._held[project]
-        held[0], held[1], held[2] = held[0] + taken.cpus, held[1] + taken.gpus, held[2] + 1
+        for _, (cpus, gpus) in placement:
+            held[0] += cpus
+            held[1] += gpus
+        held[2] += 1
 
     def _quota(self, project: str) -> Quota:
         return self._snapshot.quotas.get(project, Quota())
 
 
-def _victims(snapshot: Snapshot, desk: _Desk) -> list[str]:
-    """The lowest and youngest jobs whose resources the head needs; none, if even all of them would not do."""
-    head, rules = desk.head, snapshot.rules
-    if head is None or not rules.preempts:
-        return []
-    leaving = [job for job in snapshot.running if not job.can_yield]
-    lower = [job for job in snapshot.running if job.can_yield and job.priority + rules.yield_margin <= head.priority]
-    space, chosen = desk.space.copy(), list[Running]()
+def _needed(demand: Demand, space: Space, leaving: Sequence[Running]) -> list[Running]:
+    """Who of those whose leaving made this room must really go: none without whom there is room as well."""
+    nodes, chosen = _nodes(space.place(demand)), []
     for job in leaving:
-        space.give_back(job.placement)
-    for job in sorted(lower, key=lambda job: (job.priority, -job.since_s, job.uid)):
-        if space.place(head.demand) is not None:
-            break
-        space.give_back(job.placement)
-        chosen.append(job)
-    if space.place(head.demand) is None:
-        return []
-    for job in list(chosen):  # who was taken before a larger one may not be needed any more
         space.take(job.placement)
-        if space.place(head.demand) is not None:
-            chosen.remove(job)
-        else:
+        if nodes.isdisjoint(_nodes(job.placement)):
+            continue
+        placement = space.place(demand)
+        if placement is None:
             space.give_back(job.placement)
-    return [job.uid for job in chosen]
+            chosen.append(job)
+        else:
+            nodes = _nodes(placement)
+    return chosen
 
 
-def _taken(placement: Placement) -> Resources:
-    return Resources(sum(part.cpus for _, part in placement), sum(part.gpus for _, part in placement))
+def _nodes(placement: Placement | None) -> set[int]:
+    return {node for node, _ in placement or ()}

@@ -37,10 +37,13 @@ from grpc_reflection.v1alpha import reflection
 from cluster.deployer import Deployer
 from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
+from cluster.housekeeping import Housekeeping
 from cluster.launcher import Launcher, RayLauncher
 from cluster.metrics import Metrics
 from cluster.metrics import serving as serving_metrics
-from cluster.reconciler import RayStatus, Reconciler
+from cluster.orphans import Orphans
+from cluster.reconciler import Reconciler
+from cluster.replicas import Replicas
 from cluster.security.audit import AuditLog
 from cluster.security.limits import MAX_MESSAGE_BYTES
 from cluster.security.policies import policies_of
@@ -151,15 +154,22 @@ async def running_server(
         address = _bind(server, settings)
         launcher = launcher or _ray_launcher(stack, settings)
         serving = serving or _deployer(stack, settings)
-        reconciler = Reconciler(settings, store, launcher, settings.advertise or address)
-        deployments = DeploymentReconciler(settings, store, serving)
+        replicas = _replicas(settings, store, address)
+        stack.push_async_callback(replicas.leave)
+        reconciler = Reconciler(settings, store, launcher, replicas)
+        deployments = DeploymentReconciler(settings, store, serving, leads=lambda: replicas.leads)
+        orphans = Orphans(settings, store, launcher, serving, leads=lambda: replicas.leads)
+        tidying = Housekeeping(settings, store)
         _measure(stack, settings, metrics, store, reconciler)
-        _add_services(server, settings, store, wake_up, launcher, reconciler.ray)
+        _add_services(server, settings, store, wake_up, reconciler)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(store, tokens), server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(store), server)
-        await stack.enter_async_context(_background(reconciler.run(wake_up), deployments.run(wake_up)))
-        await stack.enter_async_context(_answering(server, settings))
-        stack.callback(wake_up.close)
+        await stack.enter_async_context(
+            _background(
+                *(reconciler.run(wake_up), deployments.run(wake_up), tidying.run(wake_up), orphans.run(wake_up))
+            )
+        )
+        await stack.enter_async_context(_answering(server, settings, wake_up))
         log.info("server.started", address=address, store=settings.store_kind, storage=str(settings.storage))
         yield address
     log.info("server.stopped")
@@ -212,6 +222,12 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
         raise StartUpError("CANNOT_LISTEN", message) from error
 
 
+def _replicas(settings: Settings, store: Store, address: str) -> Replicas:
+    """Host and port name one process at a time, wherever its advertised address leads."""
+    name = f"{socket.gethostname()}/{address}"
+    return Replicas(store, name, settings.advertise or address, settings.replica_lease_s)
+
+
 def _ray_launcher(stack: contextlib.AsyncExitStack, settings: Settings) -> RayLauncher:
     launcher = RayLauncher(settings)
     stack.push_async_callback(launcher.close)
@@ -231,20 +247,20 @@ def _deployer(stack: contextlib.AsyncExitStack, settings: Settings) -> Deployer:
 
 
 def _add_services(
-    server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, launcher: Launcher, ray: RayStatus
+    server: grpc.aio.Server, settings: Settings, store: Store, wake_up: WakeUp, reconciler: Reconciler
 ) -> None:
     job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(settings, store, wake_up), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(settings, store), server)
     deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentService(settings, store), server)
-    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(settings, store), server)
-    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(
-        ClusterService(settings, store, launcher, ray), server
-    )
+    workers = WorkerService(settings, store, reconciler.replicas)
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
+    info = ClusterService(settings, store, reconciler.launcher, reconciler.ray)
+    cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(info, server)
 
 
 @contextlib.asynccontextmanager
-async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterator[None]:
-    """Started and healthy; at the end first NOT_SERVING, then the calls in flight, then nothing."""
+async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeUp) -> AsyncIterator[None]:
+    """Started and healthy; at the end first NOT_SERVING, then streams end, then the calls in flight, then nothing."""
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -255,6 +271,7 @@ async def _answering(server: grpc.aio.Server, settings: Settings) -> AsyncIterat
         yield
     finally:
         await servicer.enter_graceful_shutdown()
+        wake_up.close()
         await server.stop(settings.shutdown_grace_s)
 
 

@@ -54,6 +54,9 @@ _VARIABLES = {
     "share_points": "ATHANOR_SHARE_POINTS",
     "preempts": "ATHANOR_PREEMPTS",
     "cancel_grace_s": "ATHANOR_CANCEL_GRACE_S",
+    "log_versions": "ATHANOR_LOG_VERSIONS",
+    "orphan_grace_s": "ATHANOR_ORPHAN_GRACE_S",
+    "orphan_files_grace_s": "ATHANOR_ORPHAN_FILES_GRACE_S",
 }
 
 
@@ -126,6 +129,8 @@ class Settings(BaseModel):
     """Whether jobs of much lower priority make room for others."""
     lease_s: Annotated[float, Field(gt=0)] = 15.0
     """A driver that was not heard for this long has lost its lease."""
+    replica_lease_s: Annotated[float, Field(gt=0)] = 10.0
+    """A control plane that shares the store with others and was not heard for this long has lost its jobs to them."""
     unknown_grace_s: Annotated[float, Field(ge=0)] = 75.0
     """How long after its lease a driver that Ray does not know is believed to be gone. Longer than the 60 s for which
     processes of a Ray head that died wait for it to come back."""
@@ -135,8 +140,16 @@ class Settings(BaseModel):
     """How long a driver may take to write a checkpoint when its job is paused, before Ray is told to stop it."""
     teardown_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """How long a driver may live on after its terminal record, before Ray is told to stop it."""
+    log_versions: Annotated[int, Field(ge=0)] = 100_000
+    """How many of the newest changes are kept whole, so that a watch that was cut can go on from there."""
+    request_ids_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
+    """For how long a repeated request is known by its id."""
     reconcile_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """The reconciler looks at least this often."""
+    orphan_grace_s: Annotated[float, Field(ge=0)] = 600.0
+    """How long a Ray job or a Serve application of ours that nothing wants is looked at before it is ended."""
+    orphan_files_grace_s: Annotated[float, Field(ge=0)] = 86_400.0
+    """How old a directory that no job and no model knows must be before it is removed; `inf` keeps them all."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0
     """How long calls in flight may take when the server is told to end."""
 

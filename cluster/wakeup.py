@@ -18,6 +18,7 @@ class WakeUp:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self._end = asyncio.Event()
         self._is_closed = False
 
     def ring(self) -> None:
@@ -32,6 +33,7 @@ class WakeUp:
     def close(self) -> None:
         """End every wait, now and from now on, by ShuttingDown."""
         self._is_closed = True
+        self._end.set()
         self._ring()
 
     def ticket(self) -> asyncio.Event:
@@ -45,10 +47,10 @@ class WakeUp:
         if self._is_closed:
             raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")
 
-    async def rounds(self, one: Callable[[], Awaitable[None]], interval_s: float) -> None:
-        """`one` again and again, until the end: at each ring of the bell, and now and then without."""
+    async def rounds(self, one: Callable[[], Awaitable[None]], interval_s: float, *, hears_bell: bool = True) -> None:
+        """`one` again and again, until the end: now and then, and at each ring of the bell if it shall hear it."""
         with contextlib.suppress(ShuttingDown):
             while True:
-                ticket = self.ticket()
+                ticket = self.ticket() if hears_bell else self._end
                 await one()
                 await self.wait(ticket, interval_s)

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cluster.errors import InvalidInput, Violation
 from cluster.lifecycle import State
+from cluster.standings import Standing
 from cluster.store.records import (
     NewJob,
     Outcome,
@@ -20,6 +21,7 @@ from cluster.store.records import (
     StoredEvent,
     StoredJob,
     StoredModel,
+    StoredMove,
     Terminal,
 )
 
@@ -82,7 +84,8 @@ def states_from_proto(values: Sequence[int]) -> tuple[State, ...]:
     return tuple(known[value] for value in values)
 
 
-def job_to_proto(job: StoredJob) -> job_pb2.Job:
+def job_to_proto(job: StoredJob, standing: Standing | None = None) -> job_pb2.Job:
+    """With its place in the queue, if it waits (`Store.standings_of`)."""
     message = job_pb2.Job(
         uid=job.uid,
         name=job.name,
@@ -107,6 +110,9 @@ def job_to_proto(job: StoredJob) -> job_pb2.Job:
         retry_of=job.retry_of,
     )
     _set_optional(message, job)
+    if standing is not None:
+        position, reason, words = standing
+        message.queue.CopyFrom(job_pb2.QueueStanding(position=position, reason=reason, message=words))
     return message
 
 
@@ -237,6 +243,17 @@ def model_to_proto(model: StoredModel) -> model_service_pb2.ModelVersion:
         num_parameters=model.num_parameters,
         metrics=to_struct(model.metrics),
         create_time=timestamp(model.create_time_us),
+        description=model.description,
+    )
+
+
+def move_to_proto(move: StoredMove) -> model_service_pb2.AliasMove:
+    return model_service_pb2.AliasMove(
+        version=move.version,
+        previous_version=move.previous_version,
+        cause=move.cause,
+        actor=move.actor,
+        create_time=timestamp(move.create_time_us),
     )
 
 

@@ -18,10 +18,22 @@ _HIGHEST_PRIORITY = 1000
 
 
 def cancel(job: StoredJob, now_us: int, words: str, grace_us: int | None) -> Change | None:
-    if job.is_terminal or job.state is State.CANCELLING:
+    """Asked again with a grace, it is that, unless the one that was asked for before ends earlier."""
+    if job.is_terminal:
         return None
+    if job.state is State.CANCELLING:
+        return _hurry(job, now_us, words, grace_us)
     asked = {"cancel_time_us": now_us, "cancel_grace_us": grace_us}
     return Change("CANCEL_ASKED", words, State.CANCELLING, job=asked)
+
+
+def _hurry(job: StoredJob, now_us: int, words: str, grace_us: int | None) -> Change | None:
+    if grace_us is None or job.cancel_time_us is None:
+        return None
+    whole_us = now_us - job.cancel_time_us + grace_us
+    if job.cancel_grace_us is not None and whole_us >= job.cancel_grace_us:
+        return None
+    return Change("CANCEL_HURRIED", words, job={"cancel_grace_us": whole_us})
 
 
 def pause(job: StoredJob, now_us: int, words: str) -> Change | None:

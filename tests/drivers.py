@@ -35,7 +35,9 @@ STUDENT = {
 TRAINING = {"max_steps": 12, "batch_tokens": 256, "micro_batch_tokens": 128, "precision": "fp32", "logging_steps": 1}
 
 
-def write_attempt(root: Path, spec: dict[str, Any], number: int = 1, **fields: Any) -> Attempt:
+def write_attempt(
+    root: Path, spec: dict[str, Any], number: int = 1, control_plane: str = "127.0.0.1:9", **fields: Any
+) -> Attempt:
     """For a control plane that nobody runs, unless one is named."""
     storage = root / "storage"
     path = storage / "jobs" / UID / "attempts" / str(number) / "attempt.json"
@@ -44,7 +46,7 @@ def write_attempt(root: Path, spec: dict[str, Any], number: int = 1, **fields: A
         "job_uid": UID,
         "attempt": number,
         "lease_token": "secret",
-        "control_plane": "127.0.0.1:9",
+        "control_planes": [control_plane],
         "kind": "Distill" if "teachers" in spec else "FineTune",
         "name": "bot",
         "spec": spec,

@@ -23,15 +23,16 @@ NUM_CPUS = 4  # logical: what the scheduler hands out, whatever the machine has
 def ray_cluster() -> Iterator[RayHead]:
     """A Ray head with token authentication; the environment names it, so `ray.init()` and subprocesses find it."""
     root = Path(tempfile.mkdtemp(prefix="ath-"))
+    own = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "ATHANOR_SECRETS_DIR": str(root / "secrets")}
     head = start_head(
         root / "ray",
         num_cpus=NUM_CPUS,
         log_path=root / "ray.log",
         token_path=root / "token",
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **own},
     )
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in {**head.client_env(), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {**head.client_env(), **own}.items():
             environment.setenv(name, value)
         try:
             yield head

@@ -17,7 +17,7 @@ from typing import Any
 from trainer.atomic import write_text
 from trainer.batch import Batch, Sample, collate, padded_length
 from trainer.job import JobContext
-from trainer.listener import Listener
+from trainer.listener import Listener, Stopped
 from trainer.peers import Peers
 from trainer.prepared import Prepared
 from trainer.samples import Prompt
@@ -81,6 +81,8 @@ def evaluate(
             lines.setdefault(line["sample_id"], {}).update(line)
         if peers.is_first:
             listener.progress(f"evaluate {role}", done, len(rounds))
+        if peers.any(listener.should_stop()):
+            raise Stopped("STOPPED", f"asked to stop while {role} was examined; its examination begins anew")
     _write_lines(_part(ctx, role, peers.rank), lines)
     peers.barrier()
     if peers.is_first:

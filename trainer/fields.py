@@ -1,4 +1,4 @@
-"""The kinds of value a job file is made of: strict blocks, durations, model references. Loads no torch."""
+"""The kinds of value a job file is made of: strict blocks, durations, references. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+SECRET_PATTERN = r"\$\{secret:[A-Z][A-Z0-9_]{0,63}\}"
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
 _UNIONS = (Union, UnionType)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -78,4 +79,12 @@ def _check_model_reference(value: str) -> str:
     return value
 
 
+def _check_secret_reference(text: str) -> str:
+    """The text is not repeated: it may be the secret itself."""
+    if not re.fullmatch(SECRET_PATTERN, text):
+        raise ValueError("write ${secret:NAME}, NAME of A-Z, 0-9 and '_'; a secret itself has no place in a job file")
+    return text
+
+
+SecretReference = Annotated[str, AfterValidator(_check_secret_reference)]
 ModelReference = Annotated[str, AfterValidator(_check_model_reference)]

@@ -27,6 +27,12 @@ class Listener(Protocol):
         """True when the run shall stop: it saves a checkpoint (or the labels written so far) and raises `Stopped`."""
 
 
+def stop_if_asked(listener: Listener, doing: str) -> None:
+    """Between two pieces of work of which nothing is lost; raises Stopped."""
+    if listener.should_stop():
+        raise Stopped("STOPPED", f"asked to stop while {doing}")
+
+
 class Silent:
     """Hears nothing and never stops: for tests and for learning by hand."""
 

@@ -11,13 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
+from trainer.data_spec import ColumnsSpec as ColumnsSpec
+from trainer.data_spec import DataSpec as DataSpec
 from trainer.errors import SpecError as SpecError
 from trainer.errors import Violation as Violation
-from trainer.fields import Duration, ModelReference, Strict
+from trainer.fields import Duration, ModelReference, SecretReference, Strict
 from trainer.objective_spec import LAYERED
 from trainer.objective_spec import MatchSpec as MatchSpec
 from trainer.objective_spec import ObjectiveSpec as ObjectiveSpec
 from trainer.objective_spec import TeacherSpec as TeacherSpec
+from trainer.secrets import misplaced
 from trainer.training_spec import TrainingSpec as TrainingSpec
 from trainer.violations import did_you_mean, violations
 
@@ -52,40 +55,6 @@ class StudentSpec(Strict):
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config.model_type is missing; name the architecture, for example model_type: llama")
         return self
-
-
-class ColumnsSpec(Strict):
-    """Which column of the data plays which part."""
-
-    messages: str = "messages"
-    prompt: str = "prompt"
-    completion: str = "completion"
-    text: str = "text"
-    teacher_key: Annotated[str, Field(min_length=1)] | None = None
-    """Column that names the teacher of each training sample; without it every teacher answers every sample."""
-
-    def without_teachers(self) -> ColumnsSpec:
-        """For data that nobody teaches: evaluation, baseline."""
-        return self.model_copy(update={"teacher_key": None})
-
-
-class DataSpec(Strict):
-    """What is learned from."""
-
-    train: str
-    """A .jsonl, .csv or .parquet file, or a hub id (org/name)."""
-    eval: str | None = None
-    """The same for evaluation; never trained on."""
-    format: Literal["chat", "prompt_completion", "text"] = "chat"
-    columns: ColumnsSpec = ColumnsSpec()
-    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 512
-    """Tokens; a longer sample is cut at its end, and the number of cut samples is said."""
-    packing_strategy: Literal["none", "bfd", "wrapped"] = "none"
-    """Several samples in one row, attention and positions apart: `bfd` packs whole ones by best-fit decreasing;
-    `wrapped` fills rows to exactly `max_length` (a multiple of 8 leaves no padding) and cuts samples at their ends,
-    which costs one target for each cut and the context before it."""
-    max_samples: Annotated[int, Field(ge=1)] | None = None
-    """Take only so many training samples, drawn by `training.seed`."""
 
 
 class StudentResources(Strict):
@@ -165,6 +134,14 @@ class ScheduleSpec(Strict):
     retries: RetriesSpec = RetriesSpec()
 
 
+class HubSpec(Strict):
+    """The model hub, as far as this job needs a name there."""
+
+    token: SecretReference | None = None
+    """`${secret:NAME}`: read where the job runs, from the file NAME in ATHANOR_SECRETS_DIR or the variable
+    ATHANOR_SECRET_NAME; stored and shown as it stands here. For models and data that are not public."""
+
+
 class FineTuneSpec(Strict):
     """Learn from labels."""
 
@@ -176,6 +153,16 @@ class FineTuneSpec(Strict):
     evaluate: EvaluateSpec = EvaluateSpec()
     publish: PublishSpec | None = None
     schedule: ScheduleSpec = ScheduleSpec()
+    hub: HubSpec = HubSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_stand_where_they_are_read(cls, fields: object) -> object:
+        place = next((path for path in misplaced(fields) if path != ("hub", "token")), None)
+        if place is not None:
+            name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+            raise ValueError(f"{name}: a secret is taken in hub.token only; leave it out here")
+        return fields
 
     @model_validator(mode="after")
     def _teachers_are_there_to_be_named(self) -> FineTuneSpec:

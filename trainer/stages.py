@@ -16,7 +16,7 @@ from trainer.fit import fit
 from trainer.generate import group_size
 from trainer.job import JobContext
 from trainer.labels import LabelWriter, read_labels
-from trainer.listener import Listener, Stopped
+from trainer.listener import Listener, stop_if_asked
 from trainer.models import check_length, max_positions
 from trainer.peers import Peers
 from trainer.prepared import Prepared
@@ -75,7 +75,7 @@ def write_labels(ctx: JobContext, peers: Peers, teacher: Teacher, listener: List
             done += len(group)
             if peers.is_first:
                 listener.progress("label", len(prompts) - left + min(left, done * peers.world), len(prompts))
-            _stop_if_asked(listener)
+            stop_if_asked(listener, "the teacher was writing labels")
     peers.barrier()
     if peers.is_first:
         _finish_labels(ctx, longest, listener)
@@ -130,12 +130,6 @@ def _say_cut(name: str, counts: Mapping[str, int], ctx: JobContext, listener: Li
         left = f"{cut} are cut to data.max_length ({most} tokens) and {dropped} dropped, as too little is left"
         message = f"{name}: of {counts['rows']} rows {left}"
         listener.event("DATA_CUT", message)
-
-
-def _stop_if_asked(listener: Listener) -> None:
-    """What is written so far is kept, and the next attempt goes on after it."""
-    if listener.should_stop():
-        raise Stopped("STOPPED", "asked to stop while the teacher was writing labels")
 
 
 def _examine_learner(ctx: JobContext, role: str, peers: Peers, listener: Listener) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The audit log: who asked for what, and what came of it.", no_args_is_help=True)
 
 _COLUMNS = ("NUMBER", "TIME", "ACTOR", "METHOD", "RESOURCE", "RESULT", "PEER", "REQUEST")
+_NEWER = 1000  # entries that may be written while we look
 
 
 @app.command("list")
@@ -51,9 +52,10 @@ def verify(
             number, _, sealed = kept.partition(":")
             if not number.isdigit() or not sealed:
                 raise typer.BadParameter("write NUMBER:HASH, as `athanor audit verify` prints it", param_hint="--kept")
-            later = found.num_entries - int(number) + 1
-            entries = list(client.list_audit_entries(limit=later)) if later > 0 else []
-            if not entries or (entries[-1].number, entries[-1].hash) != (int(number), sealed):
+            newer = max(found.num_entries - int(number), 0) + _NEWER
+            listed = client.list_audit_entries(limit=newer)
+            entry = next((each for each in listed if each.number <= int(number)), None)
+            if entry is None or (entry.number, entry.hash) != (int(number), sealed):
                 say(f"error: [AUDIT_ALTERED] entry {number} is not the one that was kept: the log was cut or rewritten")
                 raise typer.Exit(ExitCode.ERROR)
     say(f"{found.num_entries} entries fit together")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cluster.cli import audit, context, job, local, model, quickstart, serve, token
+from cluster.cli import audit, cluster, context, job, local, model, project, quickstart, serve, token
 
 if TYPE_CHECKING:
     from cluster.errors import ClusterError
@@ -26,6 +26,9 @@ quickstart.add_to(app)
 app.add_typer(job.app, name="job")
 app.add_typer(model.app, name="model")
 app.add_typer(serve.app, name="serve")
+app.add_typer(project.app, name="project")
+app.add_typer(cluster.app, name="cluster")
+app.command()(cluster.queue)
 app.add_typer(token.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.add_typer(context.app, name="context")

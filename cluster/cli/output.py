@@ -107,6 +107,11 @@ def emit_json(document: object, *, one_line: bool = False) -> None:
     sys.stdout.flush()
 
 
+def print_line(text: str) -> None:
+    """One line of data on stdout."""
+    sys.stdout.write(f"{text}\n")
+
+
 def make_table(
     columns: Sequence[str], rows: Sequence[Sequence[str | Text]], alike: Sequence[Sequence[str | Text]] = ()
 ) -> Table:

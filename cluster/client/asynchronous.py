@@ -24,7 +24,7 @@ from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path
 from cluster.client.download import Download, FileDownload
 from cluster.client.handle import AsyncJobHandle
 from cluster.client.streams import Stream
-from cluster.rpc import RPC_TIMEOUT_S, Cuts, NotFinished, RequestFailed, naming, once_async, repeat_async
+from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, once_async, repeat_async
 
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -215,7 +215,7 @@ class AsyncAthanorClient:
         )
 
         async def attempt() -> Answer:
-            return call.unwrap(await ask(call.request, timeout=RPC_TIMEOUT_S))
+            return call.unwrap(await ask(call.request, timeout=call.timeout_s))
 
         with naming(call.request_id):
             if call.is_repeatable:

@@ -15,6 +15,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from cluster.rpc import RPC_TIMEOUT_S
+
 MAX_PAGE_SIZE = 1000
 Seconds = float | timedelta
 """A duration, in seconds or as a timedelta."""
@@ -39,6 +41,7 @@ class Call(Generic[Answer]):
     request: Message
     response: type[Message]
     unwrap: Callable[[Any], Answer]
+    timeout_s: float = RPC_TIMEOUT_S
 
     @property
     def is_repeatable(self) -> bool:
@@ -65,9 +68,11 @@ def call(
     request: Message,
     response: type[Response],
     unwrap: Callable[[Response], Answer],
+    *,
+    timeout_s: float = RPC_TIMEOUT_S,
 ) -> Call[Answer]:
     """A call of one method of a service."""
-    return Call(service.methods_by_name[name], request, response, unwrap)
+    return Call(service.methods_by_name[name], request, response, unwrap, timeout_s)
 
 
 def path_of(method: MethodDescriptor) -> str:

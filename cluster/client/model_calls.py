@@ -11,6 +11,8 @@ from athanor.v1 import model_service_pb2 as pb
 from cluster.client.call import Call, Listing, call
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ModelService"]
+FILES_TIMEOUT_S = 6 * 3600.0
+"""The deadline where the control plane copies or reads a whole model."""
 DEPLOYMENTS = deployments.DESCRIPTOR.services_by_name["DeploymentService"]
 
 
@@ -49,7 +51,14 @@ def create_model_version(
     request = pb.CreateModelVersionRequest(
         name=name, path=path, description=description, request_id=request_id or str(uuid.uuid4())
     )
-    return call(SERVICE, "CreateModelVersion", request, pb.CreateModelVersionResponse, lambda made: made.model_version)
+    return call(
+        SERVICE,
+        "CreateModelVersion",
+        request,
+        pb.CreateModelVersionResponse,
+        lambda made: made.model_version,
+        timeout_s=FILES_TIMEOUT_S,
+    )
 
 
 def delete_model_version(reference: str) -> Call[None]:
@@ -73,7 +82,14 @@ def rollback_alias(name: str, alias: str, *, expected_version: int | None = None
 def verify_model_version(reference: str) -> Call[pb.VerifyModelVersionResponse]:
     """Let the control plane read every file of a version and compare it with its manifest."""
     request = pb.VerifyModelVersionRequest(reference=reference)
-    return call(SERVICE, "VerifyModelVersion", request, pb.VerifyModelVersionResponse, lambda response: response)
+    return call(
+        SERVICE,
+        "VerifyModelVersion",
+        request,
+        pb.VerifyModelVersionResponse,
+        lambda response: response,
+        timeout_s=FILES_TIMEOUT_S,
+    )
 
 
 def create_deployment(deployment: deployments.Deployment) -> Call[deployments.Deployment]:

@@ -6,7 +6,7 @@ The control plane's own view of the same files is `cluster/attempt_files.py`. Lo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from athanor.v1 import worker_service_pb2
 from athanor.v1.worker_service_pb2 import TerminalRecord
 from google.protobuf import json_format
 
+from cluster.channel import Tls
 from trainer import atomic
 from trainer.job import JobContext
+from trainer.secrets import without_secrets
 from trainer.spec import parse_spec
 
 SUCCEEDED = worker_service_pb2.OUTCOME_SUCCEEDED
@@ -38,8 +40,8 @@ class Attempt:
     job_uid: str
     number: int
     lease_token: str = field(repr=False)
-    control_plane: str
-    """host:port of its gRPC server."""
+    control_planes: Sequence[str]
+    """host:port of each that lived when this was written, the nearest first."""
     publish_dir: Path | None
     document: Mapping[str, Any] = field(repr=False)
 
@@ -51,7 +53,7 @@ class Attempt:
             job_uid=document["job_uid"],
             number=int(document["attempt"]),
             lease_token=document["lease_token"],
-            control_plane=document["control_plane"],
+            control_planes=tuple(document["control_planes"]),
             publish_dir=Path(document["publish_dir"]) if document.get("publish_dir") else None,
             document=document,
         )
@@ -62,6 +64,14 @@ class Attempt:
         kind, models = self.document["kind"], self.document.get("models", {})
         paths = {reference: model["path"] for reference, model in models.items()}
         return JobContext(self.path.parents[2], kind, parse_spec(kind, self.document["spec"]), paths)
+
+    @property
+    def tls(self) -> Tls | None:
+        """How the control plane is known; None where it speaks without TLS."""
+        files = self.document.get("tls")
+        if not files:
+            return None
+        return Tls.of(str(self.path.with_name(files["ca"])), files.get("certificate", ""), files.get("key", ""))
 
     @property
     def ray_name(self) -> str:
@@ -82,6 +92,15 @@ class Attempt:
         """It is there when the workers shall write a checkpoint and end: the driver's word to them."""
         return self.path.with_name("pause")
 
+    @property
+    def listening_path(self) -> Path:
+        """It is there once a worker looks for that word: before, nothing would be lost with the workers."""
+        return self.path.with_name("listening")
+
+    def role_log_path(self, role: str, rank: int) -> Path:
+        """What one process of the attempt prints."""
+        return self.path.with_name("logs") / f"{role}-{rank}.log"
+
     def outcome_path(self, rank: int) -> Path:
         """How learning ended, from a worker that knows it to the driver. One per rank: nobody writes over another."""
         return self.path.with_name(f"outcome-{rank}.json")
@@ -97,7 +116,8 @@ class Attempt:
 
 def ended(outcome: worker_service_pb2.Outcome.ValueType, reason: str = "", message: str = "") -> TerminalRecord:
     """A record of an end that has no model to show; of a long message only the beginning is kept."""
-    record = TerminalRecord(outcome=outcome, reason=reason, message=message[:_MESSAGE_LENGTH])
+    words = without_secrets(message)[:_MESSAGE_LENGTH]
+    record = TerminalRecord(outcome=outcome, reason=reason, message=words)
     record.end_time.GetCurrentTime()
     return record
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.driver.attempt import Attempt
 from trainer.atomic import write_json
+from trainer.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class WorkerListener:
         self._rank = rank
         self._events_path = attempt.events_path(rank)
         self._pause_path = attempt.pause_path
+        self._listening_path = attempt.listening_path
+        self._is_listening = False
         self._progress_path = attempt.ctx.progress_path
         self._clock = clock
         self._stage = ("", 0, 0.0)
@@ -55,7 +58,13 @@ class WorkerListener:
         sys.stdout.flush()
 
     def should_stop(self) -> bool:
-        """When the job is to be paused: a checkpoint is written then. To cancel it, the driver ends its workers."""
+        """When the job is to be paused: a checkpoint is written then. To cancel it, the driver ends its workers.
+
+        The driver writes its word first and looks for ours second; here it is the other way, so one sees the other.
+        """
+        if not self._is_listening:
+            self._listening_path.touch()
+            self._is_listening = True
         return self._pause_path.exists()
 
     def _document(
@@ -83,7 +92,7 @@ class WorkerListener:
 def write_event(path: Path, reason: str, message: str) -> None:
     """One line for the job's history; the file is named `events-*.jsonl`, and has one writer."""
     with path.open("a") as file:
-        file.write(json.dumps({"reason": reason, "message": message}) + "\n")
+        file.write(json.dumps({"reason": reason, "message": without_secrets(message)}) + "\n")
 
 
 class EventTail:

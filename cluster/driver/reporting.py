@@ -13,12 +13,12 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-import grpc
-from athanor.v1 import job_pb2, worker_service_pb2, worker_service_pb2_grpc
+from athanor.v1 import job_pb2, worker_service_pb2
 from athanor.v1.worker_service_pb2 import AttemptRef, TerminalRecord
 
 from cluster import rpc
 from cluster.driver.attempt import Attempt
+from cluster.driver.line import Line
 from cluster.driver.listener import EventTail
 from cluster.wire import progress_to_proto
 from trainer.errors import SpecError
@@ -28,16 +28,6 @@ log = logging.getLogger(__name__)
 _RPC_TIMEOUT_S = 5.0
 _TERMINAL_PATIENCE_S = 20.0
 _LEASE_LOST = "LEASE_LOST"
-CHANNEL_OPTIONS = (
-    # A control plane that is back has to hear of us within a lease: gRPC by itself waits up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A connection whose other end is gone without a word is noticed, and made anew.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    # Proxies of the environment are for the world outside.
-    ("grpc.enable_http_proxy", 0),
-)
 
 
 class Order(StrEnum):
@@ -66,8 +56,7 @@ class Reporter:
         self._on_end = on_end
         self._interval_s = interval_s
         self._ref = AttemptRef(job_uid=attempt.job_uid, attempt=attempt.number, lease_token=attempt.lease_token)
-        self._channel = grpc.insecure_channel(attempt.control_plane, options=CHANNEL_OPTIONS)
-        self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
+        self._line = Line(attempt.control_planes, attempt.tls)
         self._events = EventTail(attempt.path.parent)
         self._last_progress: dict[str, Any] | None = None
         self._is_cut = False
@@ -87,24 +76,23 @@ class Reporter:
         """Whether the control plane took it; if not, it finds the record on the storage."""
         request = worker_service_pb2.ReportTerminalRequest(attempt=self._ref, record=record)
         try:
-            rpc.repeat(
-                lambda: self._stub.ReportTerminal(request, timeout=_RPC_TIMEOUT_S),
-                self._attempt.control_plane,
+            rpc.persist(
+                lambda: self._line.call(lambda stub: stub.ReportTerminal(request, timeout=_RPC_TIMEOUT_S)),
                 patience_s=patience_s,
             )
         except rpc.RequestFailed as error:
             log.warning("the terminal record lies in storage only: %s", error)
             return False
         finally:
-            self._channel.close()
+            self._line.close()
         return True
 
     def tell(self) -> None:
         """One report: of progress and events if there are new ones, else the bare heartbeat."""
         try:
             directive = self._report()
-        except grpc.RpcError as error:
-            self._not_heard(rpc.explain(error, self._attempt.control_plane))
+        except rpc.RequestFailed as failure:
+            self._not_heard(failure)
             return
         self._is_cut = False
         if directive in _ORDERS:
@@ -122,13 +110,15 @@ class Reporter:
         events, progress, message = self._events.read(), *self._new_progress()
         if not events and message is None:
             beat = worker_service_pb2.HeartbeatRequest(attempt=self._ref)
-            return self._stub.Heartbeat(beat, timeout=_RPC_TIMEOUT_S).directive
+            answer = self._line.call(lambda stub: stub.Heartbeat(beat, timeout=_RPC_TIMEOUT_S))
+            self._line.learn(answer.control_planes)
+            return answer.directive
         report = worker_service_pb2.ReportProgressRequest(
             attempt=self._ref,
             progress=message,
             events=[worker_service_pb2.WorkerEvent(**event) for event in events],
         )
-        directive = self._stub.ReportProgress(report, timeout=_RPC_TIMEOUT_S).directive
+        directive = self._line.call(lambda stub: stub.ReportProgress(report, timeout=_RPC_TIMEOUT_S)).directive
         self._events.confirm()
         self._last_progress = progress or self._last_progress
         return directive

@@ -36,9 +36,11 @@ from cluster.driver.listener import WorkerListener
 from cluster.driver.ray_train import run_workers
 from cluster.driver.teacher_dispatch import Policy, TeacherLost
 from cluster.driver.teacher_plan import teacher_plans
+from cluster.driver.tee import copy_output
 from cluster.errors import ClusterError
 from trainer.errors import TrainerError, UserError
 from trainer.listener import Stopped
+from trainer.secrets import log_in_to_hub
 from trainer.spec import DistillSpec
 from trainer.storage import storage_error
 
@@ -67,7 +69,9 @@ def work(config: dict[str, Any]) -> None:
     attempt = Attempt.load(Path(config["attempt_file"]))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    copy_output(attempt.role_log_path("student", rank))
     with outcome_of_errors(attempt, rank):
+        log_in_to_hub(attempt.ctx.spec.hub.token)
         _join_peers(attempt, rank, world)
         _learn(attempt, rank, world)
     ray.train.report({"rank": rank})

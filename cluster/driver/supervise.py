@@ -22,6 +22,7 @@ from ray.train import TrainingFailedError
 from cluster.driver.attempt import (
     CANCELLED,
     INFRASTRUCTURE_ERROR,
+    PAUSED,
     SUCCEEDED,
     USER_ERROR,
     Attempt,
@@ -35,9 +36,10 @@ from cluster.driver.listener import write_event
 from cluster.driver.reporting import Order, Reporter
 from cluster.driver.student_group import end_of_workers, record_of, train_students
 from cluster.driver.teacher_group import TeacherGroup, start_teacher
-from cluster.driver.teacher_plan import teacher_plans
+from cluster.driver.teacher_plan import logged, teacher_plans
 from cluster.lifecycle import DRIVER_TERMINATED
 from trainer.errors import UserError
+from trainer.secrets import log_in_to_hub
 from trainer.storage import storage_error
 
 log = logging.getLogger(__name__)
@@ -79,14 +81,15 @@ class Supervisor:
 
     def _work(self) -> TerminalRecord | None:
         """None when nothing may be written any more."""
-        for path in self._attempt.outcome_paths:
-            path.unlink()
+        for path in (*self._attempt.outcome_paths, self._attempt.pause_path, self._attempt.listening_path):
+            path.unlink(missing_ok=True)
         ctx = self._attempt.ctx
+        log_in_to_hub(ctx.spec.hub.token)
         ray.init(namespace=self._attempt.ray_name, logging_level=logging.WARNING, runtime_env=_workers_env())
         signal.signal(signal.SIGTERM, lambda *_: self._ends.put(_TERMINATE))
         if words := shortage(ctx.spec, ray.cluster_resources()):
             write_event(self._attempt.path.with_name("events-driver.jsonl"), "RESOURCES_SHORT", words)
-        self._teachers = [start_teacher(plan) for plan in teacher_plans(ctx)]
+        self._teachers = [start_teacher(plan) for plan in logged(teacher_plans(ctx), self._attempt)]
         self._students.start()
         return self._first_end()
 
@@ -108,7 +111,15 @@ class Supervisor:
                 continue
             if end != Order.PAUSE:
                 return self._record_of(end)
-            self._attempt.pause_path.touch()  # the workers write a checkpoint and then how they ended
+            if record := self._pause():
+                return record
+
+    def _pause(self) -> TerminalRecord | None:
+        """The workers are told, and write down how they ended; where none listens yet, there is nothing to wait for."""
+        self._attempt.pause_path.touch()
+        if self._attempt.listening_path.exists():
+            return None
+        return ended(PAUSED, "PAUSED", "paused before anything was learned in this attempt")
 
     def _outcome(self) -> TerminalRecord | None:
         """What a worker wrote down, of several the lowest rank's; None while there is none."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -40,6 +41,8 @@ class TeacherPlan:
     index: int = 0
     """Among the different teachers of the job."""
     policy: Policy = field(default_factory=Policy)
+    logs: Sequence[Path] = ()
+    """Where each actor copies what it prints; without one for each, none does."""
 
     @property
     def num_actors(self) -> int:
@@ -91,7 +94,9 @@ class RayShards:
             "num_gpus": plan.gpus_per_shard,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=bundle),
         }
-        return ray.remote(TeacherShard).options(**options).remote(rank, plan.shards, plan.cpus_per_shard, plan.load)
+        log_path = plan.logs[bundle] if plan.logs else None
+        shard = ray.remote(TeacherShard).options(**options)
+        return shard.remote(rank, plan.shards, plan.cpus_per_shard, plan.load, log_path)
 
 
 async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
+from cluster.driver.attempt import Attempt
 from cluster.driver.teacher_dispatch import Policy
 from cluster.driver.teacher_group import TeacherPlan
 from cluster.driver.teacher_shard import Compute
 from trainer.job import JobContext, distinct
+from trainer.secrets import log_in_to_hub
 from trainer.spec import DistillSpec
 
 
@@ -19,7 +23,9 @@ def teacher_plans(ctx: JobContext) -> list[TeacherPlan]:
     firsts = [places.index(index) for index in range(max(places) + 1)]
     return [
         TeacherPlan(
-            load=partial(load_teacher, ctx.teachers[first], ctx.spec.teachers[first].dtype),
+            load=partial(
+                load_teacher, ctx.teachers[first], ctx.spec.teachers[first].dtype, hub_token=ctx.spec.hub.token
+            ),
             shards=ctx.spec.teachers[first].shards,
             cpus_per_shard=resources.cpus_per_worker,
             gpus_per_shard=resources.gpus_per_worker,
@@ -31,8 +37,19 @@ def teacher_plans(ctx: JobContext) -> list[TeacherPlan]:
     ]
 
 
-def load_teacher(source: str, dtype: str, rank: int, world: int) -> Compute:
+def logged(plans: Sequence[TeacherPlan], attempt: Attempt) -> list[TeacherPlan]:
+    """The same, and where each shard copies what it prints: all shards of the attempt are counted through."""
+    found, first = list[TeacherPlan](), 0
+    for plan in plans:
+        logs = [attempt.role_log_path("teacher", first + at) for at in range(plan.num_actors)]
+        found.append(replace(plan, logs=logs))
+        first += plan.num_actors
+    return found
+
+
+def load_teacher(source: str, dtype: str, rank: int, world: int, *, hub_token: str | None = None) -> Compute:
     """In the shard's process: its share of the model."""
     from trainer.teacher import TeacherModel
 
+    log_in_to_hub(hub_token)
     return TeacherModel(source, dtype=dtype, rank=rank, world=world)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray.exceptions import ObjectLostError
 
 from cluster.driver.teacher_dispatch import Operation
+from cluster.driver.tee import copy_output
 
 if TYPE_CHECKING:
     from cluster.driver.process_group import Meeting
@@ -47,7 +49,10 @@ Load = Callable[[int, int], Compute]
 class TeacherShard:
     """Rank `rank` of `world`."""
 
-    def __init__(self, rank: int, world: int, num_cpus: float, load: Load) -> None:
+    def __init__(self, rank: int, world: int, num_cpus: float, load: Load, log_path: Path | None = None) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        if log_path is not None:
+            copy_output(log_path)
         self._rank = rank
         self._world = world
         self._num_cpus = num_cpus
@@ -71,6 +76,7 @@ class TeacherShard:
             meeting = self._meeting or process_group.Meeting.find(address)
             process_group.join(meeting, self._rank, self._world)
         self._compute = self._load(self._rank, self._world)
+        log.info("shard %d of %d has its share of the teacher", self._rank, self._world)
 
     def answer(self, operation: Operation, parcel: Sequence[ray.ObjectRef] | None) -> list[ray.ObjectRef] | None:
         """The reference of the answer to the one parcel in the list; None for None, after the same collective work.

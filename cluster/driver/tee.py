@@ -1,20 +1,43 @@
 """Everything this process and its workers print goes on to where stdout went, and into a file as well.
 
 Works on the file descriptors, so that native code and Ray's forwarded worker output are caught too. Both streams become
-one, in the order in which they were written.
+one, in the order in which they were written, without the values of secrets.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
+
+from trainer.secrets import Redactor
 
 _STREAMS = (1, 2)
 _CHUNK = 64 * 1024
+
+
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def copy_output(path: Path) -> None:
+    """As `copied_output`, until this process ends: by a process beside it, which a crash's last words outlive.
+
+    Where there is no such file or program, nothing is copied, and nothing else happens.
+    """
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reader, writer = os.pipe()
+        try:
+            _children.append(subprocess.Popen(["tee", "-a", "--", path], stdin=reader, start_new_session=True))
+            _redirect([writer, writer])
+        finally:
+            os.close(reader)
+            os.close(writer)
 
 
 @contextmanager
@@ -44,11 +67,17 @@ def _redirect(targets: list[int]) -> None:
 
 
 def _copy(reader: int, onward: int, path: Path) -> None:
+    redactor = Redactor()
     with path.open("ab", buffering=0) as file:
         while chunk := os.read(reader, _CHUNK):
-            with suppress(OSError):  # the disk is full, or whoever listened is gone: the attempt goes on
-                file.write(chunk)
-            with suppress(OSError):
-                os.write(onward, chunk)
+            _write(redactor.pass_on(chunk), file, onward)
+        _write(redactor.rest(), file, onward)
     os.close(reader)
     os.close(onward)
+
+
+def _write(data: bytes, file: RawIOBase, onward: int) -> None:
+    with suppress(OSError):  # the disk is full, or whoever listened is gone: the attempt goes on
+        file.write(data)
+    with suppress(OSError):
+        os.write(onward, data)

@@ -28,6 +28,12 @@ def check_exposure(settings: Settings) -> None:
         )
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise StartUpError("TLS_INCOMPLETE", "ATHANOR_TLS_CLIENT_CA asks for ATHANOR_TLS_CERT and ATHANOR_TLS_KEY")
+    if (settings.tls_driver_cert is None) != (settings.tls_driver_key is None):
+        words = "drivers show a certificate with its key: set ATHANOR_TLS_CLIENT_CERT and ATHANOR_TLS_CLIENT_KEY"
+        raise StartUpError("TLS_INCOMPLETE", words)
+    if settings.tls_client_ca is not None and settings.tls_driver_cert is None:
+        words = "drivers would not be let in: set ATHANOR_TLS_CLIENT_CERT and ATHANOR_TLS_CLIENT_KEY to what they show"
+        raise StartUpError("TLS_INCOMPLETE", words)
     if is_loopback(settings.listen):
         return
     if settings.auth == "none":

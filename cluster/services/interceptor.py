@@ -23,6 +23,7 @@ from cluster.security.limits import Rate, Streams
 from cluster.security.policies import MethodPolicy
 from cluster.security.tokens import Tokens
 from cluster.services.status import Context, abort, known
+from cluster.services.wellformed import check_times
 from cluster.store.audit_rows import Call
 
 _HEALTH = "/grpc.health.v1."
@@ -178,9 +179,11 @@ def _authorization(metadata: Sequence[tuple[str, str | bytes]] | None) -> str:
 
 def _parsed(handler: Any, data: bytes) -> Any:
     try:
-        return handler.request_deserializer(data)
+        request = handler.request_deserializer(data)
     except DecodeError as error:
         raise InvalidInput("MALFORMED_REQUEST", "the request is no message of this method") from error
+    check_times(request)
+    return request
 
 
 def _entry(rpc: Rpc, response: Any, error: ClusterError | None) -> Call:

@@ -1,8 +1,9 @@
-"""ModelService: shows the registry and moves aliases. Versions come from finished jobs alone."""
+"""ModelService: shows the registry, moves aliases, brings models in and sends them. Files are model_content.py's."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc
 from athanor.v1 import model_service_pb2 as messages
@@ -10,18 +11,20 @@ from athanor.v1 import model_service_pb2_grpc
 
 from cluster.errors import InvalidInput, Violation
 from cluster.registry import NAME_RULE, is_name, resolve
+from cluster.security.caller import caller
+from cluster.services.model_content import ModelContent
 from cluster.services.pages import make_token, page_size, read_token
 from cluster.settings import Settings
 from cluster.store.store import Store
-from cluster.wire import model_to_proto
+from cluster.wire import model_to_proto, move_to_proto
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """Handlers only."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings = settings
         self._store = store
+        self._content = ModelContent(settings, store)
 
     async def GetModelVersion(
         self, request: messages.GetModelVersionRequest, context: grpc.ServicerContext
@@ -47,9 +50,61 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: messages.SetAliasRequest, context: grpc.ServicerContext
     ) -> messages.SetAliasResponse:
         del context
-        if not is_name(request.alias):
-            message = f"{request.alias!r} is no alias; {NAME_RULE}"
-            raise InvalidInput("INVALID_ALIAS", message, [Violation("alias", message)])
+        _check_alias(request.alias)
         expected = request.expected_version if request.HasField("expected_version") else None
-        model = await asyncio.to_thread(self._store.set_alias, request.name, request.alias, request.version, expected)
+        at = (request.name, request.alias, request.version)
+        model = await asyncio.to_thread(self._store.set_alias, *at, expected, caller().name)
         return messages.SetAliasResponse(model_version=model_to_proto(model))
+
+    async def ListAliasHistory(
+        self, request: messages.ListAliasHistoryRequest, context: grpc.ServicerContext
+    ) -> messages.ListAliasHistoryResponse:
+        del context
+        moves = await asyncio.to_thread(self._store.alias_history, request.name, request.alias)
+        if not moves:
+            await asyncio.to_thread(self._store.model_alias, request.name, request.alias)
+        return messages.ListAliasHistoryResponse(moves=[move_to_proto(move) for move in reversed(moves)])
+
+    async def RollbackAlias(
+        self, request: messages.RollbackAliasRequest, context: grpc.ServicerContext
+    ) -> messages.RollbackAliasResponse:
+        del context
+        expected = request.expected_version if request.HasField("expected_version") else None
+        at = (request.name, request.alias)
+        model = await asyncio.to_thread(self._store.roll_back_alias, *at, expected, caller().name)
+        return messages.RollbackAliasResponse(model_version=model_to_proto(model))
+
+    async def CreateModelVersion(
+        self, request: messages.CreateModelVersionRequest, context: grpc.ServicerContext
+    ) -> messages.CreateModelVersionResponse:
+        del context
+        return messages.CreateModelVersionResponse(model_version=model_to_proto(await self._content.create(request)))
+
+    async def DeleteModelVersion(
+        self, request: messages.DeleteModelVersionRequest, context: grpc.ServicerContext
+    ) -> messages.DeleteModelVersionResponse:
+        del context
+        await self._content.delete(request.reference)
+        return messages.DeleteModelVersionResponse()
+
+    async def VerifyModelVersion(
+        self, request: messages.VerifyModelVersionRequest, context: grpc.ServicerContext
+    ) -> messages.VerifyModelVersionResponse:
+        del context
+        model, read = await self._content.verify(request.reference)
+        return messages.VerifyModelVersionResponse(
+            model_version=model_to_proto(model), num_files=read.num_files, num_bytes=read.num_bytes
+        )
+
+    async def DownloadModelVersion(
+        self, request: messages.DownloadModelVersionRequest, context: grpc.ServicerContext
+    ) -> AsyncIterator[messages.DownloadModelVersionResponse]:
+        del context
+        async for piece in self._content.pieces(request):
+            yield piece
+
+
+def _check_alias(alias: str) -> None:
+    if not is_name(alias):
+        message = f"{alias[:64]!r} is no alias; {NAME_RULE}"
+        raise InvalidInput("INVALID_ALIAS", message, [Violation("alias", message)])

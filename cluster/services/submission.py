@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from athanor.v1 import job_pb2, job_service_pb2
+from athanor.v1 import job_pb2
 
-from cluster.errors import InvalidInput, Violation, in_words
+from cluster.errors import InvalidInput, NotFound, Violation, in_words
 from cluster.ids import new_job_uid
+from cluster.lifecycle import State
 from cluster.registry import NAME_RULE, is_name, pin
+from cluster.security.caller import caller
+from cluster.security.limits import MAX_SPEC_BYTES
 from cluster.store.records import NewJob
 from cluster.store.store import Store
 from cluster.wire import from_struct, job_to_preview
@@ -45,9 +48,9 @@ def request_sha256(job: job_pb2.Job) -> str:
     return hashlib.sha256(job.SerializeToString(deterministic=True)).hexdigest()
 
 
-def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
+def check_request_id(request_id: str) -> None:
     """InvalidInput for an id that no client of ours makes."""
-    if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
+    if request_id and not _REQUEST_ID.fullmatch(request_id):
         message = "1 to 64 visible ASCII characters, for example a UUID"
         raise InvalidInput("INVALID_REQUEST_ID", f"request_id: {message}", [Violation("request_id", message)])
 
@@ -55,9 +58,12 @@ def check_request_id(request: job_service_pb2.CreateJobRequest) -> None:
 def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
     """The whole check. InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong."""
     _check_envelope(job)
+    caller().check_writes_to(job.project or DEFAULT_PROJECT)
+    _check_size(job)
     spec = _parsed(job)
+    check_dependencies(store, spec.schedule.depends_on)
     pinned = pin(store, spec)
-    _check_inputs(spec, {text: model.path for text, model in pinned.items()})
+    check_inputs_of(spec, {text: model.path for text, model in pinned.items()})
     hold_until = spec.schedule.hold_until
     new = NewJob(
         uid=new_job_uid(job.name),
@@ -94,17 +100,24 @@ def _check_envelope(job: job_pb2.Job) -> None:
     for field, value in (("name", job.name), ("project", job.project or DEFAULT_PROJECT)):
         if not is_name(value):
             found.append(Violation(f"metadata.{field}", f"{value!r} is no name; {NAME_RULE}"))
-    _refuse([*found, *_label_violations(job)])
+    _refuse([*found, *label_violations(job.labels)])
 
 
-def _label_violations(job: job_pb2.Job) -> Iterator[Violation]:
-    if len(job.labels) > _MAX_LABELS:
-        yield Violation("metadata.labels", f"has {len(job.labels)} entries; at most {_MAX_LABELS} allowed")
-    for key, value in job.labels.items():
+def label_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
+    """What is wrong with the labels of a job."""
+    if len(labels) > _MAX_LABELS:
+        yield Violation("metadata.labels", f"has {len(labels)} entries; at most {_MAX_LABELS} allowed")
+    for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key):
             yield Violation(f"metadata.labels[{key[:64]!r}]", "a key is 1 to 63 of letters, digits and '_./-'")
         if len(value) > _MAX_LABEL_LENGTH or "\0" in value:
             yield Violation(f"metadata.labels[{key[:64]!r}]", f"a value has at most {_MAX_LABEL_LENGTH} characters")
+
+
+def _check_size(job: job_pb2.Job) -> None:
+    if (size := job.spec.ByteSize()) > MAX_SPEC_BYTES:
+        message = f"takes {size} bytes; at most {MAX_SPEC_BYTES} allowed: data belongs in files"
+        raise InvalidInput("SPEC_TOO_LARGE", f"spec {message}", [Violation("spec", message)])
 
 
 def _parsed(job: job_pb2.Job) -> FineTuneSpec | DistillSpec:
@@ -114,7 +127,24 @@ def _parsed(job: job_pb2.Job) -> FineTuneSpec | DistillSpec:
         raise _as_input_error(error) from error
 
 
-def _check_inputs(spec: FineTuneSpec | DistillSpec, models: dict[str, str]) -> None:
+def check_dependencies(store: Store, uids: Sequence[str]) -> None:
+    """InvalidInput / INVALID_SPEC for one that is not there for the caller, or that will never succeed."""
+    violations = []
+    for at, uid in enumerate(uids):
+        try:
+            job = store.get_job(uid)
+            caller().check_sees_job(uid, job.project)
+        except NotFound as error:
+            violations.append(Violation(f"spec.schedule.depends_on[{at}]", error.message))
+        else:
+            if job.state in (State.FAILED, State.CANCELLED):
+                message = f"job {uid} has ended as {job.state.value}, so this one would never begin"
+                violations.append(Violation(f"spec.schedule.depends_on[{at}]", message))
+    _refuse(violations)
+
+
+def check_inputs_of(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> None:
+    """Is what the spec names there? InvalidInput / INVALID_SPEC. `models`: registry reference -> directory."""
     try:
         check_inputs(spec, models)
     except SpecError as error:

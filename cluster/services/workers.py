@@ -1,6 +1,6 @@
 """WorkerService: what drivers say. Every call must show the lease of the attempt it speaks for.
 
-What a driver's word makes of its job is decided in policy.py; here it is checked, stored and answered.
+What a driver's word makes of its job is decided in changes.py; here it is checked, stored and answered.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import grpc
 from athanor.v1 import worker_service_pb2 as messages
 from athanor.v1 import worker_service_pb2_grpc
 
-from cluster import policy
+from cluster import changes
 from cluster.attempt_files import checked
 from cluster.errors import Conflict, PreconditionFailed
 from cluster.ids import hash_token
 from cluster.lifecycle import State
+from cluster.replicas import Replicas
 from cluster.settings import Settings
 from cluster.store.records import Change, Lease, StoredJob
 from cluster.store.store import Store
@@ -39,16 +40,17 @@ def _directive(job: StoredJob) -> messages.Directive.ValueType:
 class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     """Handlers only."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, replicas: Replicas) -> None:
         self._settings = settings
         self._store = store
+        self._replicas = replicas
 
     async def Heartbeat(
         self, request: messages.HeartbeatRequest, context: grpc.ServicerContext
     ) -> messages.HeartbeatResponse:
         del context
         job = await asyncio.to_thread(self._heard, _lease(request.attempt))
-        response = messages.HeartbeatResponse(directive=_directive(job))
+        response = messages.HeartbeatResponse(directive=_directive(job), control_planes=self._replicas.addresses)
         response.lease_duration.FromMilliseconds(int(self._settings.lease_s * 1000))
         return response
 
@@ -64,12 +66,12 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         progress = progress_from_proto(request.progress, self._store.now_us()) if has_progress else None
         lines = lines_from_proto(request.events)
         job = self._store.record_progress(lease, self._settings.lease_s, progress, lines)
-        return self._advance(job, lease, policy.heard)
+        return self._advance(job, lease, changes.heard)
 
     def _heard(self, lease: Lease) -> StoredJob:
         """Renew the lease; a driver that was not heard before has started, and runs."""
         job = self._store.renew_lease(lease, self._settings.lease_s)
-        return self._advance(job, lease, policy.heard)
+        return self._advance(job, lease, changes.heard)
 
     async def ReportTerminal(
         self, request: messages.ReportTerminalRequest, context: grpc.ServicerContext
@@ -83,13 +85,13 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         terminal, lease = terminal_from_proto(request.record), _lease(request.attempt)
         job = self._store.get_job(lease.job_uid)
         attempt = next((each for each in job.attempts if each.number == lease.attempt), None)
-        if attempt is not None and attempt.terminal == policy.as_json(terminal):
+        if attempt is not None and attempt.terminal == changes.as_json(terminal):
             if attempt.lease_token_sha256 != lease.token_sha256:
                 raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease")
             return
         job = self._store.renew_lease(lease, self._settings.lease_s)
         terminal = checked(self._settings, job, terminal)
-        self._advance(job, lease, lambda job, now_us: policy.next_to_conclusion(job, terminal, now_us))
+        self._advance(job, lease, lambda job, now_us: changes.next_to_conclusion(job, terminal, now_us))
 
     def _advance(self, job: StoredJob, lease: Lease, decide: Callable[[StoredJob, int], Change | None]) -> StoredJob:
         """Make steps until there are none; when the job moved meanwhile, decide again on what it is now."""

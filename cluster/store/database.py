@@ -16,6 +16,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
@@ -170,7 +172,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def migrate(engine: Engine, revision: str = "head") -> None:
-    """Bring the tables to a revision, up or down; two processes that start together take turns."""
+    """Bring the tables to a revision (`base`: none at all), up or down; two processes take turns."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect() as connection:
@@ -179,4 +181,12 @@ def migrate(engine: Engine, revision: str = "head") -> None:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
-            (command.downgrade if revision == "base" else command.upgrade)(config, revision)
+            is_behind = revision in _behind(config, connection)
+            (command.downgrade if is_behind else command.upgrade)(config, revision)
+
+
+def _behind(config: Config, connection: Connection) -> set[str]:
+    """The revisions that these tables have been through, the present one left out."""
+    now = MigrationContext.configure(connection).get_current_revision()
+    passed = ScriptDirectory.from_config(config).iterate_revisions(now, "base") if now else ()
+    return {"base", *(each.revision for each in passed)} - {now}

@@ -1,4 +1,4 @@
-"""Jobs, attempts and events in SQL: reading them, and the one way in which a job changes.
+"""Jobs and attempts in SQL: reading them, and the one way in which a job changes, with its line in the log.
 
 Every function works inside a transaction that its caller holds.
 """
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, union, update
 
 from cluster.errors import Conflict, NotFound
-from cluster.lifecycle import PREEMPTED, TERMINAL, State, check
+from cluster.lifecycle import ACTIVE, PREEMPTED, TERMINAL, State, check
 from cluster.scheduler import place_in_queue
-from cluster.store import model_rows
+from cluster.store import alias_rows, dependency_rows
 from cluster.store.database import Write
-from cluster.store.records import Change, JobQuery, NewJob, StoredAttempt, StoredEvent, StoredJob
-from cluster.store.tables import attempts, events, jobs, log_position
+from cluster.store.records import Change, NewJob, StoredAttempt, StoredJob
+from cluster.store.tables import attempts, events, jobs
 
 _EMPTY_JOB: Mapping[str, Any] = {
     "reason": "",
@@ -28,6 +28,7 @@ _EMPTY_JOB: Mapping[str, Any] = {
     "infrastructure_failures": 0,
     "user_failures": 0,
     "preemptions": 0,
+    "ran_us": 0,
 }
 
 
@@ -63,18 +64,6 @@ def get_job(connection: Connection, uid: str) -> StoredJob:
     return found[0]
 
 
-def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
-    """A page, newest first. Keyset by creation order: jobs that come meanwhile move nothing."""
-    statement = select(jobs).order_by(jobs.c.seq.desc()).limit(query.limit)
-    if query.states:
-        statement = statement.where(jobs.c.state.in_([state.value for state in query.states]))
-    if query.name:
-        statement = statement.where(jobs.c.name == query.name)
-    if query.before_seq is not None:
-        statement = statement.where(jobs.c.seq < query.before_seq)
-    return jobs_by(connection, statement)
-
-
 def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
     """All jobs in these states, oldest first."""
     return jobs_by(
@@ -83,61 +72,20 @@ def jobs_in(connection: Connection, states: Iterable[State]) -> list[StoredJob]:
 
 
 def unreleased(connection: Connection) -> list[StoredJob]:
-    """Ended and paused jobs that may still hold something on the cluster."""
+    """Jobs that are to hold nothing on the cluster, and may do so still: ended, paused, or back in the queue."""
     holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
-    ended = jobs.c.state.in_([state.value for state in (*TERMINAL, State.PAUSED)])
-    return jobs_by(connection, select(jobs).where(ended, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
+    idle = jobs.c.state.not_in([state.value for state in ACTIVE])
+    return jobs_by(connection, select(jobs).where(idle, jobs.c.uid.in_(holding)).order_by(jobs.c.seq))
 
 
-def preempted(connection: Connection) -> list[StoredJob]:
-    """Paused jobs that come back by themselves."""
-    return jobs_by(
-        connection,
-        select(jobs).where(jobs.c.state == State.PAUSED.value, jobs.c.reason == PREEMPTED).order_by(jobs.c.seq),
-    )
-
-
-def head_version(connection: Connection) -> int:
-    """The newest resource version."""
-    return int(connection.execute(select(log_position.c.value)).scalar_one())
-
-
-def snapshot_page(connection: Connection, after: int, uid: str, limit: int) -> list[StoredJob]:
-    """Jobs as they are, in the order of their resource versions, so that a cut stream can go on anywhere."""
-    statement = select(jobs).where(jobs.c.resource_version > after).order_by(jobs.c.resource_version).limit(limit)
-    return jobs_by(connection, statement.where(jobs.c.uid == uid) if uid else statement)
-
-
-def changes(connection: Connection, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
-    """What changed after a resource version, in order: events, and progress (which leaves no event)."""
-    logged = select(events).where(events.c.resource_version > after)
-    silent = (
-        select(jobs)
-        .outerjoin(events, events.c.resource_version == jobs.c.resource_version)
-        .where(jobs.c.resource_version > after, events.c.resource_version.is_(None))
-    )
-    if uid:
-        logged, silent = logged.where(events.c.job_uid == uid), silent.where(jobs.c.uid == uid)
-    found: list[tuple[StoredJob, StoredEvent | None]] = []
-    found += [(e.job, e) for e in _events(connection, logged.order_by(events.c.resource_version).limit(limit))]
-    found += [(job, None) for job in jobs_by(connection, silent.order_by(jobs.c.resource_version).limit(limit))]
-    return sorted(found, key=lambda each: each[0].resource_version)[:limit]
-
-
-def _events(connection: Connection, statement: Select[Any]) -> list[StoredEvent]:
-    rows = connection.execute(statement).all()
-    uids = {row.job_uid for row in rows}
-    now = {job.uid: job for job in jobs_by(connection, select(jobs).where(jobs.c.uid.in_(uids)))} if uids else {}
-    return [_event(row, now[row.job_uid]) for row in rows]
-
-
-def _event(row: Row[Any], job: StoredJob) -> StoredEvent:
-    return StoredEvent(row.resource_version, row.reason, row.message, row.create_time_us, job.at(row.snapshot))
-
-
-def job_events(connection: Connection, uid: str) -> list[StoredEvent]:
-    """The whole history of one job, oldest first."""
-    return _events(connection, select(events).where(events.c.job_uid == uid).order_by(events.c.resource_version))
+def to_tend(connection: Connection) -> list[StoredJob]:
+    """Whoever holds something on the cluster, or may do so still, or comes back by itself; oldest first."""
+    is_active = jobs.c.state.in_([state.value for state in ACTIVE])
+    is_back_soon = (jobs.c.state == State.PAUSED.value) & (jobs.c.reason == PREEMPTED)
+    holding = select(attempts.c.job_uid).where(attempts.c.released.is_(False))
+    # By uid, each part from an index of its own: one condition with OR would read every job there ever was.
+    parts = (select(jobs.c.uid).where(is_active), select(jobs.c.uid).where(is_back_soon), holding)
+    return jobs_by(connection, select(jobs).where(jobs.c.uid.in_(union(*parts))).order_by(jobs.c.seq))
 
 
 def insert_job(write: Write, new: NewJob) -> StoredJob:
@@ -146,6 +94,7 @@ def insert_job(write: Write, new: NewJob) -> StoredJob:
     values = dict(_EMPTY_JOB) | asdict(new) | {"depends_on": list(new.depends_on)}
     values |= {"state": State.QUEUED.value, "create_time_us": write.now_us, "update_time_us": write.now_us}
     values |= place_in_queue(new.priority, write.now_us)
+    values["num_unmet"] = dependency_rows.note(write, new.uid, new.depends_on)
     write.connection.execute(insert(jobs).values(**values, resource_version=version))
     return _log(write, new.uid, version, "CREATED", "stored; waits for its turn")
 
@@ -155,7 +104,7 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     version = write.next_version()
     values: dict[str, Any] = dict(change.job)
     if change.publication is not None:
-        model = model_rows.publish(write, change.publication, job.uid)
+        model = alias_rows.publish(write, change.publication, job.uid)
         values["published_model"] = model.reference
     values |= _state_values(write, job, change)
     values |= {"resource_version": version, "update_time_us": write.now_us}
@@ -163,6 +112,8 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     if write.connection.execute(guarded.values(**values)).rowcount != 1:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     _apply_to_attempts(write, job, change)
+    if change.state in TERMINAL:
+        dependency_rows.settle(write, job.uid, change.state)
     after = _log(write, job.uid, version, change.reason, change.message)
     write.moves.append((job, after))
     return after
@@ -175,6 +126,10 @@ def _state_values(write: Write, job: StoredJob, change: Change) -> dict[str, Any
     values: dict[str, Any] = {"state": change.state.value, "reason": change.reason, "message": change.message}
     if change.state in TERMINAL:
         values["end_time_us"] = write.now_us
+    if change.state is State.RUNNING:
+        values["running_since_us"] = write.now_us
+    elif job.state is State.RUNNING:
+        values |= {"ran_us": job.ran_until(write.now_us), "running_since_us": None}
     return values
 
 
@@ -192,11 +147,21 @@ def update_attempt(connection: Connection, attempt: StoredAttempt, values: Mappi
 
 
 def mark_attempt(connection: Connection, job: StoredJob, values: Mapping[str, object]) -> None:
-    """As `update_attempt` for the last one, if the job is still what the caller read."""
-    version = connection.execute(select(jobs.c.resource_version).where(jobs.c.uid == job.uid)).scalar_one()
-    if version != job.resource_version or job.last_attempt is None:
+    """As `update_attempt` for the last one, if the job and its attempt's token are still what the caller read."""
+    check_unchanged(connection, job)
+    if job.last_attempt is None:
+        return
+    known = get_job(connection, job.uid).last_attempt
+    if known is None or known.lease_token_sha256 != job.last_attempt.lease_token_sha256:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     update_attempt(connection, job.last_attempt, values)
+
+
+def check_unchanged(connection: Connection, job: StoredJob) -> None:
+    """Conflict / JOB_CHANGED if the job is not any more what the caller read."""
+    version = connection.execute(select(jobs.c.resource_version).where(jobs.c.uid == job.uid)).scalar_one_or_none()
+    if version != job.resource_version:
+        raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
 
 
 def touch_progress(write: Write, uid: str, progress: Mapping[str, Any]) -> None:

@@ -1,20 +1,24 @@
-"""Models, aliases and the history of aliases in SQL.
+"""Versions of models in SQL. Aliases are in alias_rows.py.
 
-Every function works inside a transaction that its caller holds. Versions are never altered; aliases move, and every
-move leaves a line.
+Every function works inside a transaction that its caller holds. Versions are never altered. A deleted one keeps its
+row, so that its number is never given again; nothing but the numbering sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Select, Text, cast, func, insert, select, tuple_, update
 
-from cluster.errors import Conflict, NotFound
+from cluster.errors import NotFound, PreconditionFailed
+from cluster.lifecycle import TERMINAL
 from cluster.store.database import Write
-from cluster.store.records import Publication, StoredModel
-from cluster.store.tables import alias_history, aliases, models
+from cluster.store.records import NewModel, Publication, StoredModel
+from cluster.store.tables import aliases, deployments, jobs, models
+
+_TOLD = 8
+"""So many versions are named to whoever asks for one that is not there."""
 
 
 def _models_by(connection: Connection, statement: Select[Any]) -> list[StoredModel]:
@@ -27,52 +31,40 @@ def _models_by(connection: Connection, statement: Select[Any]) -> list[StoredMod
     return [StoredModel(**row._mapping, aliases=tuple(pointing[row.name, row.version])) for row in rows]
 
 
+def _there(name: str) -> Select[Any]:
+    return select(models).where(models.c.name == name, models.c.delete_time_us.is_(None))
+
+
 def get_version(connection: Connection, name: str, version: int) -> StoredModel:
     """One version; NotFound / MODEL_NOT_FOUND."""
-    found = _models_by(connection, select(models).where(models.c.name == name, models.c.version == version))
+    found = _models_by(connection, _there(name).where(models.c.version == version))
     if not found:
-        raise _not_found(connection, name, f"{name}@{version}")
+        raise not_found(connection, name, f"{name}@{version}")
     return found[0]
-
-
-def get_alias(connection: Connection, name: str, alias: str) -> StoredModel:
-    """The version that an alias points at; NotFound / MODEL_NOT_FOUND."""
-    version = _alias_version(connection, name, alias)
-    if not version:
-        raise _not_found(connection, name, f"{name}@{alias}")
-    return get_version(connection, name, version)
 
 
 def get_newest(connection: Connection, name: str) -> StoredModel:
     """The newest version; NotFound / MODEL_NOT_FOUND."""
-    version = _newest_version(connection, name)
-    if not version:
-        raise _not_found(connection, name, name)
-    return get_version(connection, name, version)
+    found = _models_by(connection, _there(name).order_by(models.c.version.desc()).limit(1))
+    if not found:
+        raise not_found(connection, name, name)
+    return found[0]
 
 
-def _not_found(connection: Connection, name: str, reference: str) -> NotFound:
+def not_found(connection: Connection, name: str, reference: str) -> NotFound:
+    """The error for a reference that means nothing, with those that do."""
     query = select(aliases.c.alias).where(aliases.c.name == name).order_by(aliases.c.alias)
     there = [f"{name}@{alias}" for alias in connection.scalars(query)]
-    newest = _newest_version(connection, name)
-    there += [f"{name}@1 to {name}@{newest}" if newest > 1 else f"{name}@1"] if newest else []
-    words = f"there are: {', '.join(there)}" if there else f"no model of the name {name!r} was published"
+    newest = connection.execute(_there(name).order_by(models.c.version.desc()).limit(_TOLD))
+    there += [f"{name}@{row.version}" for row in newest]
+    words = f"there are: {', '.join(there)}" if there else f"there is no model of the name {name!r}"
     return NotFound("MODEL_NOT_FOUND", f"there is no model {reference!r}; {words}")
-
-
-def _newest_version(connection: Connection, name: str) -> int:
-    query = select(func.coalesce(func.max(models.c.version), 0)).where(models.c.name == name)
-    return int(connection.execute(query).scalar_one())
-
-
-def _alias_version(connection: Connection, name: str, alias: str) -> int:
-    query = select(aliases.c.version).where(aliases.c.name == name, aliases.c.alias == alias)
-    return int(connection.execute(query).scalar_one_or_none() or 0)
 
 
 def list_versions(connection: Connection, name: str, after: tuple[str, int] | None, limit: int) -> list[StoredModel]:
     """A page by name, newest version first, behind the (name, version) of the page before."""
-    statement = select(models).order_by(models.c.name, models.c.version.desc()).limit(limit)
+    statement = select(models).where(models.c.delete_time_us.is_(None))
+    statement = statement.order_by(models.c.name, models.c.version.desc()).limit(limit)
     if name:
         statement = statement.where(models.c.name == name)
     if after is not None:
@@ -81,54 +73,81 @@ def list_versions(connection: Connection, name: str, after: tuple[str, int] | No
     return _models_by(connection, statement)
 
 
+def of_job(connection: Connection, job_uid: str) -> StoredModel | None:
+    """What a job has published, deleted or not."""
+    found = _models_by(connection, select(models).where(models.c.job_uid == job_uid))
+    return found[0] if found else None
+
+
 def publish(write: Write, publication: Publication, job_uid: str) -> StoredModel:
-    """Give a finished model the next version of its name, and move its alias. Once per job, however often asked."""
-    known = _models_by(write.connection, select(models).where(models.c.job_uid == job_uid))
-    if known:
-        return known[0]
-    version = _newest_version(write.connection, publication.name) + 1
+    """Give a finished model the next version of its name."""
     row = {
-        "name": publication.name,
-        "version": version,
         "path": publication.path,
         "manifest_sha256": publication.manifest_sha256,
         "job_uid": job_uid,
         "teachers": list(publication.teachers),
         "num_parameters": publication.num_parameters,
         "metrics": dict(publication.metrics),
-        "create_time_us": write.now_us,
+        "description": "",
     }
-    write.connection.execute(insert(models).values(**row))
-    if publication.alias is not None:
-        move_alias(write, publication.name, publication.alias, version, cause=job_uid)
-    return get_version(write.connection, publication.name, version)
+    return _insert(write, publication.name, row)
 
 
-def move_alias(
-    write: Write, name: str, alias: str, version: int, *, cause: str, expected: int | None = None
-) -> StoredModel:
-    """Point an alias at a version; with `expected`, only if it points there now (0: nowhere): Conflict."""
-    get_version(write.connection, name, version)
-    previous = _alias_version(write.connection, name, alias)
-    if expected is not None and expected != previous:
-        at = f"points at version {previous}" if previous else "does not exist"
-        raise Conflict("ALIAS_MOVED", f"{name}@{alias} {at}, not {expected}; look again before you move it")
-    if previous != version:
-        _store_alias(write, name, alias, version, previous, cause)
+def create(write: Write, new: NewModel) -> StoredModel:
+    """Give a model from outside the next version of its name."""
+    row: dict[str, Any] = {
+        "path": new.path,
+        "manifest_sha256": new.manifest_sha256,
+        "job_uid": None,
+        "teachers": [],
+        "num_parameters": new.num_parameters,
+        "metrics": {},
+        "description": new.description,
+    }
+    return _insert(write, new.name, row)
+
+
+def _insert(write: Write, name: str, row: dict[str, Any]) -> StoredModel:
+    newest = select(func.coalesce(func.max(models.c.version), 0)).where(models.c.name == name)
+    version = int(write.connection.execute(newest).scalar_one()) + 1
+    values = {**row, "name": name, "version": version, "create_time_us": write.now_us}
+    write.connection.execute(insert(models).values(**values))
     return get_version(write.connection, name, version)
 
 
-def _store_alias(write: Write, name: str, alias: str, version: int, previous: int, cause: str) -> None:
-    at = (aliases.c.name == name, aliases.c.alias == alias)
-    moved = update(aliases).where(*at).values(version=version)
-    write.connection.execute(moved if previous else insert(aliases).values(name=name, alias=alias, version=version))
-    line = {"name": name, "alias": alias, "version": version, "previous_version": previous, "cause": cause}
-    write.connection.execute(insert(alias_history).values(**line, create_time_us=write.now_us))
+def delete(write: Write, name: str, version: int) -> StoredModel:
+    """Leave of a version only its row; PreconditionFailed / MODEL_IN_USE with whatever needs it."""
+    model = get_version(write.connection, name, version)
+    if users := _users(write.connection, model):
+        raise PreconditionFailed("MODEL_IN_USE", f"{model.reference} is in use by {', '.join(users)}; end that first")
+    gone = update(models).where(models.c.name == name, models.c.version == version)
+    write.connection.execute(gone.values(delete_time_us=write.now_us))
+    return model
 
 
-def list_alias_history(connection: Connection, name: str, alias: str) -> Sequence[tuple[int, int, str]]:
-    """(version, previous version, cause) of every move, oldest first."""
-    history = alias_history.c
-    query = select(history.version, history.previous_version, history.cause)
-    rows = connection.execute(query.where(history.name == name, history.alias == alias).order_by(history.id))
-    return [(row.version, row.previous_version, row.cause) for row in rows]
+def _users(connection: Connection, model: StoredModel) -> list[str]:
+    """What would break without it, in words. The database looks for jobs by the text of their JSON."""
+    users = [f"the alias {model.name}@{alias}" for alias in model.aliases]
+    served = select(deployments.c.name).where(deployments.c.resolved_model == model.reference)
+    users += [f"the deployment {name}" for name in connection.scalars(served.order_by(deployments.c.name))]
+    live = jobs.c.state.not_in([state.value for state in TERMINAL])
+    named = cast(jobs.c.resolved_models, Text).contains(f'"{model.reference}"')
+    waiting = select(jobs.c.uid).where(live, named).order_by(jobs.c.seq).limit(_TOLD)
+    return users + [f"the job {uid}" for uid in connection.scalars(waiting)]
+
+
+def check_there(connection: Connection, references: Iterable[str]) -> None:
+    """NotFound / MODEL_NOT_FOUND for a pinned version that was deleted between its check and now."""
+    for reference in references:
+        name, _, version = reference.rpartition("@")
+        get_version(connection, name, int(version))
+
+
+def known_paths(connection: Connection) -> set[str]:
+    """Where the versions lie that are not deleted."""
+    return set(connection.scalars(select(models.c.path).where(models.c.delete_time_us.is_(None))))
+
+
+def forget_job(write: Write, job_uid: str) -> None:
+    """What a job made stays when the job is deleted."""
+    write.connection.execute(update(models).where(models.c.job_uid == job_uid).values(job_uid=None))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from cluster.lifecycle import TERMINAL, State
+from cluster.filters import NEWEST_FIRST, Filter, Order
+from cluster.lifecycle import CLAIMING, TERMINAL, State
 
 Json = Mapping[str, Any]
 
@@ -105,9 +106,14 @@ class StoredJob:
     hold_until_us: int | None = None
     depends_on: Sequence[str] = ()
     """Uids of jobs that must have succeeded before it begins."""
+    num_unmet: int = 0
+    """How many of them have not yet; -1: one of them never will."""
     retry_at_us: int | None = None
     """A lost attempt is not followed by the next before this."""
     preemptions: int = 0
+    ran_us: int = 0
+    """How long it was RUNNING before it was so last."""
+    running_since_us: int | None = None
     attempts: tuple[StoredAttempt, ...] = ()
 
     @property
@@ -115,8 +121,17 @@ class StoredJob:
         return self.state in TERMINAL
 
     @property
+    def may_hold(self) -> bool:
+        """Whether something on the cluster is meant for it, or may be its own still."""
+        return self.state in CLAIMING or any(not attempt.released for attempt in self.attempts[-1:])
+
+    @property
     def last_attempt(self) -> StoredAttempt | None:
         return self.attempts[-1] if self.attempts else None
+
+    def ran_until(self, now_us: int) -> int:
+        """How long it was RUNNING in all: what max_run_duration counts."""
+        return self.ran_us + (0 if self.running_since_us is None else max(0, now_us - self.running_since_us))
 
     def condition(self, kind: str) -> Json | None:
         """The condition of that type, whether it holds or not."""
@@ -138,7 +153,7 @@ class StoredJob:
 
 _FIXED = {
     *("seq", "uid", "name", "kind", "spec", "resolved_models", "create_time_us", "attempts"),
-    *("project", "creator", "retry_of", "hold_until_us", "depends_on"),
+    *("project", "creator", "retry_of", "hold_until_us", "depends_on", "num_unmet"),
 }
 _CHANGEABLE = tuple(each.name for each in fields(StoredJob) if each.name not in _FIXED)
 
@@ -165,6 +180,21 @@ class NewJob:
     max_run_duration_us: int | None = None
     hold_until_us: int | None = None
     depends_on: Sequence[str] = ()
+
+
+class QueueEntry(NamedTuple):
+    """A waiting job, as far as the scheduler wants to know it."""
+
+    uid: str
+    project: str
+    priority: int
+    seq: int
+    queue_since_us: int
+    queue_key: float
+    max_run_duration_us: int | None
+    ran_us: int
+    is_releasing: bool
+    """Its last attempt may still hold something on the cluster."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +246,38 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
+class StoredChange:
+    """One change of any job, in the log of all. Without `job` it was deleted, without `event` it progressed."""
+
+    resource_version: int
+    uid: str
+    project: str
+    job: StoredJob | None = None
+    event: StoredEvent | None = None
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What is left of a deleted job."""
+
+    resource_version: int
+    uid: str
+    project: str
+
+
+@dataclass(frozen=True)
 class JobQuery:
-    """Which jobs a page holds: newest first, older than `before_seq`."""
+    """Which jobs a page holds, and in what order."""
 
     limit: int
     states: tuple[State, ...] = ()
     name: str = ""
-    before_seq: int | None = None
+    scope: tuple[str, ...] | None = None
+    """Only jobs of these projects; None: of all."""
+    filter: Filter | None = None
+    order: Order = NEWEST_FIRST
+    after: tuple[str | int, int] | None = None
+    """Behind the job with this value and this number; see `job_lists.cursor_of`."""
 
 
 @dataclass(frozen=True)
@@ -239,11 +294,36 @@ class StoredModel:
     metrics: Json
     create_time_us: int
     description: str = ""
+    delete_time_us: int | None = None
     aliases: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A version that somebody brings in from outside."""
+
+    name: str
+    path: str
+    manifest_sha256: str
+    num_parameters: int
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class StoredMove:
+    """One move of an alias. `previous_version` 0: it was new."""
+
+    version: int
+    previous_version: int
+    cause: str
+    """PUBLISHED, SET_ALIAS or ROLLBACK."""
+    actor: str
+    """Name of the token; empty for a job."""
+    create_time_us: int
 
 
 class DeploymentState(StrEnum):

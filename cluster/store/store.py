@@ -5,46 +5,61 @@ Synchronous; handlers call it in a thread. Returns frozen records, raises `Clust
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from sqlalchemy import Connection, insert, select
-
-from cluster.errors import AlreadyExists, OutOfRange, PreconditionFailed
+from cluster.clock import SteadyClock
+from cluster.errors import PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
-from cluster.store import audit_rows, deployment_rows, job_rows, model_rows, queue_rows, token_rows
+from cluster.standings import Standing, standing_of
+from cluster.store import (
+    audit_rows,
+    deployment_rows,
+    job_lists,
+    job_rows,
+    log_rows,
+    model_rows,
+    queue_rows,
+    replica_rows,
+    request_rows,
+    token_rows,
+)
 from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
+from cluster.store.installation_store import InstallationStore
 from cluster.store.job_counts import JobCount, job_counts
+from cluster.store.model_store import ModelStore
 from cluster.store.records import (
     Change,
+    Deletion,
     DeploymentState,
     JobQuery,
     Lease,
     NewJob,
+    QueueEntry,
+    StoredChange,
     StoredDeployment,
     StoredEvent,
     StoredJob,
-    StoredModel,
 )
-from cluster.store.tables import idempotency
 from cluster.store.token_rows import StoredToken
 
 _CREATE_JOB = "CreateJob"
+LEADER = "leader"
+"""The lease of the replica that does what only one may do."""
 
 
-class Store:
+class Store(ModelStore, InstallationStore):
     """Everything durable."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     @classmethod
-    def open(cls, url: str, clock: Callable[[], float] = time.time) -> Self:
+    def open(cls, url: str, clock: Callable[[], float] | None = None) -> Self:
         """Connect, and bring the tables to their newest form."""
-        return cls(open_database(url, clock))
+        return cls(open_database(url, clock or SteadyClock()))
 
     def close(self) -> None:
         self.database.close()
@@ -54,20 +69,26 @@ class Store:
 
     # Jobs
 
-    def create_job(self, new: NewJob, request_id: str = "", request_sha256: str = "") -> StoredJob:
+    def create_job(
+        self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = _CREATE_JOB
+    ) -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
+        scope = f"{method}/{new.project}"
         with self.database.write() as write:
-            known = _replayed(write.connection, request_id, request_sha256)
+            known = request_rows.find(write.connection, scope, request_id, request_sha256)
             if known:
                 return job_rows.get_job(write.connection, known)
+            model_rows.check_there(write.connection, new.resolved_models.values())
             job = job_rows.insert_job(write, new)
-            _remember(write, request_id, request_sha256, job.uid)
+            request_rows.remember(write, scope, request_id, request_sha256, job.uid)
             return job
 
-    def find_request(self, request_id: str, request_sha256: str) -> StoredJob | None:
+    def find_request(
+        self, request_id: str, request_sha256: str, project: str = "default", method: str = _CREATE_JOB
+    ) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
-            known = _replayed(connection, request_id, request_sha256)
+            known = request_rows.find(connection, f"{method}/{project}", request_id, request_sha256)
             return job_rows.get_job(connection, known) if known else None
 
     def job_counts(self) -> list[JobCount]:
@@ -80,16 +101,38 @@ class Store:
 
     def list_jobs(self, query: JobQuery) -> list[StoredJob]:
         with self.database.read() as connection:
-            return job_rows.list_jobs(connection, query)
+            return job_lists.list_jobs(connection, query)
 
     def jobs_in(self, states: Iterable[State]) -> list[StoredJob]:
         with self.database.read() as connection:
             return job_rows.jobs_in(connection, states)
 
-    def queue_heads(self, most: int) -> list[StoredJob]:
-        """The first `most` jobs of each project's queue that are not held."""
+    # The queue
+
+    def queue_version(self) -> tuple[object, ...]:
+        """Another one after everything that the scheduler's decision depends on and that is stored as a step."""
+        with self.database.read() as connection:
+            return queue_rows.version(connection)
+
+    def queue_heads(self, most: int) -> list[QueueEntry]:
+        """The first `most` jobs of each project's queue that may begin now."""
         with self.database.read() as connection:
             return queue_rows.heads(connection, self.now_us(), most)
+
+    def doomed(self, most: int) -> list[StoredJob]:
+        """Waiting jobs that depend on one that did not succeed."""
+        with self.database.read() as connection:
+            return queue_rows.doomed(connection, most)
+
+    def next_hold(self) -> int | None:
+        """When the next held job is held no more, in microseconds since 1970."""
+        with self.database.read() as connection:
+            return queue_rows.next_hold(connection, self.now_us())
+
+    def specs_of(self, uids: Sequence[str]) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """(uid, kind, spec) of the jobs that are there."""
+        with self.database.read() as connection:
+            return queue_rows.specs_of(connection, uids)
 
     def num_waiting(self) -> int:
         with self.database.read() as connection:
@@ -97,7 +140,7 @@ class Store:
 
     def states_of(self, uids: Sequence[str]) -> dict[str, State]:
         with self.database.read() as connection:
-            return queue_rows.states_of(connection, list(uids))
+            return queue_rows.states_of(connection, uids)
 
     def quotas(self) -> dict[str, Quota]:
         with self.database.read() as connection:
@@ -107,22 +150,33 @@ class Store:
         with self.database.write() as write:
             queue_rows.set_quota(write, name, limits, weight)
 
-    def save_standings(self, waiting: Mapping[str, tuple[int, str]]) -> None:
+    def save_standings(self, waiting: Mapping[str, Standing]) -> None:
         with self.database.write() as write:
             queue_rows.save_standings(write, waiting)
 
-    def standings(self) -> tuple[int, dict[str, tuple[int, str]]]:
-        """When the scheduler last decided, and uid -> (position, reason) in order."""
+    def standings(self) -> tuple[int, dict[str, Standing]]:
+        """When the scheduler last decided (0: never), and uid -> standing in the order of the queue."""
         with self.database.read() as connection:
             return queue_rows.load_standings(connection)
+
+    def standings_of(self, found: Sequence[StoredJob]) -> dict[str, Standing]:
+        """Of those of these jobs that wait."""
+        if all(job.state is not State.QUEUED for job in found):
+            return {}
+        (decided_us, known), now_us = self.standings(), self.now_us()
+        each = {job.uid: standing_of(job, decided_us, known, now_us) for job in found}
+        return {uid: standing for uid, standing in each.items() if standing is not None}
+
+    # What the reconciler tends
+
+    def to_tend(self) -> list[StoredJob]:
+        """Jobs that hold something on the cluster or may do so still, and those that come back by themselves."""
+        with self.database.read() as connection:
+            return job_rows.to_tend(connection)
 
     def unreleased(self) -> list[StoredJob]:
         with self.database.read() as connection:
             return job_rows.unreleased(connection)
-
-    def preempted(self) -> list[StoredJob]:
-        with self.database.read() as connection:
-            return job_rows.preempted(connection)
 
     def transition(self, job: StoredJob, change: Change, lease: Lease | None = None) -> StoredJob:
         """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""
@@ -158,60 +212,70 @@ class Store:
                 job_rows.touch_progress(write, job.uid, progress)
             return job
 
-    # Watching
+    # Several control planes
+
+    def beat(self, replica_id: str, address: str, lease_s: float) -> tuple[dict[str, str], bool]:
+        """Note that this replica lives: id -> address of all that do, and whether it leads."""
+        with self.database.write() as write:
+            living = replica_rows.beat(write, replica_id, address, lease_s)
+            return living, replica_rows.take(write, LEADER, replica_id, lease_s)
+
+    def leave(self, replica_id: str) -> None:
+        with self.database.write() as write:
+            replica_rows.leave(write, replica_id)
+
+    # Watching, and what is kept for it
 
     def head_version(self) -> int:
         with self.database.read() as connection:
-            return job_rows.head_version(connection)
+            return log_rows.head_version(connection)
 
     def check_cursor(self, after: int) -> None:
-        """OutOfRange for a resource version that this store never gave."""
-        if not 0 <= after <= self.head_version():
-            raise OutOfRange("RESOURCE_VERSION_UNKNOWN", f"this store has no resource version {after}; begin with 0")
+        """OutOfRange for a resource version that this store never gave, or has compacted away."""
+        with self.database.read() as connection:
+            log_rows.check_cursor(connection, after)
 
     def snapshot_page(self, after: int, uid: str, limit: int) -> list[StoredJob]:
         with self.database.read() as connection:
-            return job_rows.snapshot_page(connection, after, uid, limit)
+            return log_rows.snapshot_page(connection, after, uid, limit)
 
-    def changes(self, after: int, uid: str, limit: int) -> list[tuple[StoredJob, StoredEvent | None]]:
+    def changes(self, after: int, uid: str, limit: int) -> list[StoredChange]:
         with self.database.read() as connection:
-            return job_rows.changes(connection, after, uid, limit)
+            return log_rows.changes(connection, after, uid, limit)
 
-    def job_events(self, uid: str) -> list[StoredEvent]:
+    def job_events(self, uid: str, after: int = 0, limit: int | None = None) -> list[StoredEvent]:
         with self.database.read() as connection:
-            return job_rows.job_events(connection, uid)
+            return log_rows.job_events(connection, uid, after, limit)
 
-    # Models
-
-    def model_version(self, name: str, version: int) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_version(connection, name, version)
-
-    def model_alias(self, name: str, alias: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_alias(connection, name, alias)
-
-    def model_newest(self, name: str) -> StoredModel:
-        with self.database.read() as connection:
-            return model_rows.get_newest(connection, name)
-
-    def list_models(self, name: str, after: tuple[str, int] | None, limit: int) -> list[StoredModel]:
-        with self.database.read() as connection:
-            return model_rows.list_versions(connection, name, after, limit)
-
-    def set_alias(self, name: str, alias: str, version: int, expected: int | None) -> StoredModel:
+    def delete_job(self, job: StoredJob) -> None:
+        """Forget a job, if it is still what the caller read; Conflict / JOB_CHANGED otherwise."""
         with self.database.write() as write:
-            return model_rows.move_alias(write, name, alias, version, cause="SET_ALIAS", expected=expected)
+            job_rows.check_unchanged(write.connection, job)
+            log_rows.delete_job(write, job)
 
-    def alias_history(self, name: str, alias: str) -> Sequence[tuple[int, int, str]]:
+    def find_deletion(self, uid: str) -> Deletion | None:
         with self.database.read() as connection:
-            return model_rows.list_alias_history(connection, name, alias)
+            return log_rows.find_deletion(connection, uid)
+
+    def deletions_after(self, after: int, limit: int) -> list[Deletion]:
+        with self.database.read() as connection:
+            return log_rows.deletions_after(connection, after, limit)
+
+    def compact(self, keep: int, most: int) -> bool:
+        """Forget the log further back than `keep` versions, at most `most` at a time; whether more is left to do."""
+        with self.database.write() as write:
+            return log_rows.compact(write, keep, most)
+
+    def forget_requests(self, older_than_s: float) -> None:
+        with self.database.write() as write:
+            log_rows.forget_requests(write, write.now_us - int(older_than_s * 1e6))
 
     # Deployments
 
     def create_deployment(self, new: StoredDeployment) -> StoredDeployment:
         with self.database.write() as write:
             write.changed = True
+            model_rows.check_there(write.connection, [new.resolved_model])
             return deployment_rows.create(write, new)
 
     def get_deployment(self, name: str) -> StoredDeployment:
@@ -286,24 +350,6 @@ class Store:
         """All entries, oldest first, as of one moment."""
         with self.database.read() as connection:
             yield from audit_rows.in_order(connection)
-
-
-def _replayed(connection: Connection, request_id: str, request_sha256: str) -> str:
-    if not request_id:
-        return ""
-    at = (idempotency.c.method == _CREATE_JOB, idempotency.c.request_id == request_id)
-    row = connection.execute(select(idempotency).where(*at)).one_or_none()
-    if row is None:
-        return ""
-    if row.request_sha256 != request_sha256:
-        raise AlreadyExists("REQUEST_ID_REUSED", f"request id {request_id!r} was used for another job; take a new one")
-    return str(row.response.decode())
-
-
-def _remember(write: Write, request_id: str, request_sha256: str, uid: str) -> None:
-    if request_id:
-        row = {"method": _CREATE_JOB, "request_id": request_id, "request_sha256": request_sha256}
-        write.connection.execute(insert(idempotency).values(**row, response=uid.encode(), create_time_us=write.now_us))
 
 
 def _holder(write: Write, lease: Lease) -> StoredJob:

@@ -70,20 +70,35 @@ jobs = Table(
     Column("hold_until_us", BigInteger),
     # Uids of jobs that must have SUCCEEDED.
     Column("depends_on", JSON, nullable=False),
+    # How many of them have not yet, see dependency_rows.py.
+    Column("num_unmet", Integer, nullable=False),
     # Not before this is a lost attempt followed by the next.
     Column("retry_at_us", BigInteger),
     Column("preemptions", Integer, nullable=False),
+    # How long it was RUNNING before it was so last, and since when it is.
+    Column("ran_us", BigInteger, nullable=False),
+    Column("running_since_us", BigInteger),
     Column("create_time_us", BigInteger, nullable=False),
     Column("start_time_us", BigInteger),
     Column("end_time_us", BigInteger),
     Column("update_time_us", BigInteger, nullable=False),
     Column("resource_version", BigInteger, nullable=False),
-    Index(None, "state", "priority", "seq"),
-    Index(None, "state", "project", "queue_key", "seq"),
+    Index("ix_jobs_queue", "state", "project", "num_unmet", "queue_key", "seq", "hold_until_us"),
+    Index(None, "state", "num_unmet"),
+    Index(None, "state", "hold_until_us"),
     Index(None, "name", "seq"),
     Index(None, "project", "seq"),
     Index(None, "resource_version", unique=True),
     sqlite_autoincrement=True,
+)
+
+# A row for each job that another one still waits for.
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("job_uid", String(64), primary_key=True),
+    Column("on_uid", String(64), primary_key=True),
+    Index(None, "on_uid"),
 )
 
 attempts = Table(
@@ -203,8 +218,16 @@ standings = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("decision_time_us", BigInteger, nullable=False),
-    # Uid -> [position, reason, message], in order.
+    # [uid, position, reason, message], in order.
     Column("waiting", JSON, nullable=False),
+)
+
+# Who this store belongs to, as Ray and the storage are told: one row.
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("uid", String(40), nullable=False),
 )
 
 idempotency = Table(
@@ -230,6 +253,8 @@ models = Table(
     Column("metrics", JSON, nullable=False),
     Column("description", Text, nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
+    # A deleted version keeps its row: its number is never given again, and the lineage of others stays readable.
+    Column("delete_time_us", BigInteger),
 )
 
 aliases = Table(

@@ -29,7 +29,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61thanor/v1/worker_service.proto\x12\nathanor.v1\x1a\x14\x61thanor/v1/job.proto\x1a\x18\x61thanor/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\nAttemptRef\x12\x0f\n\x07job_uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0blease_token\x18\x03 \x01(\t\";\n\x10HeartbeatRequest\x12\'\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x16.athanor.v1.AttemptRef\"p\n\x11HeartbeatResponse\x12(\n\tdirective\x18\x01 \x01(\x0e\x32\x15.athanor.v1.Directive\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x01\n\x15ReportProgressRequest\x12\'\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x16.athanor.v1.AttemptRef\x12&\n\x08progress\x18\x02 \x01(\x0b\x32\x14.athanor.v1.Progress\x12\'\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x17.athanor.v1.WorkerEvent\".\n\x0bWorkerEvent\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"B\n\x16ReportProgressResponse\x12(\n\tdirective\x18\x01 \x01(\x0e\x32\x15.athanor.v1.Directive\"\xf7\x01\n\x0eTerminalRecord\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.athanor.v1.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x1d\n\x15model_manifest_sha256\x18\x05 \x01(\t\x12\x13\n\x0breport_path\x18\x06 \x01(\t\x12(\n\x07summary\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x15ReportTerminalRequest\x12\'\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x16.athanor.v1.AttemptRef\x12*\n\x06record\x18\x02 \x01(\x0b\x32\x1a.athanor.v1.TerminalRecord\"\x18\n\x16ReportTerminalResponse*i\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x14\n\x10\x44IRECTIVE_CANCEL\x10\x02\x12\x13\n\x0f\x44IRECTIVE_PAUSE\x10\x03*\x9e\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x16\n\x12OUTCOME_USER_ERROR\x10\x02\x12 \n\x1cOUTCOME_INFRASTRUCTURE_ERROR\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x12\n\x0eOUTCOME_PAUSED\x10\x05\x32\xa3\x02\n\rWorkerService\x12P\n\tHeartbeat\x12\x1c.athanor.v1.HeartbeatRequest\x1a\x1d.athanor.v1.HeartbeatResponse\"\x06\xa2\xed\x18\x02\x08\x02\x12_\n\x0eReportProgress\x12!.athanor.v1.ReportProgressRequest\x1a\".athanor.v1.ReportProgressResponse\"\x06\xa2\xed\x18\x02\x08\x02\x12_\n\x0eReportTerminal\x12!.athanor.v1.ReportTerminalRequest\x1a\".athanor.v1.ReportTerminalResponse\"\x06\xa2\xed\x18\x02\x08\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61thanor/v1/worker_service.proto\x12\nathanor.v1\x1a\x14\x61thanor/v1/job.proto\x1a\x18\x61thanor/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\nAttemptRef\x12\x0f\n\x07job_uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0blease_token\x18\x03 \x01(\t\";\n\x10HeartbeatRequest\x12\'\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x16.athanor.v1.AttemptRef\"\x88\x01\n\x11HeartbeatResponse\x12(\n\tdirective\x18\x01 \x01(\x0e\x32\x15.athanor.v1.Directive\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x63ontrol_planes\x18\x03 \x03(\t\"\x91\x01\n\x15ReportProgressRequest\x12\'\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x16.athanor.v1.AttemptRef\x12&\n\x08progress\x18\x02 \x01(\x0b\x32\x14.athanor.v1.Progress\x12\'\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x17.athanor.v1.WorkerEvent\".\n\x0bWorkerEvent\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"B\n\x16ReportProgressResponse\x12(\n\tdirective\x18\x01 \x01(\x0e\x32\x15.athanor.v1.Directive\"\xf7\x01\n\x0eTerminalRecord\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.athanor.v1.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x1d\n\x15model_manifest_sha256\x18\x05 \x01(\t\x12\x13\n\x0breport_path\x18\x06 \x01(\t\x12(\n\x07summary\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x15ReportTerminalRequest\x12\'\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x16.athanor.v1.AttemptRef\x12*\n\x06record\x18\x02 \x01(\x0b\x32\x1a.athanor.v1.TerminalRecord\"\x18\n\x16ReportTerminalResponse*i\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x14\n\x10\x44IRECTIVE_CANCEL\x10\x02\x12\x13\n\x0f\x44IRECTIVE_PAUSE\x10\x03*\x9e\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x16\n\x12OUTCOME_USER_ERROR\x10\x02\x12 \n\x1cOUTCOME_INFRASTRUCTURE_ERROR\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x12\n\x0eOUTCOME_PAUSED\x10\x05\x32\xa3\x02\n\rWorkerService\x12P\n\tHeartbeat\x12\x1c.athanor.v1.HeartbeatRequest\x1a\x1d.athanor.v1.HeartbeatResponse\"\x06\xa2\xed\x18\x02\x08\x02\x12_\n\x0eReportProgress\x12!.athanor.v1.ReportProgressRequest\x1a\".athanor.v1.ReportProgressResponse\"\x06\xa2\xed\x18\x02\x08\x02\x12_\n\x0eReportTerminal\x12!.athanor.v1.ReportTerminalRequest\x1a\".athanor.v1.ReportTerminalResponse\"\x06\xa2\xed\x18\x02\x08\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,28 +42,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSERVICE'].methods_by_name['ReportProgress']._serialized_options = b'\242\355\030\002\010\002'
   _globals['_WORKERSERVICE'].methods_by_name['ReportTerminal']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['ReportTerminal']._serialized_options = b'\242\355\030\002\010\002'
-  _globals['_DIRECTIVE']._serialized_start=1084
-  _globals['_DIRECTIVE']._serialized_end=1189
-  _globals['_OUTCOME']._serialized_start=1192
-  _globals['_OUTCOME']._serialized_end=1350
+  _globals['_DIRECTIVE']._serialized_start=1109
+  _globals['_DIRECTIVE']._serialized_end=1214
+  _globals['_OUTCOME']._serialized_start=1217
+  _globals['_OUTCOME']._serialized_end=1375
   _globals['_ATTEMPTREF']._serialized_start=190
   _globals['_ATTEMPTREF']._serialized_end=257
   _globals['_HEARTBEATREQUEST']._serialized_start=259
   _globals['_HEARTBEATREQUEST']._serialized_end=318
-  _globals['_HEARTBEATRESPONSE']._serialized_start=320
-  _globals['_HEARTBEATRESPONSE']._serialized_end=432
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=435
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=580
-  _globals['_WORKEREVENT']._serialized_start=582
-  _globals['_WORKEREVENT']._serialized_end=628
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=630
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=696
-  _globals['_TERMINALRECORD']._serialized_start=699
-  _globals['_TERMINALRECORD']._serialized_end=946
-  _globals['_REPORTTERMINALREQUEST']._serialized_start=948
-  _globals['_REPORTTERMINALREQUEST']._serialized_end=1056
-  _globals['_REPORTTERMINALRESPONSE']._serialized_start=1058
-  _globals['_REPORTTERMINALRESPONSE']._serialized_end=1082
-  _globals['_WORKERSERVICE']._serialized_start=1353
-  _globals['_WORKERSERVICE']._serialized_end=1644
+  _globals['_HEARTBEATRESPONSE']._serialized_start=321
+  _globals['_HEARTBEATRESPONSE']._serialized_end=457
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=460
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=605
+  _globals['_WORKEREVENT']._serialized_start=607
+  _globals['_WORKEREVENT']._serialized_end=653
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=655
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=721
+  _globals['_TERMINALRECORD']._serialized_start=724
+  _globals['_TERMINALRECORD']._serialized_end=971
+  _globals['_REPORTTERMINALREQUEST']._serialized_start=973
+  _globals['_REPORTTERMINALREQUEST']._serialized_end=1081
+  _globals['_REPORTTERMINALRESPONSE']._serialized_start=1083
+  _globals['_REPORTTERMINALRESPONSE']._serialized_end=1107
+  _globals['_WORKERSERVICE']._serialized_start=1378
+  _globals['_WORKERSERVICE']._serialized_end=1669
 # @@protoc_insertion_point(module_scope)

@@ -149,21 +149,27 @@ class HeartbeatResponse(_message.Message):
 
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    CONTROL_PLANES_FIELD_NUMBER: _builtins.int
     directive: Global___Directive.ValueType
     """What to do next."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """The lease runs out this long after the answer, unless renewed."""
 
+    @_builtins.property
+    def control_planes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """host:port of every control plane that lives, for when this one does not answer any more."""
+
     def __init__(
         self,
         *,
         directive: Global___Directive.ValueType = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
+        control_planes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_duration", b"lease_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_planes", b"control_planes", "directive", b"directive", "lease_duration", b"lease_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,8 +27,10 @@ from google.protobuf import json_format, struct_pb2
 from cluster.capacity import Resources
 from cluster.channel import open_async_channel
 from cluster.deployer import DeploymentStatus
+from cluster.errors import RayUnreachable
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.policy import View
+from cluster.ray_state import ListedJob
 from cluster.server import running_server
 from cluster.settings import Settings
 from cluster.store.records import DeploymentState, StoredDeployment
@@ -40,12 +42,23 @@ class ScriptedRay:
     def __init__(self) -> None:
         self.views: dict[str, View] = {}
         self.entrypoints: dict[str, str] = {}
+        self.metadata: dict[str, Mapping[str, str]] = {}
+        self.is_reachable = True
 
     async def version(self) -> str:
         return "2.60.0"
 
     async def nodes(self) -> list[RayNode]:
-        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True)]
+        if not self.is_reachable:
+            raise RayUnreachable("RAY_UNREACHABLE", "Ray cannot be reached: the test says so")
+        gone = RayNode("gone", "127.0.0.2", Resources(8.0, 1.0), is_alive=False)
+        return [RayNode("head", "127.0.0.1", Resources(16.0, 0.0), is_head=True), gone]
+
+    async def reserved(self) -> Mapping[str, Resources]:
+        return {"head": Resources(1.5, 0.0)}
+
+    async def jobs(self) -> list[ListedJob]:
+        return [ListedJob(uid, view, self.metadata.get(uid, {})) for uid, view in self.views.items()]
 
     async def look(self, ray_job_id: str) -> RayJob:
         return RayJob(self.views.get(ray_job_id, View.UNKNOWN))
@@ -53,6 +66,7 @@ class ScriptedRay:
     async def submit(self, submission: Submission) -> None:
         self.views.setdefault(submission.ray_job_id, View.ALIVE)
         self.entrypoints[submission.ray_job_id] = submission.entrypoint
+        self.metadata[submission.ray_job_id] = submission.metadata
 
     async def stop(self, ray_job_id: str) -> None:
         self.views[ray_job_id] = View.ENDED
@@ -64,6 +78,9 @@ class ScriptedServing:
     def __init__(self) -> None:
         self.names: set[str] = set()
         self.manifests: Mapping[str, str] = {}
+
+    async def ours(self) -> set[str]:
+        return set(self.names)
 
     async def apply(
         self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]

@@ -32,7 +32,7 @@ def main() -> None:
         job_uid=attempt["job_uid"], attempt=attempt["attempt"], lease_token=attempt["lease_token"]
     )
     log = (path.parent / "driver.log").open("w")
-    with grpc.insecure_channel(attempt["control_plane"]) as channel:
+    with grpc.insecure_channel(attempt["control_planes"][0]) as channel:
         stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
         print(f"pid {os.getpid()}", file=log, flush=True)
         while not (path.parent / "finish").exists():

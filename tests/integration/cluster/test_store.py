@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import AlreadyExists, Conflict, NotFound, OutOfRange, PreconditionFailed, StoreUnavailable
+from cluster.filters import NEWEST_FIRST
 from cluster.ids import hash_token, new_job_uid
 from cluster.lifecycle import State
-from cluster.store import model_rows
+from cluster.store import alias_rows
+from cluster.store.job_lists import cursor_of
 from cluster.store.records import (
     Change,
     DeploymentState,
@@ -175,7 +177,7 @@ def test_pages_survive_inserts(store: Store) -> None:
     old = [store.create_job(new_job()).uid for _ in range(5)]
     first = store.list_jobs(JobQuery(2))
     store.create_job(new_job())
-    second = store.list_jobs(JobQuery(10, before_seq=first[-1].seq))
+    second = store.list_jobs(JobQuery(10, after=cursor_of(first[-1], NEWEST_FIRST)))
     assert [job.uid for job in first + second] == old[::-1]
 
 
@@ -199,17 +201,17 @@ def test_changes_are_told_in_order_with_the_job_as_it_was(store: Store) -> None:
     store.record_progress(lease, 15, {"step": 1}, [("CHECKPOINT_WRITTEN", "step 1")])
     store.record_progress(lease, 15, {"step": 2}, [])
     found = store.changes(0, "", 100)
-    assert [event.reason if event else None for _, event in found] == [
+    assert [event.reason if event else None for event in (one.event for one in found)] == [
         "CREATED",
         "ADMITTED",
         "ATTEMPT_CREATED",
         "CHECKPOINT_WRITTEN",
         None,
     ]
-    assert [len(job.attempts) for job, _ in found] == [0, 0, 1, 1, 1]
-    assert [job.state for job, _ in found][:2] == [State.QUEUED, State.ADMITTED]
-    assert found[-1][0].progress == {"step": 2}
-    assert found[0][0].spec == job.spec
+    assert [len(one.job.attempts) for one in found] == [0, 0, 1, 1, 1]
+    assert [one.job.state for one in found][:2] == [State.QUEUED, State.ADMITTED]
+    assert found[-1].job.progress == {"step": 2}
+    assert found[0].job.spec == job.spec
 
 
 def test_changes_can_be_read_on_from_anywhere(store: Store) -> None:
@@ -217,16 +219,16 @@ def test_changes_can_be_read_on_from_anywhere(store: Store) -> None:
     for step in range(4):
         for _, lease in jobs:
             store.record_progress(lease, 15, {"step": step}, [("NOTE", str(step))] if step % 2 else [])
-    whole = [job.resource_version for job, _ in store.changes(0, "", 1000)]
+    whole = [one.resource_version for one in store.changes(0, "", 1000)]
     assert whole == sorted(set(whole))
     for limit in (1, 2, 5):
         cursor, seen = 0, []
         while page := store.changes(cursor, "", limit):
-            seen += [job.resource_version for job, _ in page]
+            seen += [one.resource_version for one in page]
             cursor = seen[-1]
         assert seen == whole
     mine = store.changes(0, jobs[1][0].uid, 1000)
-    assert {job.uid for job, _ in mine} == {jobs[1][0].uid}
+    assert {one.uid for one in mine} == {jobs[1][0].uid}
 
 
 def test_snapshot_is_in_the_order_of_resource_versions(store: Store) -> None:
@@ -262,13 +264,16 @@ def test_finished_job_publishes_once_and_moves_the_alias(store: Store) -> None:
     assert store.model_alias("bot", "champion").version == 2
     assert store.model_newest("bot").path == "/m/2"
     assert store.model_version("bot", 1).aliases == ()
-    assert [(new, old) for new, old, _ in store.alias_history("bot", "champion")] == [(1, 0), (2, 1)]
+    assert [(move.version, move.previous_version) for move in store.alias_history("bot", "champion")] == [
+        (1, 0),
+        (2, 1),
+    ]
 
 
 def test_job_publishes_one_version_however_often_it_is_asked(store: Store) -> None:
     job = store.create_job(new_job())
     with store.database.write() as write:
-        made = [model_rows.publish(write, publication(1), job.uid).version for _ in range(2)]
+        made = [alias_rows.publish(write, publication(1), job.uid).version for _ in range(2)]
     assert made == [1, 1]
 
 
@@ -309,6 +314,9 @@ def deployment(name: str = "desk") -> StoredDeployment:
 
 
 def test_deployments(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.create_deployment(deployment())
+    publish(store, 1)
     store.create_deployment(deployment())
     with pytest.raises(AlreadyExists):
         store.create_deployment(deployment())

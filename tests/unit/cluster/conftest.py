@@ -26,6 +26,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
+def wide(tmp_path: Path) -> Iterator[World]:
+    """One in which as many jobs run as fit: four of the default, of one CPU each."""
+    world = World(tmp_path, max_running_jobs=None)
+    yield world
+    world.close()
+
+
+@pytest.fixture
 def plane() -> FakeControlPlane:
     return FakeControlPlane()
 

@@ -22,9 +22,12 @@ from cluster.ids import new_job_uid
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.lifecycle import TERMINAL, State
 from cluster.policy import View
+from cluster.ray_state import ListedJob
 from cluster.reconciler import Reconciler
+from cluster.replicas import Replicas
 from cluster.services.workers import WorkerService
 from cluster.settings import Settings
+from cluster.standings import Standing
 from cluster.store.records import Change, NewJob, StoredJob
 from cluster.store.store import Store
 from trainer.spec import parse_spec
@@ -79,7 +82,10 @@ class FakeRay:
         self.is_reachable = True
         self.loses_replies = False
         self.hides_jobs = False
+        self.refuses_to_start = False
+        self.hides_nodes = False
         self.refuses = ""
+        self.nodes_asked = 0
         self.nodes_now = [RayNode("head", "127.0.0.1", Resources(4.0, 0.0), is_head=True)]
         self.mortality = Mortality()
 
@@ -97,7 +103,19 @@ class FakeRay:
 
     async def nodes(self) -> list[RayNode]:
         self._check_reachable()
+        if self.hides_nodes:
+            raise RayUnreachable("RAY_UNREACHABLE", "Ray's dashboard answered 500")
+        self.nodes_asked += 1
         return self.nodes_now
+
+    async def reserved(self) -> dict[str, Resources]:
+        self._check_reachable()
+        return {}
+
+    async def jobs(self) -> list[ListedJob]:
+        self._check_reachable()
+        known = {each.ray_job_id: each.metadata for each in self.submissions}
+        return [ListedJob(each, view, known.get(each, {})) for each, view in self.views.items()]
 
     async def look(self, ray_job_id: str) -> RayJob:
         self._check_reachable()
@@ -105,6 +123,8 @@ class FakeRay:
 
     async def submit(self, submission: Submission) -> None:
         self._check_reachable()
+        if self.refuses_to_start:
+            raise RayUnreachable("RAY_UNREACHABLE", "Ray cannot be reached: connection refused")
         if self.refuses:
             raise RayRefused("RAY_REFUSED", self.refuses)
         self.mortality.around(lambda: self._start(submission))
@@ -215,8 +235,9 @@ class World:
     def start(self) -> None:
         self.store = MortalStore.open(self.settings.database_url, self.clock)
         self.store.mortality = self.ray.mortality = self.mortality
-        self.worker_service = WorkerService(self.settings, self.store)
-        self.reconciler = Reconciler(self.settings, self.store, self.ray, "127.0.0.1:50051")
+        self.replicas = Replicas(self.store, "here", "127.0.0.1:50051", self.settings.replica_lease_s)
+        self.reconciler = Reconciler(self.settings, self.store, self.ray, self.replicas)
+        self.worker_service = WorkerService(self.settings, self.store, self.replicas)
 
     def restart(self) -> None:
         """The process dies and another one takes its place: all it knows is on disk."""
@@ -226,14 +247,27 @@ class World:
     def close(self) -> None:
         self.store.close()
 
-    def create(self, name: str = "job", **spec: Any) -> str:
+    def create(self, name: str = "job", project: str = "default", **spec: Any) -> str:
         document = {**SPEC, **spec}
-        priority = document["schedule"].get("priority", 500)
         kind = "Distill" if "teachers" in document else "FineTune"
-        limit = parse_spec(kind, document).schedule.max_run_duration
-        limit_us = None if limit is None else int(limit.total_seconds() * 1e6)
-        new = NewJob(new_job_uid(name), name, kind, {}, document, priority, {}, max_run_duration_us=limit_us)
+        schedule = parse_spec(kind, document).schedule
+        limit, hold = schedule.max_run_duration, schedule.hold_until
+        new = NewJob(
+            *(new_job_uid(name), name, kind, {}, document, schedule.priority, {}, project),
+            max_run_duration_us=None if limit is None else int(limit.total_seconds() * 1e6),
+            hold_until_us=None if hold is None else int(hold.timestamp() * 1e6),
+            depends_on=schedule.depends_on,
+        )
         return self.store.create_job(new).uid
+
+    def wish(self, uid: str, wish: Callable[..., Change | None], *words: Any) -> StoredJob:
+        """What a handler makes of somebody's wish."""
+        job = self.job(uid)
+        change = wish(job, self.store.now_us(), *words)
+        return self.store.transition(job, change) if change else job
+
+    def standing(self, uid: str) -> Standing:
+        return self.store.standings_of([self.job(uid)])[uid]
 
     async def rounds(self, count: int = 1) -> None:
         for _ in range(count):

@@ -179,7 +179,7 @@ def test_a_submit_without_an_answer_says_how_to_submit_again(shell: Shell, plane
     plane.slow_times = 1000
     code, out, err = shell.run("job", "submit", "-f", shell.job_file(), "--request-id", "mine")
     assert (code, out) == (105, "")
-    assert err.startswith("error: [NO_ANSWER] no answer in 20 s from ")
+    assert err.startswith("error: [NO_ANSWER] no answer in time from ")
     assert "submit again with --request-id mine" in err
 
 

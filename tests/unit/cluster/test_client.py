@@ -146,7 +146,7 @@ def test_a_safe_call_that_was_too_slow_is_asked_once_more_however_long_it_took(p
     with AthanorClient(address, patience_s=0.0) as client:
         assert list(client.list_jobs()) == []
         plane.slow_times = 2
-        with pytest.raises(RequestFailed, match=f"no answer in 20 s from {address}") as failure:
+        with pytest.raises(RequestFailed, match=f"no answer in time from {address}") as failure:
             list(client.list_jobs())
     server.stop(None).wait()
     assert failure.value.reason == "NO_ANSWER"

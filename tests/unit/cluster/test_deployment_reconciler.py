@@ -10,7 +10,7 @@ from fakes import World
 from cluster.deployer import DeploymentStatus
 from cluster.deployment_reconciler import DeploymentReconciler
 from cluster.errors import RayError, RayRefused, RayUnreachable
-from cluster.store.records import DeploymentState, StoredDeployment
+from cluster.store.records import DeploymentState, NewModel, StoredDeployment
 
 READY, FAILED = DeploymentState.READY, DeploymentState.FAILED
 BOT = StoredDeployment(
@@ -36,6 +36,7 @@ class Serving:
 async def test_serves_trouble_is_told_by_each_deployment(world: World, error: RayError) -> None:
     serving = Serving()
     reconciler = DeploymentReconciler(world.settings, world.store, serving)
+    world.store.create_model(NewModel("m", "/models/m", "", 0), "", "")
     world.store.create_deployment(BOT)
     serving.answer = error
     await reconciler.round()

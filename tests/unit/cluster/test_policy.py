@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.changes import conclude, heard
 from cluster.lifecycle import ACTIVE, EDGES, State
-from cluster.policy import Release, Sight, Step, Stop, Submit, View, Wait, conclude, condition_change, decide, heard
+from cluster.policy import Release, Sight, Step, Stop, Submit, View, Wait, condition_change, decide
 from cluster.settings import Settings
 from cluster.store.records import Outcome, StoredAttempt, StoredJob, Terminal
 

@@ -51,8 +51,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         if placement is not None:
             space.take(placement)
             ends = 100_000 + job.limit_s
+            is_leaving, can_yield = draw(st.sampled_from([(False, True), (False, False), (True, False)]))
             running.append(
-                Running(job.uid, job.project, placement, job.priority, job.since_s, ends, draw(st.booleans()))
+                Running(
+                    *(job.uid, job.project, placement, job.priority, job.since_s, ends),
+                    waited_since_s=job.since_s,
+                    can_yield=can_yield,
+                    is_leaving=is_leaving,
+                )
             )
     return Snapshot(100_000.0, nodes, draw(waiting_jobs), running, draw(quotas), draw(rules))
 
@@ -121,6 +127,11 @@ def test_no_room_is_left_empty_for_the_first_in_line(snapshot: Snapshot) -> None
         assert "RESOURCES" in verdict.reasons.values()
 
 
+def admitted_before_the_head(snapshot: Snapshot) -> list[Waiting]:
+    verdict = decide(replace(snapshot, rules=replace(snapshot.rules, backfill_depth=0)))
+    return [by_uid(snapshot)[uid] for uid in verdict.admit]
+
+
 @given(snapshots())
 def test_jobs_yield_only_to_a_higher_one_and_only_if_that_helps(snapshot: Snapshot) -> None:
     verdict = decide(snapshot)
@@ -131,12 +142,13 @@ def test_jobs_yield_only_to_a_higher_one_and_only_if_that_helps(snapshot: Snapsh
     running = {job.uid: job for job in snapshot.running}
     for uid in verdict.preempt:
         assert running[uid].can_yield
+        assert not running[uid].is_leaving
         assert running[uid].priority + snapshot.rules.yield_margin <= head.priority
-    leaving = tuple(job.uid for job in snapshot.running if not job.can_yield)
+    leaving = tuple(job.uid for job in snapshot.running if job.is_leaving)
 
     def helps(victims: tuple[str, ...]) -> bool:
         space = free(snapshot, without=(*victims, *leaving))
-        for job in admitted(snapshot, verdict):
+        for job in admitted_before_the_head(snapshot):
             space.take(space.place(job.demand) or ())
         return space.place(head.demand) is not None
 
@@ -176,7 +188,7 @@ def on(node: int, uid: str, *, ends_by_s: float = inf, priority: int = 500, sinc
 
 
 def test_a_later_job_goes_first_only_if_it_ends_before_the_head_can_begin() -> None:
-    wide = job("wide", (Bundle(2, NODE),), priority=600)
+    wide = job("wide", (Bundle(2, NODE),), priority=599)
     running = [on(0, "r", ends_by_s=1000.0)]
     short, long = job("short", limit_s=900.0), job("long", limit_s=1100.0)
     verdict = decide(Snapshot(100.0, [NODE, NODE], [wide, short, long], running))
@@ -187,16 +199,16 @@ def test_a_later_job_goes_first_only_if_it_ends_before_the_head_can_begin() -> N
 
 
 def test_a_later_job_goes_beside_the_head_for_as_long_as_it_likes() -> None:
-    wide = job("wide", (Bundle(2, NODE),), priority=600)
+    wide = job("wide", (Bundle(2, NODE),), priority=599)
     running = [on(0, "r", ends_by_s=1000.0)]
-    verdict = decide(Snapshot(0.0, [NODE] * 3, [job("wide3", (Bundle(3, NODE),), priority=600), job("long")], running))
+    verdict = decide(Snapshot(0.0, [NODE] * 3, [job("wide3", (Bundle(3, NODE),), priority=599), job("long")], running))
     assert verdict.admit == ()
     verdict = decide(Snapshot(0.0, [NODE] * 2, [wide, job("none", (Bundle(1, Resources(0)),))], running))
     assert verdict.admit == ("none",)
 
 
 def test_nothing_goes_before_a_head_whose_start_nobody_can_tell() -> None:
-    wide = job("wide", (Bundle(2, NODE),), priority=600)
+    wide = job("wide", (Bundle(2, NODE),), priority=599)
     verdict = decide(Snapshot(0.0, [NODE] * 2, [wide, job("short", limit_s=1.0)], [on(0, "r")]))
     assert verdict.admit == ()
 
@@ -208,7 +220,7 @@ def test_the_lowest_and_youngest_yields_to_a_much_higher_job() -> None:
     assert decide(Snapshot(10.0, nodes, [job("two", (Bundle(2, NODE),))], running)).preempt == ("young", "lower")
     assert decide(Snapshot(10.0, nodes, [job("near", priority=149)], running)).preempt == ()
     assert decide(Snapshot(10.0, nodes, [job("high")], running, rules=Rules(preempts=False))).preempt == ()
-    leaving = [running[0], running[1], replace(running[2], can_yield=False)]
+    leaving = [running[0], running[1], replace(running[2], is_leaving=True)]
     assert decide(Snapshot(10.0, nodes, [job("high")], leaving)).preempt == ()
 
 

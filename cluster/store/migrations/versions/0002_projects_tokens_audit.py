@@ -26,7 +26,10 @@ _DEFAULT_PRIORITY = 500
 _AGEING_PER_HOUR = 50.0
 """Of the scheduler, when this revision was written: waiting jobs keep their order."""
 
-_TABLES = ("deletions", "projects", "tokens", "audit", "replicas", "leases", "standings")
+_TABLES = (
+    *("deletions", "projects", "tokens", "audit", "replicas", "leases", "standings", "installation"),
+    "dependencies",
+)
 
 
 def _job_columns() -> tuple[sa.Column[Any], ...]:
@@ -40,8 +43,11 @@ def _job_columns() -> tuple[sa.Column[Any], ...]:
         sa.Column("queue_key", sa.Float()),
         sa.Column("hold_until_us", TIME),
         sa.Column("depends_on", sa.JSON(), nullable=False, server_default="[]"),
+        sa.Column("num_unmet", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("retry_at_us", TIME),
         sa.Column("preemptions", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("ran_us", TIME, nullable=False, server_default="0"),
+        sa.Column("running_since_us", TIME),
     )
 
 
@@ -49,13 +55,16 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs") as jobs:
         for column in _job_columns():
             jobs.add_column(column)
-        jobs.create_index("ix_jobs_state_project_queue_key_seq", ["state", "project", "queue_key", "seq"])
+        jobs.create_index("ix_jobs_queue", ["state", "project", "num_unmet", "queue_key", "seq", "hold_until_us"])
+        jobs.create_index("ix_jobs_state_num_unmet", ["state", "num_unmet"])
+        jobs.create_index("ix_jobs_state_hold_until_us", ["state", "hold_until_us"])
         jobs.create_index("ix_jobs_project_seq", ["project", "seq"])
         jobs.drop_index("ix_jobs_state_priority_seq")
     for table, column in (
         ("log_position", sa.Column("compacted", TIME, nullable=False, server_default="0")),
         ("alias_history", sa.Column("actor", NAME, nullable=False, server_default="")),
         ("models", sa.Column("description", sa.Text(), nullable=False, server_default="")),
+        ("models", sa.Column("delete_time_us", TIME)),
     ):
         op.add_column(table, column)
     _create_tables()
@@ -65,12 +74,17 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in reversed(_TABLES):
         op.drop_table(table)
-    for table, column in (("models", "description"), ("alias_history", "actor"), ("log_position", "compacted")):
+    op.execute("DELETE FROM models WHERE delete_time_us IS NOT NULL")
+    with op.batch_alter_table("models") as altered:
+        altered.drop_column("delete_time_us")
+        altered.drop_column("description")
+    for table, column in (("alias_history", "actor"), ("log_position", "compacted")):
         with op.batch_alter_table(table) as altered:
             altered.drop_column(column)
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_index("ix_jobs_project_seq")
-        jobs.drop_index("ix_jobs_state_project_queue_key_seq")
+        for index in ("ix_jobs_state_hold_until_us", "ix_jobs_state_num_unmet", "ix_jobs_queue"):
+            jobs.drop_index(index)
         jobs.create_index("ix_jobs_state_priority_seq", ["state", "priority", "seq"])
         for added in _job_columns():
             jobs.drop_column(added.name)
@@ -144,21 +158,39 @@ def _create_tables() -> None:
         sa.Column("waiting", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_standings"),
     )
+    op.create_table(
+        "installation",
+        sa.Column("id", sa.Integer(), nullable=False, autoincrement=False),
+        sa.Column("uid", NAME, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_installation"),
+    )
+
+    op.create_table(
+        "dependencies",
+        sa.Column("job_uid", WORD, nullable=False),
+        sa.Column("on_uid", WORD, nullable=False),
+        sa.PrimaryKeyConstraint("job_uid", "on_uid", name="pk_dependencies"),
+    )
+    op.create_index("ix_dependencies_on_uid", "dependencies", ["on_uid"])
 
 
 def _fill_jobs() -> None:
-    """What a job's spec said of its longest run and its place in the queue, now in columns of their own."""
+    """What a job's spec said of its longest run and its place in the queue, now in columns of their own.
+
+    A running job's time counts from its first start, as it did before.
+    """
     jobs = sa.table(
         "jobs",
         *(sa.column(name) for name in ("uid", "priority", "create_time_us", "queue_since_us", "queue_key")),
-        sa.column("max_run_duration_us"),
+        *(sa.column(name) for name in ("state", "start_time_us", "running_since_us", "max_run_duration_us")),
         sa.column("spec", sa.JSON()),
     )
     connection = op.get_bind()
-    for row in connection.execute(sa.select(jobs.c.uid, jobs.c.spec, jobs.c.priority, jobs.c.create_time_us)).all():
+    for row in connection.execute(sa.select(jobs)).all():
         spec = json.loads(row.spec) if isinstance(row.spec, str) else row.spec
         values = {
             "max_run_duration_us": _microseconds((spec.get("schedule") or {}).get("max_run_duration")),
+            "running_since_us": row.start_time_us if row.state == "RUNNING" else None,
             "queue_since_us": row.create_time_us,
             "queue_key": _AGEING_PER_HOUR * row.create_time_us / 3.6e9 - row.priority,
         }

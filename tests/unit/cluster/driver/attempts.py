@@ -23,7 +23,7 @@ def written_attempt(storage: Path, *, control_plane: str = "127.0.0.1:9", **fiel
         "job_uid": uid,
         "attempt": number,
         "lease_token": "secret",
-        "control_plane": control_plane,
+        "control_planes": [control_plane],
         "kind": "FineTune",
         "name": "bot",
         "spec": SPEC,

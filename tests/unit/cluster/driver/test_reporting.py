@@ -12,8 +12,9 @@ from attempts import written_attempt
 from worker_service import ControlPlane, serving
 
 from cluster.driver.attempt import CANCELLED, Attempt, ended
+from cluster.driver.line import CHANNEL_OPTIONS
 from cluster.driver.listener import WorkerListener
-from cluster.driver.reporting import CHANNEL_OPTIONS, Order, Reporter
+from cluster.driver.reporting import Order, Reporter
 from cluster.settings import Settings
 
 CONTINUE, CANCEL = worker_service_pb2.DIRECTIVE_CONTINUE, worker_service_pb2.DIRECTIVE_CANCEL

@@ -1,0 +1,109 @@
+"""How jobs come to be: from a job file, or from one that ended.
+
+An id of a request counts within its method and project. A repeated request gets its job before anything is checked
+again, for the world may have moved on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from athanor.v1 import job_service_pb2 as messages
+
+from cluster import wishes
+from cluster.errors import NotFound, PreconditionFailed
+from cluster.ids import new_job_uid
+from cluster.registry import resolve
+from cluster.security.caller import caller
+from cluster.services.submission import (
+    DEFAULT_PROJECT,
+    check_dependencies,
+    check_inputs_of,
+    check_job,
+    check_request_id,
+    request_sha256,
+)
+from cluster.services.visible import visible_job
+from cluster.settings import Settings
+from cluster.storage_copies import copy_job, has_progress, remove_copy, settle_copy
+from cluster.store.records import NewJob, StoredJob
+from cluster.store.store import Store
+from trainer.spec import parse_spec
+
+_RETRY = "RetryJob"
+
+
+def create(store: Store, request: messages.CreateJobRequest) -> StoredJob:
+    """Durable when this returns."""
+    check_request_id(request.request_id)
+    sha256 = request_sha256(request.job)
+    project = request.job.project or DEFAULT_PROJECT
+    if request.request_id and caller().reaches(project):
+        known = store.find_request(request.request_id, sha256, project)
+        if known is not None:
+            return known
+    checked = check_job(store, request.job, caller().name)
+    return store.create_job(checked.new, request.request_id, sha256)
+
+
+def preview(store: Store, request: messages.CreateJobRequest) -> messages.CreateJobResponse:
+    """All checks of `create`, and nothing stored."""
+    check_request_id(request.request_id)
+    return messages.CreateJobResponse(job=check_job(store, request.job, caller().name).preview)
+
+
+def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -> StoredJob:
+    """A new job like the old one as it is now, with the models that it was pinned to."""
+    check_request_id(request.request_id)
+    old = visible_job(store, request.uid)
+    sha256 = hashlib.sha256(f"{old.uid} {request.from_checkpoint}".encode()).hexdigest()
+    known = store.find_request(request.request_id, sha256, old.project, _RETRY)
+    if known is not None:
+        return known
+    _check(settings, store, old, request.from_checkpoint)
+    new = _like(old)
+    if request.from_checkpoint:
+        copy_job(settings, old.uid, new.uid)
+    job = store.create_job(new, request.request_id, sha256, _RETRY)
+    if request.from_checkpoint:
+        settle_copy(settings, new.uid)
+        if job.uid != new.uid:
+            remove_copy(settings, new.uid)  # the same request came twice at once
+    return job
+
+
+def _check(settings: Settings, store: Store, old: StoredJob, from_checkpoint: bool) -> None:
+    wishes.check_retryable(old)
+    spec = parse_spec(old.kind, old.spec)
+    check_dependencies(store, old.depends_on)
+    try:
+        models = {text: resolve(store, pinned).path for text, pinned in old.resolved_models.items()}
+    except NotFound as error:
+        raise PreconditionFailed("MODEL_GONE", f"job {old.uid} cannot be repeated: {error.message}") from error
+    check_inputs_of(spec, models)
+    if not from_checkpoint:
+        return
+    if any(not attempt.released for attempt in old.attempts):
+        message = f"the processes of job {old.uid} are not known to be gone yet; try again in a minute"
+        raise PreconditionFailed("JOB_NOT_RELEASED", message)
+    if not has_progress(settings, old.uid):
+        message = f"job {old.uid} left no checkpoint; repeat it without from_checkpoint, from step 0"
+        raise PreconditionFailed("CHECKPOINT_NOT_FOUND", message)
+
+
+def _like(old: StoredJob) -> NewJob:
+    return NewJob(
+        uid=new_job_uid(old.name),
+        name=old.name,
+        kind=old.kind,
+        labels=old.labels,
+        spec=old.spec,
+        priority=old.priority,
+        resolved_models=old.resolved_models,
+        project=old.project,
+        creator=caller().name,
+        retry_of=old.uid,
+        max_run_duration_us=old.max_run_duration_us,
+        hold_until_us=old.hold_until_us,
+        depends_on=tuple(old.depends_on),
+    )

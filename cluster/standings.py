@@ -1,0 +1,52 @@
+"""Where a waiting job stands and why it waits, in words for people. Made by admission.py, kept by the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from cluster.lifecycle import State
+from cluster.store.records import StoredJob
+
+WORDS: Mapping[str, str] = {
+    "RESOURCES": "it goes next, as soon as there is room for all of it at once",
+    "BEHIND_OTHERS": "others wait before it; with a schedule.max_run_duration it may be let in between",
+    "QUOTA": "its project holds as much as it may",
+    "RUNNING_JOBS_LIMIT": "as many jobs run as this installation allows",
+    "TOO_LARGE": "the cluster does not have that much, even if nothing else ran on it",
+    "HELD": "it is held until schedule.hold_until",
+    "DEPENDENCY": "a job that it depends on has not ended yet",
+    "RELEASING": "its last attempt has not let go of everything yet",
+    "RAY_UNREACHABLE": "Ray cannot be seen, so nobody knows what is free",
+}
+
+
+class Standing(NamedTuple):
+    """A place in the queue."""
+
+    position: int
+    """1 goes next; 0: none yet."""
+    reason: str
+    """A key of `WORDS`."""
+    message: str = ""
+
+
+def standing_of(job: StoredJob, decided_us: int, known: Mapping[str, Standing], now_us: int) -> Standing | None:
+    """Of a job, by the scheduler's last decision and by what the job itself waits for; None: it does not wait."""
+    if job.state is not State.QUEUED:
+        return None
+    if job.hold_until_us is not None and job.hold_until_us > now_us:
+        return Standing(0, "HELD", f"it is held until {moment(job.hold_until_us)}")
+    if job.num_unmet > 0:
+        return Standing(0, "DEPENDENCY", f"it waits for {job.num_unmet} of the jobs that it depends on")
+    if job.uid in known:
+        return known[job.uid]
+    if decided_us >= (job.queue_since_us or job.create_time_us):
+        return Standing(0, "BEHIND_OTHERS", "so many wait before it that it has no number yet")
+    return Standing(0, "", "the scheduler has not looked at it yet")
+
+
+def moment(time_us: int) -> str:
+    """To the second, in UTC."""
+    return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"
