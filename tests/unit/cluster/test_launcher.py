@@ -162,6 +162,8 @@ async def test_lists_that_cannot_be_read_say_nothing(body: object) -> None:
     for ask in (launcher(answering(200, body)).reserved(), launcher(answering(200, body)).jobs()):
         with pytest.raises(RayUnreachable):
             await ask
+
+
 def node_row(name: str, **fields: object) -> dict[str, object]:
     known = {"node_id": name, "node_ip": f"10.0.0.{name}", "is_head_node": False, "state": "ALIVE"}
     return {**known, "resources_total": {"CPU": 8.0, "GPU": 2.0, "memory": 1.0}, **fields}
