@@ -35,7 +35,7 @@ GROUPS = (
     ),
     Group(
         "The control plane: from a stored job to a Ray job",
-        ("cluster", "cluster/services"),
+        ("cluster", "cluster/services", "cluster/security"),
         """
         cluster/settings.py cluster/server.py cluster/services/jobs.py cluster/services/submission.py
         cluster/lifecycle.py cluster/reconciler.py cluster/scheduler.py cluster/policy.py
