@@ -106,7 +106,7 @@ class RayLauncher:
         except (KeyError, TypeError, ValueError) as error:
             words = document.get("msg") or repr(error)
             raise RayUnreachable("RAY_UNREACHABLE", f"Ray's list of nodes cannot be read: {words}") from error
-        if not is_whole:
+        if not found or not is_whole:  # a head that has just begun knows not even itself
             raise RayUnreachable("RAY_UNREACHABLE", "Ray's list of nodes is not whole; it is asked for again")
         return sorted(found, key=lambda node: (not node.is_head, node.address, node.id))
 

@@ -93,7 +93,7 @@ def decide(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
 def _begin(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
     attempt = job.last_attempt
     if attempt is None or not attempt.is_open:
-        if _is_overdue(job, sight.now_us):
+        if _is_overdue(job, sight.now_us) and sight.view is not View.UNREACHABLE:
             return Step(replace(changes.overdue(job, sight.now_us), attempt={}))
         if attempt is not None and not attempt.released:
             return _release(job, sight, settings)

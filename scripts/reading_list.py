@@ -38,7 +38,8 @@ GROUPS = (
         ("cluster", "cluster/services", "cluster/security"),
         """
         cluster/settings.py cluster/server.py cluster/services/jobs.py cluster/services/submission.py
-        cluster/lifecycle.py cluster/reconciler.py cluster/scheduler.py cluster/policy.py
+        cluster/lifecycle.py cluster/reconciler.py cluster/admission.py cluster/scheduler.py cluster/capacity.py
+        cluster/demands.py cluster/standings.py cluster/policy.py cluster/changes.py
         cluster/launcher.py cluster/attempt_files.py cluster/services/workers.py cluster/registry.py
         cluster/deployment_reconciler.py cluster/deployer.py
         """,

@@ -17,7 +17,7 @@ from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_chan
 
 from cluster.errors import RayUnreachable
 from cluster.ids import new_job_uid
-from cluster.launcher import RayLauncher, Submission
+from cluster.launcher import RayLauncher, RayNode, Submission
 from cluster.policy import View
 from cluster.ray_head import RayHead
 from cluster.server import running_server
@@ -71,6 +71,24 @@ async def test_job_is_started_once_seen_and_stopped(ray_cluster: RayHead, tmp_pa
     headers = {"Authorization": f"Bearer {token}"}
     jobs = httpx.get(f"{ray_cluster.dashboard_url}/api/jobs/", headers=headers, trust_env=False).json()
     assert [job["metadata"] for job in jobs if job["submission_id"] == ray_job_id] == [{"job": "launcher"}]
+
+
+async def until_nodes(launcher: RayLauncher) -> list[RayNode]:
+    """A head that has just begun knows not even itself."""
+    while True:
+        try:
+            return await launcher.nodes()
+        except RayUnreachable:
+            await asyncio.sleep(0.2)
+
+
+async def test_nodes_of_a_cluster_are_seen_whole(ray_cluster: RayHead, tmp_path: Path) -> None:
+    async with launcher_for(settings_for(ray_cluster, tmp_path)) as launcher, asyncio.timeout(60):
+        nodes = await until_nodes(launcher)
+    assert [(node.is_alive, node.is_head) for node in nodes] == [(True, True)]
+    assert nodes[0].total.cpus >= 1
+    assert len(nodes[0].id) == 56
+    assert nodes[0].address
 
 
 async def test_wrong_token_is_no_evidence(ray_cluster: RayHead, tmp_path: Path) -> None:

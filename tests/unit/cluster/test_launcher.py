@@ -202,6 +202,7 @@ async def test_nodes_come_with_the_head_first_and_the_dead_marked() -> None:
         {"result": False, "msg": "Failed to query the data source", "data": None},
         {"result": True, "msg": "", "data": {"result": {"total": 1, "num_after_truncation": 1}}},
         nodes_answer(node_row("1", state=None, node_id=None, resources_total={"CPU": "many"})),
+        nodes_answer(),
         nodes_answer(node_row("1"), num_after_truncation=2),
         nodes_answer(node_row("1"), partial_failure_warning="2 of 3 sources did not answer"),
     ],

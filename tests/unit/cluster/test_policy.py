@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.changes import conclude, heard
-from cluster.lifecycle import ACTIVE, EDGES, State
+from cluster.lifecycle import EDGES, PREEMPTED, State
 from cluster.policy import Release, Sight, Step, Stop, Submit, View, Wait, condition_change, decide
 from cluster.settings import Settings
 from cluster.store.records import Outcome, StoredAttempt, StoredJob, Terminal
@@ -47,10 +48,10 @@ jobs = st.builds(
     name=st.just("j"),
     kind=st.just("FineTune"),
     labels=st.just({}),
-    spec=st.sampled_from([{}, {"schedule": {"max_run_duration": "60s"}}, {"schedule": {"retries": {"user": 1}}}]),
+    spec=st.sampled_from([{}, {"schedule": None}, {"schedule": {"retries": {"user": 1}}}]),
     priority=st.just(500),
-    state=st.sampled_from(sorted(ACTIVE | {State.SUCCEEDED, State.CANCELLED})),
-    reason=st.just(""),
+    state=st.sampled_from(sorted(State)),
+    reason=st.sampled_from(["", PREEMPTED]),
     message=st.just(""),
     conditions=st.just([]),
     progress=st.none(),
@@ -66,7 +67,15 @@ jobs = st.builds(
     end_time_us=st.none(),
     update_time_us=st.just(1),
     resource_version=st.just(1),
+    max_run_duration_us=st.sampled_from([None, 60_000_000]),
+    ran_us=st.sampled_from([0, 59_000_000, 61_000_000]),
+    running_since_us=times,
+    retry_at_us=st.none() | st.integers(NOW_US - 1, NOW_US + 100_000_000),
     attempts=attempts(),
+)
+EXAMPLE = StoredJob(
+    *(1, "j-1", "j", "FineTune", {}, {}, 500, State.QUEUED, "", "", [], None, {}, "", "", None, 0, 0, None),
+    *(1, None, None, 1, 1),
 )
 terminals = st.builds(Terminal, outcome=st.sampled_from(list(Outcome)))
 sights = st.builds(Sight, st.just(NOW_US), st.sampled_from(list(View)), st.just(""), st.none() | terminals)
@@ -143,5 +152,43 @@ def test_condition_is_said_once(job: StoredJob, sight: Sight) -> None:
 
 @given(jobs)
 def test_job_with_nothing_to_do_waits(job: StoredJob) -> None:
-    alive = replace(job, state=State.RUNNING, spec={}, attempts=(StoredAttempt("j-1", 1, "j-1-1"),))
+    alive = replace(job, state=State.RUNNING, max_run_duration_us=None, attempts=(StoredAttempt("j-1", 1, "j-1-1"),))
     assert decide(alive, Sight(NOW_US, View.ALIVE), SETTINGS) == Wait()
+
+
+def test_time_in_running_alone_counts_against_the_limit() -> None:
+    attempt = StoredAttempt("j-1", 1, "j-1-1", lease_expires_us=NOW_US + 1, submit_time_us=1)
+    fields = {"start_time_us": 1, "max_run_duration_us": 60_000_000, "attempts": (attempt,), "spec": {}}
+    job = replace(EXAMPLE, state=State.RUNNING, ran_us=50_000_000, running_since_us=NOW_US - 10_000_000, **fields)
+    sight = Sight(NOW_US, View.ALIVE)
+    assert decide(job, sight, SETTINGS) == Wait()
+    late = decide(job, replace(sight, now_us=NOW_US + 1), SETTINGS)
+    assert isinstance(late, Stop)
+    assert late.then is not None
+    assert late.then.reason == "MAX_RUN_DURATION"
+    paused = replace(job, state=State.STARTING, running_since_us=None)
+    assert decide(paused, replace(sight, now_us=NOW_US + 10_000_000), SETTINGS) == Wait()
+
+
+@pytest.mark.parametrize("view", [View.ENDED, View.UNKNOWN])
+@given(ahead_s=st.integers(16, 100_000))
+def test_a_lease_from_a_clock_that_is_ahead_ends_a_lease_after_this_one_began_to_listen(
+    view: View, ahead_s: int
+) -> None:
+    ahead_us = NOW_US + ahead_s * 1_000_000
+    attempt = StoredAttempt("j-1", 1, "j-1-1", lease_expires_us=ahead_us + 15_000_000, submit_time_us=ahead_us)
+    job = replace(EXAMPLE, state=State.RUNNING, attempts=(attempt,))
+    patience_us = int((SETTINGS.lease_s + (SETTINGS.unknown_grace_s if view is View.UNKNOWN else 0)) * 1e6)
+    assert decide(job, Sight(NOW_US, view, listening_since_us=NOW_US - patience_us), SETTINGS) == Wait()
+    gone = decide(job, Sight(NOW_US, view, listening_since_us=NOW_US - patience_us - 1), SETTINGS)
+    assert isinstance(gone, Step)
+    assert gone.change.reason == "DRIVER_LOST"
+
+
+@given(jobs, st.sampled_from([View.UNREACHABLE, View.ALIVE]))
+def test_no_clock_alone_gives_up_a_driver(job: StoredJob, view: View) -> None:
+    for now_us in (NOW_US - 3_600_000_000, NOW_US + 3_600_000_000):
+        decision = decide(job, Sight(now_us, view), SETTINGS)
+        if isinstance(decision, Step):
+            assert decision.change.reason != "DRIVER_LOST"
+            assert not decision.change.attempt.get("released") or view is View.UNREACHABLE
