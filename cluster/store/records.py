@@ -282,30 +282,6 @@ class StoredModel:
         return f"{self.name}@{self.version}"
 
 
-@dataclass(frozen=True)
-class NewModel:
-    """A version that somebody brings in from outside."""
-
-    name: str
-    path: str
-    manifest_sha256: str
-    num_parameters: int
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class StoredMove:
-    """One move of an alias. `previous_version` 0: it was new."""
-
-    version: int
-    previous_version: int
-    cause: str
-    """PUBLISHED, SET_ALIAS or ROLLBACK."""
-    actor: str
-    """Name of the token; empty for a job."""
-    create_time_us: int
-
-
 class DeploymentState(StrEnum):
     """The names of `athanor.v1.DeploymentState` without the prefix."""
 
