@@ -27,6 +27,7 @@ from cluster.wire import event_to_proto, job_to_proto
 
 log = structlog.get_logger(__name__)
 
+_UNKNOWN = -1  # an empty store is at 0
 _PAGE = 200
 _POLL_S = 1.0
 """Changes of other control planes on the same store ring no bell here."""
@@ -82,11 +83,11 @@ class Feed:
     """The newest changes, in memory. Works only while somebody watches."""
 
     def __init__(self, store: Store, wake_up: WakeUp) -> None:
-        self.head = 0
+        self.head = _UNKNOWN
         """Everything up to here is known."""
         self._store = store
         self._wake_up = wake_up
-        self._base = 0
+        self._base = _UNKNOWN
         self._memory: deque[Told] = deque()
         self._watchers: set[Watcher] = set()
         self._pump: asyncio.Task[None] | None = None
@@ -109,7 +110,7 @@ class Feed:
         if self.is_running:
             return
         self._failure = None
-        self._base = self.head = 0
+        self._base = self.head = _UNKNOWN
         self._memory.clear()
         self._pump = asyncio.create_task(self._run(), name="watch-feed")
 
@@ -119,13 +120,13 @@ class Feed:
 
     @property
     def has_begun(self) -> bool:
-        return self._base > 0 or self._failure is not None
+        return self._base > _UNKNOWN or self._failure is not None
 
     def remembers(self, cursor: int) -> bool:
         """Whether all changes after `cursor` are in memory; raises what ended the feed."""
         if self._failure is not None:
             raise self._failure
-        return 0 < self._base <= cursor
+        return _UNKNOWN < self._base <= cursor
 
     def after(self, cursor: int) -> list[Told]:
         """Changes behind the cursor, in order."""
@@ -138,7 +139,7 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            self._base = self.head = max(1, await asyncio.to_thread(self._store.head_version))
+            self._base = self.head = await asyncio.to_thread(self._store.head_version)
             self._wake_all()
             while True:
                 ticket = self._wake_up.ticket()

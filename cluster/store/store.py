@@ -5,7 +5,7 @@ Synchronous; handlers call it in a thread. Returns frozen records, raises `Clust
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from cluster.clock import SteadyClock
@@ -14,7 +14,6 @@ from cluster.lifecycle import State
 from cluster.scheduler import Quota
 from cluster.standings import Standing, standing_of
 from cluster.store import (
-    audit_rows,
     deployment_rows,
     job_lists,
     job_rows,
@@ -22,9 +21,7 @@ from cluster.store import (
     queue_rows,
     replica_rows,
     request_rows,
-    token_rows,
 )
-from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Database, Write, open_database
 from cluster.store.installation_store import InstallationStore
 from cluster.store.job_counts import JobCount, job_counts
@@ -40,14 +37,14 @@ from cluster.store.records import (
     StoredDeployment,
     StoredJob,
 )
-from cluster.store.token_rows import StoredToken
+from cluster.store.security_store import SecurityStore
 
 _CREATE_JOB = "CreateJob"
 LEADER = "leader"
 """The lease of the replica that does what only one may do."""
 
 
-class Store(ModelStore, InstallationStore, LogStore):
+class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
     """Everything durable."""
 
     def __init__(self, database: Database) -> None:
@@ -252,55 +249,6 @@ class Store(ModelStore, InstallationStore, LogStore):
     def forget_deployment(self, name: str) -> None:
         with self.database.write() as write:
             deployment_rows.forget(write, name)
-
-    # Tokens
-
-    def find_token(self, token_id: str) -> StoredToken | None:
-        with self.database.read() as connection:
-            return token_rows.find(connection, token_id)
-
-    def list_tokens(self) -> list[StoredToken]:
-        with self.database.read() as connection:
-            return token_rows.list_all(connection)
-
-    def has_admin_token(self) -> bool:
-        with self.database.read() as connection:
-            return token_rows.has_admin(connection, self.now_us())
-
-    def create_token(self, new: StoredToken) -> StoredToken:
-        with self.database.write() as write:
-            return token_rows.create(write, new)
-
-    def create_first_token(self, new: StoredToken) -> bool:
-        """Whether it was stored: only where no admin token is in use."""
-        with self.database.write() as write:
-            if token_rows.has_admin(write.connection, write.now_us):
-                return False
-            token_rows.insert_row(write, new)
-            return True
-
-    def revoke_token(self, token_id: str) -> StoredToken:
-        with self.database.write() as write:
-            return token_rows.revoke(write, token_id)
-
-    def note_token_use(self, token_id: str, time_us: int) -> None:
-        with self.database.write() as write:
-            token_rows.note_use(write, token_id, time_us)
-
-    # Audit
-
-    def append_audit(self, calls: Sequence[Call]) -> list[StoredEntry]:
-        with self.database.write() as write:
-            return audit_rows.append(write, calls)
-
-    def audit_page(self, before: int | None, actor: str, limit: int) -> list[StoredEntry]:
-        with self.database.read() as connection:
-            return audit_rows.page(connection, before, actor, limit)
-
-    def audit_in_order(self) -> Iterator[StoredEntry]:
-        """All entries, oldest first, as of one moment."""
-        with self.database.read() as connection:
-            yield from audit_rows.in_order(connection)
 
 
 def _holder(write: Write, lease: Lease) -> StoredJob:

@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from athanor.v1 import job_pb2, job_service_pb2
-from control_plane import ControlPlane, ScriptedRay, ScriptedServing
+from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel
 from drivers import STUDENT, TRAINING, no_actors, until
 from google.protobuf import json_format, struct_pb2
 from test_ray_jobs import settings_for
@@ -33,7 +32,7 @@ async def plane_on(head: RayHead, home: Path) -> AsyncIterator[ControlPlane]:
     settings = settings_for(head, home, lease_s=15.0)
     async with (
         running_server(settings, serving=ScriptedServing()) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        admin_channel(settings, address) as channel,
     ):
         yield ControlPlane(address, settings, ScriptedRay(), ScriptedServing(), channel)
     await asyncio.to_thread(until, no_actors, "all actors ended")

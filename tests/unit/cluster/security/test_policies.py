@@ -60,3 +60,12 @@ def test_a_role_may_what_lower_ones_may() -> None:
     change.check(Caller("a", Role.ADMIN))
     with pytest.raises(PermissionDenied, match="needs a token of role submitter; 'a' has viewer"):
         change.check(Caller("a", Role.VIEWER))
+
+
+def test_what_is_audited_answers_once() -> None:
+    """An entry is written when a call is answered: a stream has no such moment."""
+    methods = [method for file in _FILES for each in file.services_by_name.values() for method in each.methods]
+    policies = policies_of(_FILES)
+    streams = {f"/{each.containing_service.full_name}/{each.name}" for each in methods if each.server_streaming}
+    assert streams
+    assert not [name for name in streams if policies[name].audited]
