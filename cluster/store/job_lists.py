@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, not_, or_, select, union_all
 
 from cluster.filters import LABEL, All, Comparison, Filter, Not, Order
 from cluster.store.job_rows import jobs_by
@@ -33,12 +33,22 @@ _SIGNS: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
-    """One page."""
-    key, way = _key(query.order), "desc" if query.order.descending else "asc"
-    statement = select(jobs).limit(query.limit)
-    for one in _conditions(query):
-        statement = statement.where(one)
-    return jobs_by(connection, statement.order_by(*(getattr(column, way)() for column in dict.fromkeys(key))))
+    """One page. The newest or oldest of some states are read from the ends of an index, state by state."""
+    conditions = _conditions(query)
+    if query.states and query.order.field == "create_time":
+        each = [
+            _page(select(jobs.c.seq).where(jobs.c.state == state.value, *conditions), query) for state in query.states
+        ]
+        conditions = [jobs.c.seq.in_(union_all(*(select(part.subquery().c.seq) for part in each)))]
+    elif query.states:
+        conditions.append(jobs.c.state.in_([state.value for state in query.states]))
+    return jobs_by(connection, _page(select(jobs).where(*conditions), query))
+
+
+def _page(statement: Select[Any], query: JobQuery) -> Select[Any]:
+    way = "desc" if query.order.descending else "asc"
+    columns = dict.fromkeys(_key(query.order))
+    return statement.order_by(*(getattr(column, way)() for column in columns)).limit(query.limit)
 
 
 def cursor_of(job: StoredJob, order: Order) -> tuple[str | int, int]:
@@ -64,9 +74,8 @@ def _unended(order: Order) -> int:
 
 
 def _conditions(query: JobQuery) -> list[ColumnElement[bool]]:
+    """All but the states."""
     found = list[ColumnElement[bool]]()
-    if query.states:
-        found.append(jobs.c.state.in_([state.value for state in query.states]))
     if query.name:
         found.append(jobs.c.name == query.name)
     if query.scope is not None:

@@ -85,6 +85,7 @@ jobs = Table(
     Column("resource_version", BigInteger, nullable=False),
     Index("ix_jobs_queue", "state", "project", "num_unmet", "queue_key", "seq", "hold_until_us"),
     Index(None, "state", "num_unmet"),
+    Index(None, "state", "seq"),
     Index(None, "state", "hold_until_us"),
     Index(None, "name", "seq"),
     Index(None, "project", "seq"),

@@ -84,6 +84,7 @@ def is_new(told: set[str], job: job_pb2.Job) -> bool:
     return succeeded(job) or job.progress.stage not in told
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_job_that_was_paused_ends_with_the_same_student(
     ray_cluster: RayHead, tmp_path: Path, workers: int
@@ -112,6 +113,7 @@ async def test_a_job_that_was_paused_ends_with_the_same_student(
             assert b"asked to stop" in words
 
 
+@pytest.mark.timeout(1800)
 async def test_a_job_may_be_paused_in_each_of_its_stages(
     ray_cluster: RayHead, tmp_path: Path, chat_model_dir: Path
 ) -> None:

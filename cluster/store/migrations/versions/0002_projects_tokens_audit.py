@@ -59,6 +59,7 @@ def upgrade() -> None:
         jobs.create_index("ix_jobs_state_num_unmet", ["state", "num_unmet"])
         jobs.create_index("ix_jobs_state_hold_until_us", ["state", "hold_until_us"])
         jobs.create_index("ix_jobs_project_seq", ["project", "seq"])
+        jobs.create_index("ix_jobs_state_seq", ["state", "seq"])
         jobs.drop_index("ix_jobs_state_priority_seq")
     for table, column in (
         ("log_position", sa.Column("compacted", TIME, nullable=False, server_default="0")),
@@ -83,7 +84,7 @@ def downgrade() -> None:
             altered.drop_column(column)
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_index("ix_jobs_project_seq")
-        for index in ("ix_jobs_state_hold_until_us", "ix_jobs_state_num_unmet", "ix_jobs_queue"):
+        for index in ("ix_jobs_state_seq", "ix_jobs_state_hold_until_us", "ix_jobs_state_num_unmet", "ix_jobs_queue"):
             jobs.drop_index(index)
         jobs.create_index("ix_jobs_state_priority_seq", ["state", "priority", "seq"])
         for added in _job_columns():

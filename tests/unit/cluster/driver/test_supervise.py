@@ -12,10 +12,12 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.driver import supervise
-from cluster.driver.attempt import INFRASTRUCTURE_ERROR, Attempt
+from cluster.driver.attempt import CANCELLED, INFRASTRUCTURE_ERROR, PAUSED, Attempt
+from cluster.driver.reporting import Order
 from cluster.driver.student_group import outcome_of_errors
 from cluster.driver.supervise import Supervisor
 from trainer.errors import StorageError, UserError
+from trainer.listener import Stopped
 
 
 def supervisor(tmp_path: Path) -> Supervisor:
@@ -141,3 +143,37 @@ def test_memory_that_ran_out_is_called_that(tmp_path, monkeypatch):
     record = end_of(tmp_path, monkeypatch, {0: RuntimeError("Connection closed by peer"), 1: lost})
     assert (record.outcome, record.reason) == (INFRASTRUCTURE_ERROR, "OUT_OF_MEMORY")
     assert record.message == f"OutOfMemoryError: {' '.join(words.split())}"
+
+
+def test_a_pause_before_anybody_listens_ends_the_attempt_at_once(tmp_path):
+    attempt = written_attempt(tmp_path)
+    this = Supervisor(attempt)
+    this._ends.put(Order.PAUSE)
+    record = this._first_end()
+    assert record is not None
+    assert (record.outcome, record.reason) == (PAUSED, "PAUSED")
+    assert attempt.pause_path.exists(), "whoever begins meanwhile stops too"
+
+
+def test_a_pause_waits_for_the_workers_and_their_checkpoint(tmp_path):
+    attempt = written_attempt(tmp_path)
+    this = Supervisor(attempt)
+    attempt.listening_path.touch()
+    for _ in range(3):
+        this._ends.put(Order.PAUSE)  # it is told with every report
+    with pytest.raises(Stopped), outcome_of_errors(attempt, 0):
+        raise Stopped("STOPPED", "student did so after step 4")
+    record = this._first_end()
+    assert record is not None
+    assert (record.outcome, record.reason, record.message) == (PAUSED, "PAUSED", "student did so after step 4")
+
+
+def test_a_cancellation_does_not_wait_for_a_pause(tmp_path):
+    attempt = written_attempt(tmp_path)
+    this = Supervisor(attempt)
+    attempt.listening_path.touch()
+    for order in (Order.PAUSE, Order.CANCEL):
+        this._ends.put(order)
+    record = this._first_end()
+    assert record is not None
+    assert record.outcome == CANCELLED

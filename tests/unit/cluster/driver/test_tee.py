@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,27 @@ def test_an_error_passes_through_and_the_streams_are_restored(
         raise KeyError
     os.write(2, b"restored\n")
     assert capfd.readouterr().err == "restored\n"
+
+
+def test_the_last_words_of_a_process_that_crashes_are_kept(tmp_path: Path) -> None:
+    """Of a worker: nobody inside it could write them any more."""
+    path = tmp_path / "logs" / "student-0.log"
+    words = (
+        "import faulthandler, os, sys; from pathlib import Path; from cluster.driver.tee import copy_output;"
+        f"copy_output(Path({str(path)!r})); print('begins', flush=True); faulthandler.enable(); os.abort()"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode < 0
+    assert "begins" in done.stdout
+    assert "Fatal Python error: Aborted" in done.stdout
+    assert path.read_text() == done.stdout
+
+
+def test_a_place_that_takes_no_file_costs_the_copy_alone(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file in the way")
+    words = (
+        "from pathlib import Path; from cluster.driver.tee import copy_output;"
+        f"copy_output(Path({str(tmp_path / 'logs' / 'student-0.log')!r})); print('goes on')"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "goes on\n"

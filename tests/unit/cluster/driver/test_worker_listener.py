@@ -117,3 +117,13 @@ def test_lines_that_are_no_events_are_passed_by(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"reason": "C", "message": "d"}\n')
     assert tail.read() == [{"reason": "C", "message": "d"}]
+
+
+def test_a_worker_stops_when_the_driver_says_so_and_says_that_it_listens(tmp_path: Path) -> None:
+    attempt = written_attempt(tmp_path)
+    listener = WorkerListener(attempt, 1)
+    assert not attempt.listening_path.exists()
+    assert not listener.should_stop()
+    assert attempt.listening_path.exists()
+    attempt.pause_path.touch()
+    assert listener.should_stop()
