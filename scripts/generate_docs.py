@@ -1,4 +1,4 @@
-"""What the docs say in the words of the code: docs/job-spec.md, the state diagram, the README's list of files.
+"""What the docs say in the words of the code: docs/job-spec.md, docs/cli.md, the state diagram, the list of files.
 
 `--check` compares and names what is stale. Loads no torch, starts nothing.
 """
@@ -19,10 +19,12 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 
 from cluster.lifecycle import mermaid  # noqa: E402
+from scripts.command_page import command_page  # noqa: E402
 from scripts.reading_list import reading_list  # noqa: E402
 from trainer import spec as job_file  # noqa: E402
 
 JOB_SPEC = Path("docs/job-spec.md")
+COMMANDS = Path("docs/cli.md")
 ARCHITECTURE = Path("docs/architecture.md")
 README = Path("README.md")
 LIMITS = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< ", "pattern": "matches "}
@@ -154,6 +156,7 @@ def pages() -> dict[Path, str]:
     """Path from the root -> what it should hold."""
     return {
         JOB_SPEC: job_spec_page(),
+        COMMANDS: command_page(),
         ARCHITECTURE: with_block(ARCHITECTURE, "lifecycle", f"```mermaid\n{mermaid()}```\n"),
         README: with_block(README, "files", reading_list(ROOT)),
     }

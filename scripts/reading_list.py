@@ -26,8 +26,11 @@ GROUPS = (
         ("cluster/cli", "cluster/client"),
         """
         trainer/spec.py trainer/objective_spec.py trainer/training_spec.py trainer/fields.py trainer/violations.py
-        cluster/cli/main.py cluster/cli/job.py
-        cluster/cli/job_file.py cluster/cli/connect.py cluster/client/__init__.py cluster/client/blocking.py cluster/rpc.py
+        cluster/cli/main.py cluster/cli/job.py cluster/cli/job_follow.py cluster/cli/job_read.py
+        cluster/cli/job_change.py cluster/cli/describe.py cluster/cli/advice.py
+        cluster/cli/job_file.py cluster/cli/connect.py cluster/client/__init__.py
+        cluster/client/call.py cluster/client/job_calls.py cluster/client/streams.py cluster/client/blocking.py
+        cluster/client/handle.py cluster/channel.py cluster/rpc.py
         """,
     ),
     Group(
@@ -38,6 +41,14 @@ GROUPS = (
         cluster/lifecycle.py cluster/reconciler.py cluster/scheduler.py cluster/policy.py
         cluster/launcher.py cluster/attempt_files.py cluster/services/workers.py cluster/registry.py
         cluster/deployment_reconciler.py cluster/deployer.py
+        """,
+    ),
+    Group(
+        "Who may do what",
+        ("cluster/security",),
+        """
+        cluster/services/interceptor.py cluster/security/policies.py cluster/security/caller.py
+        cluster/security/tokens.py cluster/security/audit.py cluster/access.py cluster/channel.py
         """,
     ),
     Group(

@@ -18,7 +18,8 @@ def draw(title: str, points: Sequence[tuple[float, float]], width: int, height: 
     canvas = _plot(points, columns, height, (first, last), (low, high))
     labels = {0: scale[0], height // 2: scale[1], height - 1: scale[2]}
     rows = [f"{labels.get(at, ''):>{margin}} ┤{''.join(line)}" for at, line in enumerate(canvas)]
-    ends = f"{_number(first)}{_number(last):>{columns - len(_number(first))}}"
+    begin, end = _number(first), _number(last)
+    ends = f"{begin} {end.rjust(columns - len(begin) - 1)}"
     return [f"{'':>{margin}}  {title}", *rows, f"{'':>{margin}} └{'─' * columns}", f"{'':>{margin}}  {ends}"]
 
 

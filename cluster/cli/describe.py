@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.advice import next_steps
 from cluster.cli.job_table import clock, eta, loss, speed, state_of, state_text, why
-from cluster.cli.job_view import event_text, words
-from cluster.cli.output import age, data_console, span
+from cluster.cli.job_view import event_parts, words
+from cluster.cli.output import age, show, span
 
 if TYPE_CHECKING:
     from athanor.v1 import cluster_service_pb2, job_pb2, job_service_pb2
@@ -37,15 +36,12 @@ class Story:
 
 def tell(story: Story) -> None:
     """Print it."""
-    console = data_console()
-    console.print(Group(*_heading(story.job)))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _sections(story):
         table.add_row(name, value)
-    console.print(Padding(table, (1, 0, 0, 0)))
-    _print_next(console, story.job)
+    show(Group(*_heading(story.job), Text(), table, Text(), *_next(story.job)))
 
 
 def _heading(job: job_pb2.Job) -> Iterator[RenderableType]:
@@ -137,13 +133,18 @@ def _link(url: str) -> Text:
     return Text(url, style=f"link {url}")
 
 
-def _events(events: Sequence[job_service_pb2.JobEvent]) -> Iterator[Text]:
+def _events(events: Sequence[job_service_pb2.JobEvent]) -> Iterator[RenderableType]:
     left_out = len(events) - _MOST_EVENTS
     if left_out > 0:
         yield Text(f"... {left_out} older ones: athanor job events {events[0].job_uid}", style="bright_black")
-    yield from (event_text(event) for event in events[-_MOST_EVENTS:])
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for event in events[-_MOST_EVENTS:]:
+        moment, state, reason, message = event_parts(event)
+        words = "  ".join(part for part in (reason, message) if part)
+        grid.add_row(Text(moment, style="bright_black"), state, words)
+    yield grid
 
 
-def _print_next(console: Console, job: job_pb2.Job) -> None:
+def _next(job: job_pb2.Job) -> Iterator[Text]:
     for at, step in enumerate(next_steps(job)):
-        console.print(Text.assemble(("Next  " if at == 0 else "      ", "bold"), step), soft_wrap=True)
+        yield Text.assemble(("Next  " if at == 0 else "      ", "bold"), step)

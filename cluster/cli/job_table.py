@@ -86,7 +86,7 @@ def speed(progress: job_pb2.Progress) -> str:
 
 def eta(progress: job_pb2.Progress) -> str:
     """1:02:03 or 4:05, as people read clocks."""
-    if not progress.HasField("eta"):
+    if not progress.eta.seconds:
         return ""
     return clock(progress.eta.seconds)
 

@@ -172,11 +172,17 @@ def _news(change: job_service_pb2.WatchJobsResponse, said: set[str]) -> list[Tex
 
 def event_text(event: job_service_pb2.JobEvent) -> Text:
     """`12:30:01  RUNNING  CHECKPOINT_WRITTEN  step 200`, in local time."""
-    from athanor.v1 import job_pb2
     from rich.text import Text
+
+    moment, state, reason, message = event_parts(event)
+    parts = [Text(moment, style="bright_black"), state, *(Text(part) for part in (reason, message) if part)]
+    return Text("  ").join(parts)
+
+
+def event_parts(event: job_service_pb2.JobEvent) -> tuple[str, Text, str, str]:
+    """Moment, state in its colour, reason (where it says more than the state), message."""
+    from athanor.v1 import job_pb2
 
     moment = event.create_time.ToDatetime(UTC).astimezone().strftime("%H:%M:%S")
     state = coloured(short_state(job_pb2.JobState.Name(event.state)))
-    reason = event.reason if event.reason != state.plain else ""
-    parts = [Text(moment, style="bright_black"), state, *(Text(part) for part in (reason, event.message) if part)]
-    return Text("  ").join(parts)
+    return moment, state, event.reason if event.reason != state.plain else "", event.message

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cluster.cli.exit_codes import ExitCode
-from cluster.cli.output import Format, data_console, emit, emit_json, make_table, print_table
+from cluster.cli.output import Format, data_console, emit, emit_json, make_table, print_table, show
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -125,5 +125,5 @@ def _print(
     else:
         table = make_table(columns, *([line.cells(form) for line in rows] for rows in (changed, lines)))
         table.show_header = heading
-        data_console().print(table, crop=False, overflow="ignore", no_wrap=True)
+        show(table)
     sys.stdout.flush()

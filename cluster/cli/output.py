@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -137,7 +137,18 @@ def make_table(
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """A table on stdout."""
-    data_console().print(make_table(columns, rows), crop=False, overflow="ignore", no_wrap=True)
+    show(make_table(columns, rows))
+
+
+def show(shown: RenderableType) -> None:
+    """Something of rich on stdout; in a pipe its lines end where their words end."""
+    console = data_console()
+    if console.is_terminal:
+        console.print(shown, crop=False, overflow="ignore", no_wrap=True)
+        return
+    with console.capture() as captured:
+        console.print(shown, crop=False, overflow="ignore", no_wrap=True)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def print_fields(fields: Mapping[str, str | Text]) -> None:

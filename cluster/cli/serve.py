@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli.completion import complete_deployment, complete_model
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
+from cluster.cli.lists import Columns, Line, WatchOption, show_list
 from cluster.cli.output import (
     Format,
     FormatOption,
     age,
     as_document,
     as_fields,
+    coloured,
     emit,
     print_fields,
-    print_table,
     say,
     short_state,
 )
 
 if TYPE_CHECKING:
     from athanor.v1 import deployment_service_pb2
+    from rich.text import Text
 
 app = typer.Typer(help="Endpoints: which model answers where.", no_args_is_help=True)
 
 _COLUMNS = ("NAME", "MODEL", "STATE", "REPLICAS", "ENDPOINT", "AGE", "MESSAGE")
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The deployment; also the path of its endpoint.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The deployment; also the path of its endpoint.", autocompletion=complete_deployment
+    ),
+]
 
 
 @app.command()
 def deploy(
     name: NameArgument,
-    model: Annotated[str, typer.Option("-m", "--model", help="name@alias, name@version, or name for the newest.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "-m", "--model", help="name@alias, name@version, or name for the newest.", autocompletion=complete_model
+        ),
+    ],
     replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each replica; 0 means 1.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = 0.0,
@@ -56,16 +70,16 @@ def deploy(
 
 
 @app.command("list")
-def list_deployments(form: FormatOption = Format.TABLE, address: AddressOption = "") -> None:
+def list_deployments(
+    watch: WatchOption = False, form: FormatOption = Format.TABLE, address: AddressOption = ""
+) -> None:
     """List deployments, by name."""
+
+    def load() -> Iterator[Line]:
+        return (Line(each.name, as_document(each), _row(each)) for each in client.list_deployments())
+
     with connect(address) as client:
-        deployments = list(client.list_deployments())
-    emit(
-        form,
-        [as_document(each) for each in deployments],
-        table=lambda: print_table(_COLUMNS, [_row(each) for each in deployments]),
-        names=[each.name for each in deployments],
-    )
+        show_list(form, Columns(_COLUMNS), load, watch=watch)
 
 
 @app.command()
@@ -101,11 +115,11 @@ def _state(deployment: deployment_service_pb2.Deployment) -> str:
     return short_state(deployment_service_pb2.DeploymentState.Name(deployment.state))
 
 
-def _row(deployment: deployment_service_pb2.Deployment) -> tuple[str, ...]:
+def _row(deployment: deployment_service_pb2.Deployment) -> tuple[str | Text, ...]:
     return (
         deployment.name,
         deployment.resolved_model or deployment.model,
-        _state(deployment),
+        coloured(_state(deployment)),
         str(deployment.num_replicas),
         deployment.endpoint,
         age(deployment.create_time),

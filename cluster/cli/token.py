@@ -96,7 +96,7 @@ def _duration(text: str) -> timedelta | None:
 
 
 def _fields(made: token_service_pb2.CreateTokenResponse) -> dict[str, str | Text]:
-    return as_fields(_COLUMNS, _row(made.token)) | {"Token": made.secret}
+    return {**as_fields(_COLUMNS, _row(made.token)), "Token": made.secret}
 
 
 def _row(token: token_service_pb2.Token) -> tuple[str, ...]:

@@ -246,26 +246,6 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
-class StoredChange:
-    """One change of any job, in the log of all. Without `job` it was deleted, without `event` it progressed."""
-
-    resource_version: int
-    uid: str
-    project: str
-    job: StoredJob | None = None
-    event: StoredEvent | None = None
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """What is left of a deleted job."""
-
-    resource_version: int
-    uid: str
-    project: str
-
-
-@dataclass(frozen=True)
 class JobQuery:
     """Which jobs a page holds, and in what order."""
 

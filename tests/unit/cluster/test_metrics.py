@@ -109,3 +109,12 @@ def test_the_dashboard_uses_labels_that_there_are() -> None:
     assert used <= LABELS
     ids = [panel["id"] for panel in json.loads(text)["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def test_operations_explains_every_metric() -> None:
+    metrics = Metrics()
+    metrics.watch_store(list, int)
+    families = [*metrics.registry.collect(), *metrics_module._StoredJobs(list, int).describe()]
+    there = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    table = (DASHBOARD.parent / "operations.md").read_text().split("| metric | labels |", 1)[1].split("\n\n", 1)[0]
+    assert set(re.findall(r"athanor_[a-z_]+", table)) == there
