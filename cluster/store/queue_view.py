@@ -5,9 +5,10 @@ Every function works inside a transaction that its caller holds. How the schedul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, select
 
@@ -20,8 +21,14 @@ from cluster.store.tables import jobs, projects
 
 _AT_ONCE = 500
 _WAITS = jobs.c.state == State.QUEUED.value
-_Entry = tuple[str, str]
-"""Uid and project."""
+
+
+class _Entry(NamedTuple):
+    """A job that waits, as far as its place goes."""
+
+    uid: str
+    project: str
+    key: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -50,33 +57,52 @@ def line(connection: Connection, now_us: int, scope: Sequence[str] | None, limit
     for other jobs.
     """
     decided_us, known = load_standings(connection)
-    seen = dict(_waiting_of(connection, list(known)))
-    order = [(uid, seen[uid]) for uid in known if uid in seen]
-    most = limit + len(known) if scope is None else None
-    order += [entry for entry in _others(connection, now_us, most) if entry[0] not in seen]
-    numbered = [(uid, at) for at, (uid, project) in enumerate(order, start=1) if scope is None or project in scope]
-    page = dict(numbered[:limit])
+    seen = {entry.uid: entry for entry in _waiting_of(connection, now_us, list(known))}
+    first = [(seen[uid], at) for at, uid in enumerate((uid for uid in known if uid in seen), start=1)]
+    order = [(entry.uid, at) for entry, at in first if scope is None or entry.project in scope]
+    keys = sorted(entry.key for entry in seen.values())
+    for entry, at in _numbered(connection, now_us, scope, limit + len(order)):
+        if entry.uid not in seen:
+            order.append((entry.uid, len(first) + at - bisect_left(keys, entry.key)))
+    page = dict(order[:limit])
     found = {job.uid: job for some in _pieces(list(page)) for job in jobs_by(connection, _these(some))}
     places = [
         Place(found[uid], at, standing)
         for uid, at in page.items()
-        if uid in found and (standing := standing_of(found[uid], decided_us, known, now_us)) is not None
+        if (standing := standing_of(found[uid], decided_us, known, now_us)) is not None
     ]
     count = connection.execute(select(func.count()).where(_WAITS)).scalar_one()
     return Line(decided_us, places, int(count))
 
 
-def _waiting_of(connection: Connection, uids: Sequence[str]) -> list[_Entry]:
-    query = select(jobs.c.uid, jobs.c.project)
-    found = (connection.execute(query.where(_WAITS, jobs.c.uid.in_(some))) for some in _pieces(uids))
-    return [(uid, project) for rows in found for uid, project in rows]
+def _columns(now_us: int) -> tuple[ColumnElement[Any], ...]:
+    """Uid and project, then the key of the queue: what is held or waits for others comes last."""
+    stands_apart = case((jobs.c.hold_until_us > now_us, 1), (jobs.c.num_unmet != 0, 1), else_=0).label("stands_apart")
+    return jobs.c.uid, jobs.c.project, stands_apart, jobs.c.queue_key, jobs.c.seq
 
 
-def _others(connection: Connection, now_us: int, limit: int | None) -> list[_Entry]:
-    stands_apart: ColumnElement[int] = case((jobs.c.hold_until_us > now_us, 1), (jobs.c.num_unmet != 0, 1), else_=0)
-    query = select(jobs.c.uid, jobs.c.project).where(_WAITS)
-    rows = connection.execute(query.order_by(stands_apart, jobs.c.queue_key, jobs.c.seq).limit(limit))
-    return [(uid, project) for uid, project in rows]
+def _waiting_of(connection: Connection, now_us: int, uids: Sequence[str]) -> Iterator[_Entry]:
+    query = select(*_columns(now_us)).where(_WAITS)
+    for some in _pieces(uids):
+        for uid, project, *key in connection.execute(query.where(jobs.c.uid.in_(some))):
+            yield _Entry(uid, project, tuple(key))
+
+
+def _numbered(
+    connection: Connection, now_us: int, scope: Sequence[str] | None, limit: int
+) -> Iterator[tuple[_Entry, int]]:
+    """The first of these projects by the queue's key, each with its number among all that wait."""
+    columns = _columns(now_us)
+    _, _, *key = columns
+    if scope is None:  # then the first are the first of all, and nobody has to number the rest
+        rows = connection.execute(select(*columns).where(_WAITS).order_by(*key).limit(limit))
+        numbers: Iterable[tuple[int, Any]] = enumerate(rows, start=1)
+    else:
+        every = select(func.row_number().over(order_by=key).label("at"), *columns).where(_WAITS).subquery()
+        ours = select(every).where(every.c.project.in_(scope)).order_by(every.c.at).limit(limit)
+        numbers = ((row[0], row[1:]) for row in connection.execute(ours))
+    for at, (uid, project, *values) in numbers:
+        yield _Entry(uid, project, tuple(values)), at
 
 
 def _these(uids: Sequence[str]) -> Select[Any]:
