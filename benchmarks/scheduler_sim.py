@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="also under benchmarks/results/")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--tick", type=float, default=60.0, help="simulated seconds between decisions")
+    parser.add_argument("--tick", type=float, default=180.0, help="simulated seconds between decisions")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     jobs = draw(chosen.jobs, chosen.nodes, chosen.seed)

@@ -96,11 +96,18 @@ class RayLauncher:
         return str(_json(await self._call("GET", "/api/version"))["ray_version"])
 
     async def nodes(self) -> list[RayNode]:
-        document = _json(await self._call("GET", f"/api/v0/nodes?limit={_MOST_ROWS}"))
+        """Ray's state API has no pages, only a limit; what it left out is told, and then nothing is known."""
+        document = _json(await self._call("GET", f"/api/v0/nodes?limit={_MOST_ROWS}&detail=false"))
         try:
-            found = [_node(row) for row in document["data"]["result"]["result"]]
+            listing = document["data"]["result"]
+            rows = listing["result"]
+            is_whole = len(rows) == listing["num_after_truncation"] and not listing.get("partial_failure_warning")
+            found = [_node(row) for row in rows]
         except (KeyError, TypeError, ValueError) as error:
-            raise RayUnreachable("RAY_UNREACHABLE", f"Ray's list of nodes cannot be read: {error!r}") from error
+            words = document.get("msg") or repr(error)
+            raise RayUnreachable("RAY_UNREACHABLE", f"Ray's list of nodes cannot be read: {words}") from error
+        if not is_whole:
+            raise RayUnreachable("RAY_UNREACHABLE", "Ray's list of nodes is not whole; it is asked for again")
         return sorted(found, key=lambda node: (not node.is_head, node.address, node.id))
 
     async def reserved(self) -> Mapping[str, Resources]:

@@ -21,7 +21,7 @@ _READ_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")
 _TEXTS = ("LICENSE", "NOTICE", "README", "USE_POLICY")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".h5", ".joblib")
-_MOST_HEADER_BYTES = 100_000_000
+_MOST_HEADER_BYTES = 32 * 1024 * 1024
 _INDEX = "model.safetensors.index.json"
 
 
@@ -52,6 +52,8 @@ def _check_config(root: Path) -> None:
 
 def _check_name(name: str) -> None:
     path = PurePosixPath(name)
+    if not name.isprintable():
+        raise UnsafeFile(name, "has a name that cannot be written; rename it")
     if path.suffix in _PICKLED:
         raise UnsafeFile(name, "may hold pickled objects, which are never loaded; keep safetensors alone, remove it")
     if path.suffix == ".py":

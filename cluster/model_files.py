@@ -25,7 +25,10 @@ PIECE = 16 * 1024 * 1024
 """Bytes that are read in one go, so that whoever waits can be told to stop."""
 _NO_PLAIN_FILE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
 _MOST_FILES = 10_000
-_MOST_MANIFEST_BYTES = 64 * 1024 * 1024
+_MOST_LEVELS = 8
+_MOST_JSON_BYTES = 32 * 1024 * 1024
+_TOLD = 20
+"""So many files are named in one error."""
 
 
 class UnsafeFile(InvalidInput):
@@ -44,14 +47,16 @@ def names_in(root: Path) -> Iterator[str]:
             found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
             name = f"{directory}{entry.name}"
+            count += 1
+            if count > _MOST_FILES or name.count("/") > _MOST_LEVELS:
+                raise InvalidInput(
+                    "MODEL_INVALID", f"{root} holds more than {_MOST_FILES} files, or too deep ones; that is no model"
+                )
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{name}/")
                 continue
             if not entry.is_file(follow_symlinks=False):
                 raise UnsafeFile(name, "is a link or no file at all; put a copy of the file itself there (cp -rL)")
-            count += 1
-            if count > _MOST_FILES:
-                raise InvalidInput("MODEL_INVALID", f"{root} holds more than {_MOST_FILES} files; that is no model")
             yield name
 
 
@@ -84,7 +89,7 @@ def _open_at(directory: int, part: str, flags: int, name: str) -> int:
         raise
 
 
-def read_plain(root: Path, name: str, most: int = _MOST_MANIFEST_BYTES) -> bytes:
+def read_plain(root: Path, name: str, most: int = _MOST_JSON_BYTES) -> bytes:
     """A small file; InvalidInput / MODEL_INVALID for one that is larger than any of its kind."""
     with closing(open_plain(root, name)) as file:
         data = file.read(most + 1)
@@ -135,10 +140,17 @@ def manifest_files(model: StoredModel) -> dict[str, str]:
 
 def altered(model: StoredModel, differences: Mapping[str, str]) -> DataLoss:
     """The error that names each file and what is wrong with it."""
-    words = ", ".join(f"{name} {what}" for name, what in sorted(differences.items()))
-    violations = [Violation(name, what) for name, what in sorted(differences.items())]
+    told = sorted((_printable(name), what) for name, what in differences.items())[:_TOLD]
+    words = ", ".join(f"{name} {what}" for name, what in told)
+    words += f" and {len(differences) - _TOLD} more" if len(differences) > _TOLD else ""
+    violations = [Violation(name, what) for name, what in told]
     message = f"{model.reference} is not what was published: {words}; restore {model.path} from a backup or delete it"
     return DataLoss("MODEL_ALTERED", message, violations)
+
+
+def _printable(name: str) -> str:
+    """A file may have a name that is no text."""
+    return name.encode(errors="backslashreplace").decode()[:200]
 
 
 def comparing(model: StoredModel) -> Generator[None, None, Comparison]:

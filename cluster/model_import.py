@@ -45,7 +45,7 @@ def find_source(settings: Settings, text: str) -> Path:
     try:
         found = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise _wrong_path(f"{text} cannot be seen on the cluster's storage: {error}") from error
+        raise _wrong_path(f"{text[:200]} cannot be seen on the cluster's storage: {str(error)[:300]}") from error
     if not found.is_dir():
         raise _wrong_path(f"{text} is no directory")
     if found == settings.storage.resolve() or settings.storage.resolve().is_relative_to(found):

@@ -45,7 +45,7 @@ def parse_reference(text: str) -> ModelReference:
             return ModelReference(name, version=int(target))
         if is_name(target):
             return ModelReference(name, alias=target)
-    raise InvalidInput("INVALID_REFERENCE", f"{text!r} names no model; write name@alias, name@version or name")
+    raise InvalidInput("INVALID_REFERENCE", f"{text[:200]!r} names no model; write name@alias, name@version or name")
 
 
 def resolve(store: Store, text: str) -> StoredModel:

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cluster.errors import InvalidInput, Violation
 from cluster.lifecycle import State
 from cluster.standings import Standing
+from cluster.store.alias_rows import StoredMove
 from cluster.store.records import (
     NewJob,
     Outcome,
@@ -21,7 +22,6 @@ from cluster.store.records import (
     StoredEvent,
     StoredJob,
     StoredModel,
-    StoredMove,
     Terminal,
 )
 

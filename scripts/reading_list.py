@@ -35,12 +35,20 @@ GROUPS = (
     ),
     Group(
         "The control plane: from a stored job to a Ray job",
-        ("cluster", "cluster/services"),
+        ("cluster", "cluster/services", "cluster/security"),
         """
         cluster/settings.py cluster/server.py cluster/services/jobs.py cluster/services/submission.py
         cluster/lifecycle.py cluster/reconciler.py cluster/scheduler.py cluster/policy.py
         cluster/launcher.py cluster/attempt_files.py cluster/services/workers.py cluster/registry.py
         cluster/deployment_reconciler.py cluster/deployer.py
+        """,
+    ),
+    Group(
+        "Who may do what",
+        ("cluster/security",),
+        """
+        cluster/services/interceptor.py cluster/security/policies.py cluster/security/caller.py
+        cluster/security/tokens.py cluster/security/audit.py cluster/access.py cluster/channel.py
         """,
     ),
     Group(

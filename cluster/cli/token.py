@@ -14,6 +14,7 @@ from cluster.cli.output import Format, FormatOption, age, as_document, as_fields
 
 if TYPE_CHECKING:
     from athanor.v1 import options_pb2, token_service_pb2
+    from rich.text import Text
 
 app = typer.Typer(help="Tokens: who may do what, where, until when.", no_args_is_help=True)
 
@@ -94,8 +95,8 @@ def _duration(text: str) -> timedelta | None:
     return timedelta(seconds=int(found[1]) * _UNITS_S[found[2]])
 
 
-def _fields(made: token_service_pb2.CreateTokenResponse) -> dict[str, str]:
-    return as_fields(_COLUMNS, _row(made.token)) | {"Token": made.secret}
+def _fields(made: token_service_pb2.CreateTokenResponse) -> dict[str, str | Text]:
+    return {**as_fields(_COLUMNS, _row(made.token)), "Token": made.secret}
 
 
 def _row(token: token_service_pb2.Token) -> tuple[str, ...]:

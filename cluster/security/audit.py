@@ -59,7 +59,7 @@ class AuditLog:
             batch, self._waiting = self._waiting, []
             try:
                 entries = await asyncio.to_thread(self._store.append_audit, [call for call, _ in batch])
-            except Exception as error:  # noqa: BLE001  each caller whose entry is missing is told
+            except Exception as error:  # noqa: BLE001  a process boundary within: each caller is told
                 _tell([done for _, done in batch], error)
                 continue
             for entry in entries:

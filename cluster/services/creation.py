@@ -75,7 +75,7 @@ def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -
 def _check(settings: Settings, store: Store, old: StoredJob, from_checkpoint: bool) -> None:
     wishes.check_retryable(old)
     spec = parse_spec(old.kind, old.spec)
-    check_dependencies(store, old.depends_on)
+    check_dependencies(store, _still_needed(old))
     try:
         models = {text: resolve(store, pinned).path for text, pinned in old.resolved_models.items()}
     except NotFound as error:
@@ -89,6 +89,11 @@ def _check(settings: Settings, store: Store, old: StoredJob, from_checkpoint: bo
     if not has_progress(settings, old.uid):
         message = f"job {old.uid} left no checkpoint; repeat it without from_checkpoint, from step 0"
         raise PreconditionFailed("CHECKPOINT_NOT_FOUND", message)
+
+
+def _still_needed(old: StoredJob) -> tuple[str, ...]:
+    """What it waited for; one that has begun before waits for nothing any more."""
+    return () if old.attempts else tuple(old.depends_on)
 
 
 def _like(old: StoredJob) -> NewJob:
@@ -105,5 +110,5 @@ def _like(old: StoredJob) -> NewJob:
         retry_of=old.uid,
         max_run_duration_us=old.max_run_duration_us,
         hold_until_us=old.hold_until_us,
-        depends_on=tuple(old.depends_on),
+        depends_on=_still_needed(old),
     )

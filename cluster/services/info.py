@@ -27,7 +27,6 @@ from cluster.store.store import Store
 from cluster.wire import timestamp
 
 NOT_SEEN_YET = "NOT_SEEN_YET"
-_NOT_SEEN_WORDS = "the scheduler has not come to it yet"
 _WAITS_FOR_ROOM = frozenset({"", "RESOURCES", "BEHIND_OTHERS"})
 _MOST_JOBS = 2**31 - 1
 
@@ -80,19 +79,18 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         return response
 
     def _queued(self, place: Place) -> messages.QueuedJob:
-        reason = place.reason or NOT_SEEN_YET
-        if place.is_held:
-            reason = "HELD"
-        elif not self._ray.reachable and place.reason in _WAITS_FOR_ROOM:
+        job, reason, words = place.job, place.standing.reason, place.standing.message
+        if not self._ray.reachable and reason in _WAITS_FOR_ROOM:
             reason = "RAY_UNREACHABLE"
+            words = WORDS[reason]
         return messages.QueuedJob(
-            uid=place.uid,
-            project=place.project,
-            priority=place.priority,
+            uid=job.uid,
+            project=job.project,
+            priority=job.priority,
             position=place.position,
-            reason=reason,
-            message=place.words or WORDS.get(reason, _NOT_SEEN_WORDS),
-            since=timestamp(place.since_us),
+            reason=reason or NOT_SEEN_YET,
+            message=words,
+            since=timestamp(job.queue_since_us or job.create_time_us),
         )
 
     async def ListProjects(

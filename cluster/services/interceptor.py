@@ -115,7 +115,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """The outcome, once it is written down; an error when it cannot be: the caller must not believe otherwise."""
         try:
             await self._audit.write(_entry(rpc, response, error))
-        except Exception as failure:  # noqa: BLE001  as above
+        except Exception as failure:  # noqa: BLE001  the process boundary, as above
             return None, error or known(failure, rpc.request_id)
         return response, error
 

@@ -16,7 +16,15 @@ from typing import BinaryIO
 import structlog
 from athanor.v1 import model_service_pb2 as messages
 
-from cluster.errors import InvalidInput, OutOfRange, ResourceExhausted, StoreUnavailable, Violation
+from cluster.errors import (
+    AlreadyExists,
+    DataLoss,
+    InvalidInput,
+    OutOfRange,
+    ResourceExhausted,
+    StoreUnavailable,
+    Violation,
+)
 from cluster.ids import new_request_id
 from cluster.model_files import Comparison, altered, check_storage, comparing, manifest_files, open_plain
 from cluster.model_import import find_source, importing, job_of, remove
@@ -25,7 +33,8 @@ from cluster.security.caller import Caller, caller
 from cluster.services.submission import check_request_id
 from cluster.settings import Settings
 from cluster.steps import in_steps
-from cluster.store.records import NewModel, StoredModel
+from cluster.store.model_rows import NewModel
+from cluster.store.records import StoredModel
 from cluster.store.store import Store
 
 log = structlog.get_logger(__name__)
@@ -74,7 +83,11 @@ class ModelContent:
             async with self._room:
                 found = await in_steps(importing(self._settings, request.name, source, facts))
         new = NewModel(request.name, str(found.path), found.manifest_sha256, found.num_parameters, request.description)
-        model = await asyncio.to_thread(self._store.create_model, new, request_id, sha256)
+        try:
+            model = await asyncio.to_thread(self._store.create_model, new, request_id, sha256)
+        except AlreadyExists:
+            await asyncio.to_thread(self._remove, found.path)
+            raise
         if model.path != str(found.path):  # the same request, answered by another control plane meanwhile
             await asyncio.to_thread(self._remove, found.path)
         log.info("model.created", model=model.reference, path=model.path)
@@ -91,7 +104,7 @@ class ModelContent:
         """First the store forgets the version, then its files go; a crash in between leaves an orphan."""
         reference = parse_reference(text)
         if not reference.version:
-            words = f"{text!r} names no single version; write name@version"
+            words = f"{text[:200]!r} names no single version; write name@version"
             raise InvalidInput("INVALID_REFERENCE", words, [Violation("reference", words)])
         model = await asyncio.to_thread(self._store.delete_model, reference.name, reference.version)
         log.info("model.deleted", model=model.reference, path=model.path)
@@ -106,9 +119,13 @@ class ModelContent:
     async def verify(self, reference: str) -> tuple[StoredModel, Comparison]:
         """DataLoss / MODEL_ALTERED with the files that differ."""
         model = await self._find(reference)
-        with _storage_errors(model.path):
-            async with self._room:
-                return model, await in_steps(comparing(model))
+        try:
+            with _storage_errors(model.path):
+                async with self._room:
+                    return model, await in_steps(comparing(model))
+        except DataLoss:
+            await self._find(model.reference)  # one that was deleted meanwhile is no loss
+            raise
 
     async def _find(self, reference: str) -> StoredModel:
         await asyncio.to_thread(check_storage, self._settings)

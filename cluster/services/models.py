@@ -9,14 +9,16 @@ import grpc
 from athanor.v1 import model_service_pb2 as messages
 from athanor.v1 import model_service_pb2_grpc
 
-from cluster.errors import InvalidInput, Violation
+from cluster.errors import InvalidInput, Violation, in_words
 from cluster.registry import NAME_RULE, is_name, resolve
 from cluster.security.caller import caller
 from cluster.services.model_content import ModelContent
-from cluster.services.pages import make_token, page_size, read_token
+from cluster.services.pages import bad_token, make_token, page_size, read_token
 from cluster.settings import Settings
 from cluster.store.store import Store
 from cluster.wire import model_to_proto, move_to_proto
+
+_MOST_VERSIONS = 2**31 - 1
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -38,8 +40,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> messages.ListModelVersionsResponse:
         del context
         size, question = page_size(request.page_size), ("models", request.name)
+        _check_names(name=request.name or "any")
         cursor = read_token(request.page_token, question, [str, int])
-        after = (str(cursor[0]), int(cursor[1])) if cursor else None
+        after = _after(cursor) if cursor else None
         found = await asyncio.to_thread(self._store.list_models, request.name, after, size + 1)
         more = make_token([found[size - 1].name, found[size - 1].version], question) if len(found) > size else ""
         return messages.ListModelVersionsResponse(
@@ -50,7 +53,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: messages.SetAliasRequest, context: grpc.ServicerContext
     ) -> messages.SetAliasResponse:
         del context
-        _check_alias(request.alias)
+        _check_names(name=request.name, alias=request.alias)
         expected = request.expected_version if request.HasField("expected_version") else None
         at = (request.name, request.alias, request.version)
         model = await asyncio.to_thread(self._store.set_alias, *at, expected, caller().name)
@@ -60,6 +63,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: messages.ListAliasHistoryRequest, context: grpc.ServicerContext
     ) -> messages.ListAliasHistoryResponse:
         del context
+        _check_names(name=request.name, alias=request.alias)
         moves = await asyncio.to_thread(self._store.alias_history, request.name, request.alias)
         if not moves:
             await asyncio.to_thread(self._store.model_alias, request.name, request.alias)
@@ -69,6 +73,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: messages.RollbackAliasRequest, context: grpc.ServicerContext
     ) -> messages.RollbackAliasResponse:
         del context
+        _check_names(name=request.name, alias=request.alias)
         expected = request.expected_version if request.HasField("expected_version") else None
         at = (request.name, request.alias)
         model = await asyncio.to_thread(self._store.roll_back_alias, *at, expected, caller().name)
@@ -104,7 +109,17 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             yield piece
 
 
-def _check_alias(alias: str) -> None:
-    if not is_name(alias):
-        message = f"{alias[:64]!r} is no alias; {NAME_RULE}"
-        raise InvalidInput("INVALID_ALIAS", message, [Violation("alias", message)])
+def _check_names(**fields: str) -> None:
+    """InvalidInput / INVALID_ALIAS for one that no model and no alias can have."""
+    wrong = [Violation(field, f"{text[:64]!r} is no name; {NAME_RULE}") for field, text in fields.items()]
+    wrong = [each for each in wrong if not is_name(fields[each.path])]
+    if wrong:
+        raise InvalidInput("INVALID_ALIAS" if "alias" in fields else "INVALID_NAME", in_words(wrong), wrong)
+
+
+def _after(cursor: list[str | int]) -> tuple[str, int]:
+    """Of a page token, which anybody may have written."""
+    name, version = str(cursor[0]), int(cursor[1])
+    if not is_name(name) or not 0 < version <= _MOST_VERSIONS:
+        raise bad_token()
+    return name, version

@@ -37,12 +37,13 @@ def read_token(token: str, question: Sequence[object], kinds: Sequence[type]) ->
     try:
         *cursor, mark = json.loads(base64.urlsafe_b64decode(token.encode()))
     except (binascii.Error, ValueError, TypeError) as error:
-        raise _bad_token() from error
+        raise bad_token() from error
     if mark != _question_mark(question) or [type(each) for each in cursor] != list(kinds):
-        raise _bad_token()
+        raise bad_token()
     return list(cursor)
 
 
-def _bad_token() -> InvalidInput:
+def bad_token() -> InvalidInput:
+    """The error for a token that is none of ours."""
     message = "is no token of this list with these filters; begin again without one"
     return InvalidInput("INVALID_PAGE_TOKEN", f"page_token {message}", [Violation("page_token", message)])

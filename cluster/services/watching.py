@@ -19,7 +19,8 @@ from athanor.v1 import job_service_pb2 as messages
 from cluster.errors import ClusterError, NotFound
 from cluster.security.caller import Caller, caller
 from cluster.services.visible import job_for
-from cluster.store.records import StoredChange, StoredJob
+from cluster.store.log_rows import StoredChange
+from cluster.store.records import StoredJob
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
 from cluster.wire import event_to_proto, job_to_proto

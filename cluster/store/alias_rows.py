@@ -6,17 +6,31 @@ Every function works inside a transaction that its caller holds. Aliases move, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select, update
 
 from cluster.errors import Conflict, PreconditionFailed
 from cluster.store import model_rows
 from cluster.store.database import Write
-from cluster.store.records import Publication, StoredModel, StoredMove
+from cluster.store.records import Publication, StoredModel
 from cluster.store.tables import alias_history, aliases, models
 
 PUBLISHED, SET_ALIAS, ROLLBACK = "PUBLISHED", "SET_ALIAS", "ROLLBACK"
 _CAUSES = frozenset({PUBLISHED, SET_ALIAS, ROLLBACK})
+
+
+@dataclass(frozen=True)
+class StoredMove:
+    """One move of an alias. `previous_version` 0: it was new."""
+
+    version: int
+    previous_version: int
+    cause: str
+    """PUBLISHED, SET_ALIAS or ROLLBACK."""
+    actor: str
+    """Name of the token; empty for a job."""
+    create_time_us: int
 
 
 def get(connection: Connection, name: str, alias: str) -> StoredModel:

@@ -130,9 +130,11 @@ def open_database(url: str, clock: Callable[[], float]) -> Database:
     try:
         migrate(engine)
     except DBAPIError as error:
+        engine.dispose()
         message = f"cannot open {parsed}: {error.orig}; see ATHANOR_DATABASE_URL"
         raise StartUpError("CANNOT_OPEN_STORE", message) from error
     except CommandError as error:
+        engine.dispose()
         message = f"the tables of {parsed} are newer than this release ({error}); start the release that made them"
         raise StartUpError("STORE_IS_NEWER", message) from error
     return Database(engine, clock)
@@ -181,12 +183,13 @@ def migrate(engine: Engine, revision: str = "head") -> None:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
-            is_behind = revision in _behind(config, connection)
-            (command.downgrade if is_behind else command.upgrade)(config, revision)
+            (command.downgrade if revision in _behind(config, connection) else command.upgrade)(config, revision)
 
 
 def _behind(config: Config, connection: Connection) -> set[str]:
-    """The revisions that these tables have been through, the present one left out."""
-    now = MigrationContext.configure(connection).get_current_revision()
-    passed = ScriptDirectory.from_config(config).iterate_revisions(now, "base") if now else ()
-    return {"base", *(each.revision for each in passed)} - {now}
+    """The revisions that these tables have been through, the present one left out. CommandError: it is not known."""
+    now, scripts = MigrationContext.configure(connection).get_current_revision(), ScriptDirectory.from_config(config)
+    if now is None:
+        return {"base"}
+    scripts.get_revision(now)
+    return {"base", *(each.revision for each in scripts.iterate_revisions(now, "base"))} - {now}

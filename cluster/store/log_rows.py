@@ -6,17 +6,37 @@ which only serve to resume a watch. Every function works inside a transaction th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, String, cast, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 
-from cluster.errors import OutOfRange, PreconditionFailed
-from cluster.lifecycle import TERMINAL, State
+from cluster.errors import OutOfRange
+from cluster.lifecycle import State
 from cluster.store.database import Write
 from cluster.store.job_rows import jobs_by
-from cluster.store.records import Deletion, StoredChange, StoredEvent, StoredJob
+from cluster.store.records import StoredEvent, StoredJob
 from cluster.store.tables import attempts, deletions, events, idempotency, jobs, log_position, models
+
+
+@dataclass(frozen=True)
+class StoredChange:
+    """One change of any job, in the log of all. Without `job` it was deleted, without `event` it progressed."""
+
+    resource_version: int
+    uid: str
+    project: str
+    job: StoredJob | None = None
+    event: StoredEvent | None = None
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What is left of a deleted job."""
+
+    resource_version: int
+    uid: str
+    project: str
 
 
 def head_version(connection: Connection) -> int:
@@ -89,7 +109,6 @@ def job_events(connection: Connection, uid: str, after: int = 0, limit: int | No
 
 def delete_job(write: Write, job: StoredJob) -> None:
     """All rows of a job, and a trace for those who watch. What it published stays, with no job to its name."""
-    _check_not_needed(write.connection, job.uid)
     uid, version = job.uid, write.next_version()
     write.connection.execute(update(models).where(models.c.job_uid == uid).values(job_uid=None))
     for table in (events, attempts):
@@ -97,15 +116,6 @@ def delete_job(write: Write, job: StoredJob) -> None:
     write.connection.execute(delete(jobs).where(jobs.c.uid == uid))
     trace = {"resource_version": version, "job_uid": uid, "project": job.project, "create_time_us": write.now_us}
     write.connection.execute(insert(deletions).values(**trace))
-
-
-def _check_not_needed(connection: Connection, uid: str) -> None:
-    going_on = jobs.c.state.in_([state.value for state in State if state not in TERMINAL])
-    names_it = cast(jobs.c.depends_on, String).contains(f'"{uid}"')
-    waiting = connection.execute(select(jobs.c.uid).where(going_on, names_it).limit(1)).scalar_one_or_none()
-    if waiting is not None:
-        message = f"job {uid} is in depends_on of {waiting}, which has not ended; end that one first"
-        raise PreconditionFailed("JOB_NEEDED", message)
 
 
 def find_deletion(connection: Connection, uid: str) -> Deletion | None:

@@ -7,6 +7,7 @@ row, so that its number is never given again; nothing but the numbering sees it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Select, Text, cast, func, insert, select, tuple_, update
@@ -14,11 +15,22 @@ from sqlalchemy import Connection, Select, Text, cast, func, insert, select, tup
 from cluster.errors import NotFound, PreconditionFailed
 from cluster.lifecycle import TERMINAL
 from cluster.store.database import Write
-from cluster.store.records import NewModel, Publication, StoredModel
+from cluster.store.records import Publication, StoredModel
 from cluster.store.tables import aliases, deployments, jobs, models
 
 _TOLD = 8
 """So many versions are named to whoever asks for one that is not there."""
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A version that somebody brings in from outside."""
+
+    name: str
+    path: str
+    manifest_sha256: str
+    num_parameters: int
+    description: str = ""
 
 
 def _models_by(connection: Connection, statement: Select[Any]) -> list[StoredModel]:
@@ -57,7 +69,7 @@ def not_found(connection: Connection, name: str, reference: str) -> NotFound:
     there = [f"{name}@{alias}" for alias in connection.scalars(query)]
     newest = connection.execute(_there(name).order_by(models.c.version.desc()).limit(_TOLD))
     there += [f"{name}@{row.version}" for row in newest]
-    words = f"there are: {', '.join(there)}" if there else f"there is no model of the name {name!r}"
+    words = f"there are: {', '.join(there)}" if there else f"no model of the name {name!r} was published"
     return NotFound("MODEL_NOT_FOUND", f"there is no model {reference!r}; {words}")
 
 
@@ -119,7 +131,8 @@ def delete(write: Write, name: str, version: int) -> StoredModel:
     """Leave of a version only its row; PreconditionFailed / MODEL_IN_USE with whatever needs it."""
     model = get_version(write.connection, name, version)
     if users := _users(write.connection, model):
-        raise PreconditionFailed("MODEL_IN_USE", f"{model.reference} is in use by {', '.join(users)}; end that first")
+        words = ", ".join(users[:_TOLD]) + (" and others" if len(users) > _TOLD else "")
+        raise PreconditionFailed("MODEL_IN_USE", f"{model.reference} is in use by {words}; end that first")
     gone = update(models).where(models.c.name == name, models.c.version == version)
     write.connection.execute(gone.values(delete_time_us=write.now_us))
     return model
@@ -132,7 +145,7 @@ def _users(connection: Connection, model: StoredModel) -> list[str]:
     users += [f"the deployment {name}" for name in connection.scalars(served.order_by(deployments.c.name))]
     live = jobs.c.state.not_in([state.value for state in TERMINAL])
     named = cast(jobs.c.resolved_models, Text).contains(f'"{model.reference}"')
-    waiting = select(jobs.c.uid).where(live, named).order_by(jobs.c.seq).limit(_TOLD)
+    waiting = select(jobs.c.uid).where(live, named).order_by(jobs.c.seq).limit(_TOLD + 1)
     return users + [f"the job {uid}" for uid in connection.scalars(waiting)]
 
 
@@ -146,8 +159,3 @@ def check_there(connection: Connection, references: Iterable[str]) -> None:
 def known_paths(connection: Connection) -> set[str]:
     """Where the versions lie that are not deleted."""
     return set(connection.scalars(select(models.c.path).where(models.c.delete_time_us.is_(None))))
-
-
-def forget_job(write: Write, job_uid: str) -> None:
-    """What a job made stays when the job is deleted."""
-    write.connection.execute(update(models).where(models.c.job_uid == job_uid).values(job_uid=None))

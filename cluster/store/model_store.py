@@ -6,8 +6,10 @@ Synchronous, as the whole store. Files of models are not its affair.
 from __future__ import annotations
 
 from cluster.store import alias_rows, model_rows, request_rows
+from cluster.store.alias_rows import StoredMove
 from cluster.store.database import Database
-from cluster.store.records import NewModel, StoredModel, StoredMove
+from cluster.store.model_rows import NewModel
+from cluster.store.records import StoredModel
 
 _CREATE_MODEL = "CreateModelVersion"
 

@@ -6,32 +6,32 @@ Every function works inside a transaction that its caller holds. How the schedul
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select
 
 from cluster.lifecycle import State
+from cluster.standings import Standing, standing_of
+from cluster.store.job_rows import jobs_by
 from cluster.store.queue_rows import load_standings
+from cluster.store.records import StoredJob
 from cluster.store.tables import jobs, projects
 
 _AT_ONCE = 500
 _WAITS = jobs.c.state == State.QUEUED.value
+_Entry = tuple[str, str]
+"""Uid and project."""
 
 
 @dataclass(frozen=True)
 class Place:
     """A job that waits, and where."""
 
-    uid: str
-    project: str
-    priority: int
-    since_us: int
-    is_held: bool
-    position: int = 0
-    reason: str = ""
-    """As the scheduler last said; empty while it has not come to it."""
-    words: str = ""
+    job: StoredJob
+    position: int
+    """Among all jobs that wait, also those that the scheduler has not numbered."""
+    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -46,43 +46,45 @@ class Line:
 def line(connection: Connection, now_us: int, scope: Sequence[str] | None, limit: int) -> Line:
     """The first `limit` jobs of these projects (None: of all), each with its position among all jobs that wait.
 
-    First those of the scheduler's last decision that still wait, then the others, and last those that are held.
+    First those of the scheduler's last decision that still wait, then the others, and last those that are held or wait
+    for other jobs.
     """
-    decided_us, standings = load_standings(connection)
-    seen = {place.uid: place for place in _places(connection, now_us, list(standings))}
-    order = [replace(seen[uid], reason=one.reason, words=one.message) for uid, one in standings.items() if uid in seen]
-    most = limit + len(standings) if scope is None else None
-    order += [place for place in _others(connection, now_us, most) if place.uid not in seen]
-    numbered = (replace(place, position=at) for at, place in enumerate(order, start=1))
-    reached = [place for place in numbered if scope is None or place.project in scope]
+    decided_us, known = load_standings(connection)
+    seen = dict(_waiting_of(connection, list(known)))
+    order = [(uid, seen[uid]) for uid in known if uid in seen]
+    most = limit + len(known) if scope is None else None
+    order += [entry for entry in _others(connection, now_us, most) if entry[0] not in seen]
+    numbered = [(uid, at) for at, (uid, project) in enumerate(order, start=1) if scope is None or project in scope]
+    page = dict(numbered[:limit])
+    found = {job.uid: job for some in _pieces(list(page)) for job in jobs_by(connection, _these(some))}
+    places = [
+        Place(found[uid], at, standing)
+        for uid, at in page.items()
+        if uid in found and (standing := standing_of(found[uid], decided_us, known, now_us)) is not None
+    ]
     count = connection.execute(select(func.count()).where(_WAITS)).scalar_one()
-    return Line(decided_us, reached[:limit], int(count))
+    return Line(decided_us, places, int(count))
 
 
-def _places(connection: Connection, now_us: int, uids: Sequence[str]) -> Iterator[Place]:
-    for some in (uids[at : at + _AT_ONCE] for at in range(0, len(uids), _AT_ONCE)):
-        for row in connection.execute(select(*_COLUMNS).where(_WAITS, jobs.c.uid.in_(some))):
-            yield _place(row, now_us)
+def _waiting_of(connection: Connection, uids: Sequence[str]) -> list[_Entry]:
+    query = select(jobs.c.uid, jobs.c.project)
+    found = (connection.execute(query.where(_WAITS, jobs.c.uid.in_(some))) for some in _pieces(uids))
+    return [(uid, project) for rows in found for uid, project in rows]
 
 
-def _others(connection: Connection, now_us: int, limit: int | None) -> list[Place]:
-    is_held = case((jobs.c.hold_until_us > now_us, 1), else_=0)
-    query = select(*_COLUMNS).where(_WAITS).order_by(is_held, jobs.c.queue_key, jobs.c.seq).limit(limit)
-    return [_place(row, now_us) for row in connection.execute(query)]
+def _others(connection: Connection, now_us: int, limit: int | None) -> list[_Entry]:
+    stands_apart: ColumnElement[int] = case((jobs.c.hold_until_us > now_us, 1), (jobs.c.num_unmet != 0, 1), else_=0)
+    query = select(jobs.c.uid, jobs.c.project).where(_WAITS)
+    rows = connection.execute(query.order_by(stands_apart, jobs.c.queue_key, jobs.c.seq).limit(limit))
+    return [(uid, project) for uid, project in rows]
 
 
-_COLUMNS = (
-    jobs.c.uid,
-    jobs.c.project,
-    jobs.c.priority,
-    func.coalesce(jobs.c.queue_since_us, jobs.c.create_time_us).label("since_us"),
-    jobs.c.hold_until_us,
-)
+def _these(uids: Sequence[str]) -> Select[Any]:
+    return select(jobs).where(jobs.c.uid.in_(uids))
 
 
-def _place(row: Any, now_us: int) -> Place:
-    is_held = (row.hold_until_us or 0) > now_us
-    return Place(row.uid, row.project, row.priority, row.since_us, is_held)
+def _pieces(uids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (uids[at : at + _AT_ONCE] for at in range(0, len(uids), _AT_ONCE))
 
 
 def project_names(connection: Connection) -> list[str]:

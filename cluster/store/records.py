@@ -246,26 +246,6 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
-class StoredChange:
-    """One change of any job, in the log of all. Without `job` it was deleted, without `event` it progressed."""
-
-    resource_version: int
-    uid: str
-    project: str
-    job: StoredJob | None = None
-    event: StoredEvent | None = None
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """What is left of a deleted job."""
-
-    resource_version: int
-    uid: str
-    project: str
-
-
-@dataclass(frozen=True)
 class JobQuery:
     """Which jobs a page holds, and in what order."""
 
@@ -300,30 +280,6 @@ class StoredModel:
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True)
-class NewModel:
-    """A version that somebody brings in from outside."""
-
-    name: str
-    path: str
-    manifest_sha256: str
-    num_parameters: int
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class StoredMove:
-    """One move of an alias. `previous_version` 0: it was new."""
-
-    version: int
-    previous_version: int
-    cause: str
-    """PUBLISHED, SET_ALIAS or ROLLBACK."""
-    actor: str
-    """Name of the token; empty for a job."""
-    create_time_us: int
 
 
 class DeploymentState(StrEnum):

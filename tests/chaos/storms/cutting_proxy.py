@@ -87,8 +87,8 @@ class Proxy:
                 for each in running:
                     each.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-        except OSError:
-            pass  # nobody listens there now: the caller sees a connection that ends
+        except (OSError, asyncio.CancelledError, asyncio.IncompleteReadError):
+            pass  # nobody listens there now, or `cut_all`: the caller sees a connection that ends
         finally:
             self._open.discard(task)
             for writer in writers:

@@ -12,13 +12,27 @@ from typing import Any
 import grpc
 from athanor.v1 import (
     audit_service_pb2 as audit,
+)
+from athanor.v1 import (
     cluster_service_pb2 as cluster,
+)
+from athanor.v1 import (
     deployment_service_pb2 as deployments,
+)
+from athanor.v1 import (
     job_pb2,
-    job_service_pb2 as jobs,
-    model_service_pb2 as models,
     options_pb2,
+)
+from athanor.v1 import (
+    job_service_pb2 as jobs,
+)
+from athanor.v1 import (
+    model_service_pb2 as models,
+)
+from athanor.v1 import (
     token_service_pb2 as tokens,
+)
+from athanor.v1 import (
     worker_service_pb2 as workers,
 )
 from google.protobuf import message_factory
@@ -130,7 +144,7 @@ class World:
         return name
 
     def token(self) -> str:
-        made = self.crowd.client.create_token(self.name("token"), "viewer")
+        made = self.crowd.client.create_token(self.name("token"), options_pb2.ROLE_VIEWER)
         return str(made.token.id)
 
 
@@ -193,9 +207,7 @@ CASES: dict[str, Case] = {
     "JobService.GetJob": Case(lambda world: jobs.GetJobRequest(uid=world.held())),
     "JobService.ListJobs": Case(lambda world: jobs.ListJobsRequest(filter="priority >= 1")),
     "JobService.UpdateJob": Case(_update),
-    "JobService.DeleteJob": Case(
-        lambda world: jobs.DeleteJobRequest(uid=world.cancelled()), again=("JOB_NOT_FOUND",)
-    ),
+    "JobService.DeleteJob": Case(lambda world: jobs.DeleteJobRequest(uid=world.cancelled()), again=("JOB_NOT_FOUND",)),
     "JobService.CancelJob": Case(lambda world: jobs.CancelJobRequest(uid=world.held())),
     "JobService.PauseJob": Case(lambda world: jobs.PauseJobRequest(uid=world.held())),
     "JobService.ResumeJob": Case(lambda world: jobs.ResumeJobRequest(uid=world.paused())),

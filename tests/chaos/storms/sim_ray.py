@@ -71,6 +71,8 @@ class SimRay:
             [
                 web.get("/api/version", self._version),
                 web.get("/api/v0/nodes", self._nodes),
+                web.get("/api/v0/placement_groups", self._nothing),
+                web.get("/api/v0/actors", self._nothing),
                 web.get("/api/jobs/", self._list),
                 web.post("/api/jobs/", self._submit),
                 web.get("/api/jobs/{id}", self._look),
@@ -112,6 +114,10 @@ class SimRay:
         total = {"CPU": self._num_cpus}
         head = {"node_id": "head", "node_ip": "127.0.0.1", "state": "ALIVE", "is_head_node": True}
         rows = {"total": 1, "num_after_truncation": 1, "num_filtered": 1, "result": [head | {"resources_total": total}]}
+        return web.json_response({"result": True, "msg": "", "data": {"result": rows}})
+
+    async def _nothing(self, request: web.Request) -> web.Response:
+        rows = {"total": 0, "num_after_truncation": 0, "num_filtered": 0, "result": []}
         return web.json_response({"result": True, "msg": "", "data": {"result": rows}})
 
     async def _applications(self, request: web.Request) -> web.Response:

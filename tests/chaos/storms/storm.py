@@ -267,9 +267,7 @@ def all_jobs(store: Store) -> list[StoredJob]:
     return store.list_jobs(JobQuery(limit=100_000))
 
 
-def check_invariants(
-    store: Store, crowd: Crowd, ray: SimRay, *, names_are_unique: bool = True
-) -> Counter[State]:
+def check_invariants(store: Store, crowd: Crowd, ray: SimRay, *, names_are_unique: bool = True) -> Counter[State]:
     """What may never happen, whatever died. Returns how the jobs ended."""
     assert ray.violations == []
     jobs = {job.uid: job for job in all_jobs(store)}

@@ -131,16 +131,23 @@ def _address(process: subprocess.Popen[bytes], log_path: Path) -> str:
     raise AssertionError(log_path.read_text())
 
 
+def _spec(train: Path) -> dict[str, Any]:
+    return {
+        "student": {"config": {"model_type": "llama", "hidden_size": 64}},
+        "data": {"train": str(train), "format": "prompt_completion"},
+        "training": {"max_steps": 5},
+        "checkpoint": {"every_steps": 5},
+        "publish": {"model": "bot", "alias": "champion"},
+        "schedule": {"priority": 3, "max_run_duration": "1h", "retries": {"infrastructure": 1}},
+        "resources": {"student": {"workers": 1}},
+    }
+
+
 def _a_job(channel: grpc.Channel, home: Path) -> str:
     """Something that is there, for messages to be about."""
     train = home / "train.jsonl"
     train.write_text('{"prompt": "hello", "completion": "world"}\n')
-    spec = {
-        "student": {"config": {"model_type": "llama", "hidden_size": 64}},
-        "data": {"train": str(train), "format": "prompt_completion"},
-        "training": {"max_steps": 5},
-    }
-    job = job_pb2.Job(name="bot", kind="FineTune", spec=json_format.ParseDict(spec, struct_pb2.Struct()))
+    job = job_pb2.Job(name="bot", kind="FineTune", spec=json_format.ParseDict(_spec(train), struct_pb2.Struct()))
     request = job_service_pb2.CreateJobRequest(job=job)
     create = channel.unary_unary("/athanor.v1.JobService/CreateJob", type(request).SerializeToString)
     return job_service_pb2.CreateJobResponse.FromString(create(request)).job.uid
@@ -168,6 +175,42 @@ def test_bytes_that_are_no_message(server: Server, method: str) -> None:
     def try_one(data: bytes) -> None:
         code = server.answer(method, data)
         assert code not in OUR_MISTAKES, f"{code} for {data!r}"
+
+    with server.without_mistakes():
+        try_one()
+
+
+PLACES = [
+    (*above, name)
+    for above, names in {
+        (): ("student", "data", "training", "publish", "schedule", "hub", "evaluate", "teachers", "objective", "x"),
+        ("student",): ("model", "config", "tokenizer"),
+        ("data",): ("train", "eval", "columns", "max_length"),
+        ("schedule",): ("priority", "max_run_duration", "hold_until", "depends_on", "retries"),
+        ("resources", "student"): ("workers", "cpus_per_worker"),
+    }.items()
+    for name in names
+]
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(WORDS)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def test_a_job_of_which_one_value_is_anything(server: Server) -> None:
+    @settings(FUZZ, max_examples=300)
+    @given(st.sampled_from(PLACES), JSON, st.sampled_from(["FineTune", "Distill"]))
+    def try_one(place: tuple[str, ...], value: Any, kind: str) -> None:
+        spec = _spec(server.log_path.with_name("train.jsonl"))
+        block = spec
+        for name in place[:-1]:
+            block = block[name]
+        block[place[-1]] = value
+        job = job_pb2.Job(name="bot", kind=kind, spec=json_format.ParseDict(spec, struct_pb2.Struct()))
+        request = job_service_pb2.CreateJobRequest(job=job, validate_only=True)
+        code = server.answer("/athanor.v1.JobService/CreateJob", request.SerializeToString())
+        assert code not in OUR_MISTAKES, f"{code} for {place} = {value!r}"
 
     with server.without_mistakes():
         try_one()

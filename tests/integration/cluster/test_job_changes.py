@@ -13,7 +13,12 @@ from control_plane import ControlPlane
 from google.protobuf.field_mask_pb2 import FieldMask
 from test_job_service import create, refused
 
+from cluster.services.submission import MAX_SPEC_BYTES
+from cluster.store.store import Store
+
 FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+LARGE = {"student": {"workers": 64}}
+"""More than there is: it stays in the queue."""
 
 
 def update(uid: str, *mask: str, etag: str = "", **fields: Any) -> job_service_pb2.UpdateJobRequest:
@@ -31,8 +36,6 @@ async def failed(plane: ControlPlane, **changes: Any) -> str:
 
 async def released(plane: ControlPlane, uid: str) -> None:
     """A deletion is refused until the control plane knows that the processes are gone; so is nothing else."""
-    from cluster.store.store import Store
-
     store = Store.open(plane.settings.database_url)
     async with asyncio.timeout(30):
         while not all(attempt.released for attempt in store.get_job(uid).attempts):
@@ -41,7 +44,7 @@ async def released(plane: ControlPlane, uid: str) -> None:
 
 
 async def test_update_changes_what_the_mask_names_and_nothing_else(plane: ControlPlane) -> None:
-    uid = await plane.create()
+    uid = await plane.create(resources=LARGE)
     before = await plane.get(uid)
     request = update(uid, "labels", "priority", labels={"team": "care"}, priority=900)
     request.job.max_run_duration.seconds = 5
@@ -96,8 +99,7 @@ async def test_pause_and_resume_of_a_running_job(plane: ControlPlane) -> None:
 
 
 async def test_a_job_that_waits_is_paused_at_once_and_can_be_cancelled_there(plane: ControlPlane) -> None:
-    large = {"student": {"workers": 64}}
-    uid = await plane.create(resources=large)
+    uid = await plane.create(resources=LARGE)
     job = (await plane.jobs.PauseJob(job_service_pb2.PauseJobRequest(uid=uid))).job
     assert job.state == job_pb2.JOB_STATE_PAUSED
     job = (await plane.jobs.ResumeJob(job_service_pb2.ResumeJobRequest(uid=uid))).job
@@ -128,7 +130,7 @@ async def test_a_grace_of_nothing_has_ray_stop_the_driver_at_once(plane: Control
 
 
 async def test_a_place_in_the_queue_is_shown_while_it_waits(plane: ControlPlane) -> None:
-    uid = await plane.create(resources={"student": {"workers": 64}})
+    uid = await plane.create(resources=LARGE)
     async with asyncio.timeout(30):
         while not (job := await plane.get(uid)).queue.position:
             await asyncio.sleep(0.05)
@@ -216,14 +218,14 @@ async def test_a_job_cannot_wait_for_one_that_failed(plane: ControlPlane) -> Non
 
 async def test_a_spec_has_a_bound(plane: ControlPlane) -> None:
     message = plane.job_message()
-    message.spec["data"]["train"] = "x" * 600_000
+    message.spec["data"]["train"] = "x" * MAX_SPEC_BYTES
     error = await refused(plane.jobs.CreateJob(create(message)))
-    assert (error.reason, "at most" in error.fields["spec"]) == ("INVALID_SPEC", True)
+    assert (error.reason, "at most" in error.fields["spec"]) == ("SPEC_TOO_LARGE", True)
 
 
 async def test_lists_by_filter_and_order_in_pages(plane: ControlPlane) -> None:
     for name, team, priority in (("one", "care", 100), ("two", "risk", 900), ("three", "care", 500)):
-        message = plane.job_message(name, schedule={"priority": priority}, resources={"student": {"workers": 64}})
+        message = plane.job_message(name, schedule={"priority": priority}, resources=LARGE)
         message.labels["team"] = team
         await plane.jobs.CreateJob(create(message))
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import Connection, Engine, create_engine, inspect, text
 
 from cluster.errors import StartUpError
+from cluster.lifecycle import State
+from cluster.scheduler import Rules, queue_key
 from cluster.store.database import migrate
 from cluster.store.store import Store
 from cluster.store.tables import metadata
@@ -34,6 +38,104 @@ def test_up_down_and_up_again(engine: Engine, database_url: str) -> None:
     store = Store.open(database_url)
     assert store.head_version() == 0
     store.close()
+
+
+# As the first release stored them, but for what has a default there.
+OLD_JOB: dict[str, Any] = {
+    **dict.fromkeys(("reason", "message", "published_model", "report_path"), ""),
+    **dict.fromkeys(("infrastructure_failures", "user_failures"), 0),
+    **{
+        "start_time_us": None,
+        "name": "bot",
+        "kind": "FineTune",
+        "labels": "{}",
+        "conditions": "[]",
+        "resolved_models": "{}",
+    },
+}
+CREATED_US = 1_800_000_000_000_000
+OLD_JOBS = [
+    {"uid": "bot-waiting", "state": "QUEUED", "priority": 900, "spec": {"schedule": {"max_run_duration": "PT10H"}}},
+    {"uid": "bot-running", "state": "RUNNING", "priority": 500, "spec": {}, "start_time_us": CREATED_US + 5_000_000},
+    {"uid": "bot-done", "state": "SUCCEEDED", "priority": 500, "spec": {"schedule": None}},
+]
+OLD_ATTEMPT = {
+    **{"job_uid": "bot-running", "number": 1, "ray_job_id": "bot-running-1", "lease_token_sha256": "ab"},
+    **{"reason": "", "message": "", "released": False},
+}
+
+
+def fill_old_tables(engine: Engine) -> None:
+    """Jobs, an attempt, an event and a model of revision 0001."""
+    with engine.begin() as connection:
+        for version, job in enumerate(OLD_JOBS, start=1):
+            row = {
+                **OLD_JOB,
+                "start_time_us": None,
+                **job,
+                "spec": json.dumps(job["spec"]),
+                "resource_version": version,
+            }
+            insert_row(connection, "jobs", row | {"create_time_us": CREATED_US, "update_time_us": CREATED_US})
+        insert_row(connection, "attempts", OLD_ATTEMPT)
+        event = {"resource_version": 2, "job_uid": "bot-running", "state": "RUNNING", "reason": "RUNNING"}
+        snapshot = json.dumps({"state": "RUNNING", "attempts": [{"number": 1, "ray_job_id": "bot-running-1"}]})
+        insert_row(connection, "events", event | {"message": "", "create_time_us": CREATED_US, "snapshot": snapshot})
+        model = {"name": "bot", "version": 1, "path": "/m", "manifest_sha256": "ff", "job_uid": "bot-done"}
+        insert_row(
+            connection,
+            "models",
+            model | {"teachers": "[]", "num_parameters": 7, "metrics": "{}", "create_time_us": CREATED_US},
+        )
+        connection.execute(text("UPDATE log_position SET value = 3"))
+
+
+def insert_row(connection: Connection, table: str, row: dict[str, Any]) -> None:
+    names = ", ".join(row)
+    connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{name}' for name in row)})"), row)
+
+
+def rows(engine: Engine, table: str) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1, 2"))]
+
+
+def test_jobs_of_the_release_before_go_up_and_down_again_as_they_were(engine: Engine, database_url: str) -> None:
+    tables = ("jobs", "attempts", "events", "models", "log_position")
+    migrate(engine, "0001")
+    fill_old_tables(engine)
+    before = {table: rows(engine, table) for table in tables}
+    migrate(engine)
+    store = Store.open(database_url)
+    waiting, running, done = (store.get_job(job["uid"]) for job in OLD_JOBS)
+    assert [entry.uid for entry in store.queue_heads(10)] == ["bot-waiting"]
+    assert (waiting.max_run_duration_us, waiting.queue_since_us) == (36_000_000_000, CREATED_US)
+    assert waiting.queue_key == queue_key(900, CREATED_US / 1e6, 0, Rules())[0]
+    assert running.ran_until(CREATED_US + 65_000_000) == 60_000_000
+    assert running.last_attempt is not None
+    assert (done.project, done.depends_on, done.num_unmet, done.preemptions) == ("default", [], 0, 0)
+    assert [event.job.state for event in store.job_events("bot-running")] == [State.RUNNING]
+    store.close()
+    migrate(engine, "0001")
+    assert {table: rows(engine, table) for table in tables} == before
+    migrate(engine)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_to_where_it_is_nothing_moves(engine: Engine) -> None:
+    for _ in range(2):
+        migrate(engine, "0001")
+        assert "standings" not in inspect(engine).get_table_names()
+
+
+def test_tables_of_a_later_release_are_told_in_words(engine: Engine, database_url: str) -> None:
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StartUpError) as caught:
+        Store.open(database_url)
+    assert caught.value.reason == "STORE_IS_NEWER"
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://x/y", "sqlite:////proc/none/athanor.db"])

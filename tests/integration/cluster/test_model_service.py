@@ -19,6 +19,7 @@ from test_job_service import refused
 from cluster import model_import
 from cluster.model_files import open_plain
 from cluster.services import model_content
+from cluster.services.pages import make_token
 from serving.model_dir import verify
 
 
@@ -145,6 +146,32 @@ async def test_rollback_and_history(plane: ControlPlane, source: Path) -> None:
     assert moves[0].create_time.seconds > 0
     ghost = model_service_pb2.ListAliasHistoryRequest(name="bot", alias="ghost")
     assert (await refused(plane.models.ListAliasHistory(ghost))).reason == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", ["", "Bot", "a\0b", "x" * 1_000_000, "é"])
+async def test_names_that_are_none_are_refused_in_few_words(plane: ControlPlane, name: str) -> None:
+    calls = [
+        plane.models.ListAliasHistory(model_service_pb2.ListAliasHistoryRequest(name=name, alias="x")),
+        plane.models.ListAliasHistory(model_service_pb2.ListAliasHistoryRequest(name="x", alias=name)),
+        plane.models.RollbackAlias(model_service_pb2.RollbackAliasRequest(name=name, alias="x")),
+        plane.models.SetAlias(model_service_pb2.SetAliasRequest(name=name, alias="x", version=1)),
+        create(plane, Path("/none"), name=name),
+        plane.models.CreateModelVersion(model_service_pb2.CreateModelVersionRequest(name="x", path=f"/none/{name}")),
+        delete(plane, name),
+        verified(plane, name),
+        download(plane, reference=name),
+    ]
+    for call in calls:
+        error = await refused(call)
+        assert error.code == grpc.StatusCode.INVALID_ARGUMENT
+        assert len(error.message) < 2000
+
+
+async def test_page_tokens_that_somebody_wrote_himself(plane: ControlPlane) -> None:
+    for cursor in (["a\0b", 1], ["bot", 2**70], ["bot", -1], ["\ud800", 1], [1, "bot"]):
+        token = make_token(cursor, ("models", ""))
+        request = model_service_pb2.ListModelVersionsRequest(page_token=token)
+        assert (await refused(plane.models.ListModelVersions(request))).reason == "INVALID_PAGE_TOKEN"
 
 
 async def test_deleted_version_is_gone_with_its_files_and_one_in_use_is_not(plane: ControlPlane, source: Path) -> None:

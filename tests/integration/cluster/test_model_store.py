@@ -13,7 +13,8 @@ from sqlalchemy import insert
 from cluster.errors import AlreadyExists, ClusterError, Conflict, NotFound, PreconditionFailed
 from cluster.ids import new_job_uid
 from cluster.lifecycle import State
-from cluster.store.records import Change, DeploymentState, NewJob, NewModel, StoredDeployment, StoredJob
+from cluster.store.model_rows import NewModel
+from cluster.store.records import Change, DeploymentState, NewJob, StoredDeployment, StoredJob
 from cluster.store.store import Store
 from cluster.store.tables import alias_history
 

@@ -6,7 +6,9 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from cluster.errors import AlreadyExists, Conflict, NotFound, OutOfRange, Precon
 from cluster.filters import NEWEST_FIRST
 from cluster.ids import hash_token, new_job_uid
 from cluster.lifecycle import State
+from cluster.scheduler import Quota
+from cluster.standings import WORDS, Standing
 from cluster.store import alias_rows
 from cluster.store.job_lists import cursor_of
 from cluster.store.records import (
@@ -190,12 +194,6 @@ def test_filters(store: Store) -> None:
     assert [len(store.jobs_in([state])) for state in (State.ADMITTED, State.QUEUED)] == [1, 1]
 
 
-def test_queue_is_by_priority_then_age(store: Store) -> None:
-    low, first, second = (store.create_job(new_job(priority=p)).uid for p in (1, 500, 500))
-    assert [job.uid for job in store.queued(2)] == [first, second]
-    assert [job.uid for job in store.queued(9)] == [first, second, low]
-
-
 def test_changes_are_told_in_order_with_the_job_as_it_was(store: Store) -> None:
     job, lease = with_attempt(store)
     store.record_progress(lease, 15, {"step": 1}, [("CHECKPOINT_WRITTEN", "step 1")])
@@ -365,4 +363,94 @@ def test_locked_database_is_unavailable_and_not_an_internal_error(tmp_path: Path
 def test_only_the_owner_reads_the_database(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path / 'athanor.db'}")
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.glob("athanor.db*"))
+    store.close()
+
+
+def waiting(store: Store, name: str, project: str = "default", **fields: Any) -> str:
+    new = replace(new_job(name), project=project, **fields)
+    return store.create_job(new).uid
+
+
+def test_heads_of_every_queue_come_in_order_and_without_those_that_may_not_begin(store: Store) -> None:
+    later_us = store.now_us() + 3_600_000_000
+    first, low = waiting(store, "first"), waiting(store, "low", priority=100)
+    high, third = waiting(store, "high", priority=900), waiting(store, "third")
+    waiting(store, "held", hold_until_us=later_us)
+    waiting(store, "depends", depends_on=(first,))
+    other = waiting(store, "other", project="care", hold_until_us=store.now_us() - 1)
+    store.transition(store.get_job(third), Change("PAUSED", "", State.PAUSED))
+    assert [entry.uid for entry in store.queue_heads(10)] == [other, high, first, low]
+    assert [entry.uid for entry in store.queue_heads(1)] == [other, high]
+    assert store.next_hold() == later_us
+    assert store.num_waiting() == 6
+    assert {uid for uid, _, _ in store.specs_of([first, high, "none"])} == {first, high}
+
+
+def test_dependencies_are_met_one_by_one_or_in_vain(store: Store) -> None:
+    good, bad = waiting(store, "good"), waiting(store, "bad")
+    both, only_good = waiting(store, "both", depends_on=(good, bad)), waiting(store, "only", depends_on=(good,))
+    assert [store.get_job(uid).num_unmet for uid in (both, only_good)] == [2, 1]
+    job = store.transition(store.get_job(good), ADMIT)
+    store.transition(store.transition(job, Change("SUBMITTED", "", State.STARTING)), Change("", "", State.SUCCEEDED))
+    assert [store.get_job(uid).num_unmet for uid in (both, only_good)] == [1, 0]
+    store.transition(store.get_job(bad), Change("SPEC_UNREADABLE", "", State.FAILED))
+    assert [job.uid for job in store.doomed(10)] == [both]
+    late = waiting(store, "late", depends_on=(good, "gone-aaaaaaaa"))
+    assert [job.uid for job in store.doomed(10)] == [both, late]
+    assert store.states_of([good, bad, "gone-aaaaaaaa"]) == {good: State.SUCCEEDED, bad: State.FAILED}
+
+
+def test_version_of_the_queue_changes_with_steps_and_quotas_and_not_with_progress(store: Store) -> None:
+    job, lease = with_attempt(store)
+    versions = [store.queue_version()]
+    store.record_progress(lease, 15.0, {"step": 1}, ())
+    assert store.queue_version() == versions[0]
+    store.create_job(new_job())
+    versions.append(store.queue_version())
+    store.set_quota("care", {"cpus": 4.0, "gpus": None, "jobs": 2}, 2.0)
+    versions.append(store.queue_version())
+    store.set_quota("care", {}, 2.0)
+    versions.append(store.queue_version())
+    assert len(set(map(repr, versions))) == 4
+    assert store.quotas() == {"care": Quota(weight=2.0)}
+    del job
+
+
+def test_standings_are_kept_with_their_words(store: Store, open_store: Callable[[], Store]) -> None:
+    assert store.standings() == (0, {})
+    said = {"b": Standing(1, "RESOURCES", "by noon"), "a": Standing(2, "QUOTA", WORDS["QUOTA"])}
+    store.save_standings(said)
+    decided_us, found = open_store().standings()
+    assert decided_us > 0
+    assert (found, list(found)) == (said, ["b", "a"])
+    store.save_standings({})
+    assert store.standings()[1] == {}
+
+
+def test_jobs_to_tend_are_those_that_hold_something_or_come_back(store: Store) -> None:
+    waiting(store, "waits")
+    active, _ = with_attempt(store)
+    ended, _ = with_attempt(store)
+    ended = store.transition(ended, Change("", "", State.FAILED, attempt={"end_time_us": 1}))
+    released, _ = with_attempt(store)
+    store.transition(released, Change("", "", State.FAILED, attempt={"end_time_us": 1, "released": True}))
+    away = store.transition(store.get_job(waiting(store, "away")), Change("PAUSED", "", State.PAUSED))
+    back = store.transition(store.get_job(waiting(store, "back")), Change("PREEMPTED", "", State.PAUSED))
+    assert [job.uid for job in store.to_tend()] == [active.uid, ended.uid, back.uid]
+    assert [job.uid for job in store.unreleased()] == [ended.uid]
+    assert not away.may_hold
+
+
+def test_time_in_running_is_added_up(database_url: str) -> None:
+    now_s = [1_800_000_000.0]
+    store = Store.open(database_url, lambda: now_s[0])
+    job = store.transition(store.create_job(new_job()), ADMIT)
+    for seconds in (60.0, 30.0):
+        for state in (State.STARTING, State.RUNNING):
+            now_s[0] += 100.0
+            job = store.transition(job, Change("", "", state))
+        now_s[0] += seconds
+        assert job.ran_until(store.now_us()) == job.ran_us + int(seconds * 1e6)
+        job = store.transition(job, Change("", "", State.RECOVERING))
+    assert (job.ran_us, job.running_since_us) == (90_000_000, None)
     store.close()

@@ -111,6 +111,19 @@ async def test_nothing_to_serve_starts_nothing(deployer, ray_serve):
     assert ray_serve.configurations == []
 
 
+async def test_ours_are_told_from_those_of_others(deployer, ray_serve):
+    assert await deployer.ours() == set()
+    await deployer.apply([BOT], {})
+    elsewhere = {**ray_serve.applications["support-bot"]["deployed_app_config"], "name": "other"}
+    elsewhere["args"] = {**elsewhere["args"], "model_path": "/elsewhere/models/m/other-7k2m9qxa"}
+    ray_serve.applications["other"] = {"deployed_app_config": elsewhere, "status": "RUNNING"}
+    ray_serve.applications["translator"] = {"deployed_app_config": FOREIGN, "status": "RUNNING"}
+    ray_serve.applications["from-code"] = {"deployed_app_config": None, "status": "RUNNING"}
+    assert await deployer.ours() == {"support-bot"}
+    ray_serve.show("support-bot", "DELETING")
+    assert await deployer.ours() == set()
+
+
 async def test_the_configuration_says_all_of_it(deployer, ray_serve):
     await deployer.apply([BOT], {})
     assert ray_serve.configurations == [

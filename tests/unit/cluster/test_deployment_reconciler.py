@@ -10,7 +10,8 @@ from fakes import World
 from cluster.deployer import DeploymentStatus
 from cluster.deployment_reconciler import DeploymentReconciler
 from cluster.errors import RayError, RayRefused, RayUnreachable
-from cluster.store.records import DeploymentState, NewModel, StoredDeployment
+from cluster.store.model_rows import NewModel
+from cluster.store.records import DeploymentState, StoredDeployment
 
 READY, FAILED = DeploymentState.READY, DeploymentState.FAILED
 BOT = StoredDeployment(

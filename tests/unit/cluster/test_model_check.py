@@ -72,6 +72,19 @@ def test_files_that_only_unpickling_or_code_could_use_are_refused(tmp_path: Path
     assert caught.value.reason == "UNSAFE_MODEL_FILE"
 
 
+def test_odd_trees_are_refused(tmp_path: Path) -> None:
+    root = write_model(tmp_path / "named")
+    (root / "\udcff.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="cannot be written") as caught:
+        check_model(root)
+    caught.value.message.encode()
+    root = write_model(tmp_path / "deep")
+    root.joinpath(*"abcdefghijk").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match="too deep") as caught:
+        check_model(root)
+    assert caught.value.reason == "MODEL_INVALID"
+
+
 @pytest.mark.parametrize("kind", ["link out", "link in", "directory link", "pipe"])
 def test_links_and_pipes_are_refused(tmp_path: Path, kind: str) -> None:
     root, out = write_model(tmp_path / "m"), tmp_path / "secret.json"

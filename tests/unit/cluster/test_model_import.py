@@ -186,6 +186,22 @@ def test_each_difference_is_named(
     assert {each.path: each.message for each in caught.value.violations} == expected
 
 
+def test_only_so_many_differences_are_told_and_names_that_are_no_text_can_be(settings: Settings, source: Path) -> None:
+    found = imported(settings, source)
+    for number in range(50):
+        (found.path / f"added-{number}.json").write_text("{}")
+    (found.path / "\udcff.json").write_text("{}")
+    with pytest.raises(DataLoss, match="and 31 more") as caught:
+        ended(comparing(stored(found)))
+    assert len(caught.value.violations) == 20
+    caught.value.message.encode()
+    for number in range(50):
+        (found.path / f"added-{number}.json").unlink()
+    with pytest.raises(DataLoss, match=r"\\udcff\.json added") as caught:
+        ended(comparing(stored(found)))
+    caught.value.message.encode()
+
+
 def test_manifest_cannot_name_what_lies_outside(settings: Settings, source: Path) -> None:
     found = imported(settings, source)
     (found.path / "athanor.json").write_text('{"files": {"../../x": "00", "/etc/passwd": "00"}}')

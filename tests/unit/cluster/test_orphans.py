@@ -16,7 +16,8 @@ from cluster.lifecycle import State
 from cluster.orphan_files import MARK
 from cluster.orphans import Orphans, Patience
 from cluster.policy import View
-from cluster.store.records import Change, DeploymentState, NewModel, StoredDeployment
+from cluster.store.model_rows import NewModel
+from cluster.store.records import Change, DeploymentState, StoredDeployment
 
 GRACE_S = 600.0
 DAY_S = 86_400.0

@@ -94,7 +94,7 @@ def test_every_method_has_a_request_and_a_response_of_its_own(files: list[FileDe
 def test_reading_methods_are_marked_as_such(files: list[FileDescriptorProto]) -> None:
     safe = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
     for method in (method for file in files for service in file.service for method in service.method):
-        reads = method.name.startswith(("Get", "List", "Watch", "Stream"))
+        reads = method.name.startswith(("Get", "List", "Watch", "Stream", "Verify", "Download"))
         assert (method.options.idempotency_level == safe) == reads, method.name
 
 

@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import cluster.errors
-from cluster.admission import WORDS
 from cluster.errors import STATUS_OF, ClusterError, status_of
+from cluster.lifecycle import State
+from cluster.standings import WORDS
 
 ROOT = Path(__file__).resolve().parents[3]
 REASON = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*")
@@ -57,7 +58,8 @@ def said() -> dict[str, set[str]]:
     for package in ("cluster", "trainer", "serving"):
         for path in (ROOT / package).rglob("*.py"):
             for reason, who in said_in(ast.parse(path.read_text("utf-8"))):
-                found.setdefault(reason, set()).add(who)
+                if who or reason not in State.__members__:
+                    found.setdefault(reason, set()).add(who)
     return found
 
 

@@ -137,6 +137,10 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("number", name="pk_audit"),
     )
     op.create_index("ix_audit_actor_number", "audit", ["actor", "number"])
+    _create_tables_of_planes()
+
+
+def _create_tables_of_planes() -> None:
     op.create_table(
         "replicas",
         sa.Column("id", WORD, nullable=False),
