@@ -82,7 +82,7 @@ class Reconciler:
             log.error("round.crashed", exc_info=error)
             return
         for job in filter(lambda job: self.replicas.tends(job.uid), jobs.values()):
-            with structlog.contextvars.bound_contextvars(job=job.uid):
+            with structlog.contextvars.bound_contextvars(job=job.uid, attempt=len(job.attempts)):
                 await self._tend(job)
 
     async def _look_at_ray(self) -> None:

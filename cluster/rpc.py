@@ -19,6 +19,7 @@ from cluster.errors import ClusterError, Violation
 
 RPC_TIMEOUT_S = 20.0
 STREAM_TIMEOUT_S = 300.0
+_PAUSE_S = 0.2
 _REPEATABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _UNCERTAIN = _REPEATABLE | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
@@ -28,9 +29,18 @@ Answer = TypeVar("Answer")
 class RequestFailed(ClusterError):
     """The control plane said no, or was not there; `code` is the gRPC status."""
 
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        violations: Sequence[Violation] = (),
+        retry_after_s: float = 0.0,
+    ) -> None:
         super().__init__(reason, message, violations)
         self.code = code
+        self.retry_after_s = retry_after_s
+        """Above 0 where the server refused unseen and said when to come back."""
 
     @property
     def is_uncertain(self) -> bool:
@@ -47,7 +57,7 @@ class RequestFailed(ClusterError):
         return RequestFailed(self.code, self.reason, f"{self.message}; {hint}", self.violations)
 
     def __reduce__(self) -> tuple[type[RequestFailed], tuple[object, ...]]:
-        return type(self), (self.code, self.reason, self.message, self.violations)
+        return type(self), (self.code, self.reason, self.message, self.violations, self.retry_after_s)
 
 
 class NotFinished(ClusterError):
@@ -57,19 +67,21 @@ class NotFinished(ClusterError):
 def explain(error: grpc.RpcError, address: str) -> RequestFailed:
     """Our error from gRPC's: reason and wrong fields from its details, words a person can act on."""
     call = cast(grpc.Call, error)
-    code, reason, violations = call.code(), "", []
+    code, reason, violations, retry_after_s = call.code(), "", [], 0.0
     status = rpc_status.from_call(call)
     for detail in status.details if status else ():
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             reason = info.reason
         elif detail.Unpack(bad):
             violations += [Violation(each.field, each.description) for each in bad.field_violations]
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
         return RequestFailed(code, "NO_ANSWER", f"no answer in time from {address}; it may be very busy")
-    return RequestFailed(code, reason or code.name, call.details() or code.name, violations)
+    return RequestFailed(code, reason or code.name, call.details() or code.name, violations, retry_after_s)
 
 
 def once(call: Callable[[], Answer], address: str) -> Answer:
@@ -80,14 +92,14 @@ def once(call: Callable[[], Answer], address: str) -> Answer:
         raise explain(error, address) from error
 
 
-def repeat(call: Callable[[], Answer], address: str, *, patience_s: float) -> Answer:
-    """As `once`, asked again for so long, once at least, while no answer comes. Only for calls that may be repeated."""
-    return persist(lambda: once(call, address), patience_s=patience_s)
+def repeat(call: Callable[[], Answer], address: str, *, patience_s: float, is_safe: bool = True) -> Answer:
+    """As `once`, asked again for so long, once at least: if it was refused unseen or, with `is_safe`, got no answer."""
+    return persist(lambda: once(call, address), patience_s=patience_s, is_safe=is_safe)
 
 
-def persist(call: Callable[[], Answer], *, patience_s: float) -> Answer:
+def persist(call: Callable[[], Answer], *, patience_s: float, is_safe: bool = True) -> Answer:
     """As `repeat`, of a call that raises RequestFailed by itself."""
-    return tenacity.Retrying(**_patience(patience_s))(call)
+    return tenacity.Retrying(**_patience(patience_s, is_safe=is_safe))(call)
 
 
 async def once_async(call: Callable[[], Awaitable[Answer]], address: str) -> Answer:
@@ -98,22 +110,33 @@ async def once_async(call: Callable[[], Awaitable[Answer]], address: str) -> Ans
         raise explain(error, address) from error
 
 
-async def repeat_async(call: Callable[[], Awaitable[Answer]], address: str, *, patience_s: float) -> Answer:
+async def repeat_async(
+    call: Callable[[], Awaitable[Answer]], address: str, *, patience_s: float, is_safe: bool = True
+) -> Answer:
     """As `repeat`."""
-    return cast(Answer, await tenacity.AsyncRetrying(**_patience(patience_s))(once_async, call, address))
+    retrying = tenacity.AsyncRetrying(**_patience(patience_s, is_safe=is_safe))
+    return cast(Answer, await retrying(once_async, call, address))
 
 
-def _patience(patience_s: float) -> dict[str, Any]:
+def _patience(patience_s: float, *, is_safe: bool) -> dict[str, Any]:
+    def may_help(error: BaseException) -> bool:
+        if not isinstance(error, RequestFailed):
+            return False
+        return 0 < error.retry_after_s <= patience_s or (is_safe and error.code in _REPEATABLE)
+
     return {
-        "retry": tenacity.retry_if_exception(_is_repeatable),
+        "retry": tenacity.retry_if_exception(may_help),
         "stop": tenacity.stop_all(tenacity.stop_after_delay(patience_s), tenacity.stop_after_attempt(2)),
-        "wait": tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+        "wait": _pause_s,
         "reraise": True,
     }
 
 
-def _is_repeatable(error: BaseException) -> bool:
-    return isinstance(error, RequestFailed) and error.code in _REPEATABLE
+def _pause_s(state: tenacity.RetryCallState) -> float:
+    """Longer each time, and at least as long as the server asked us to stay away."""
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = error.retry_after_s if isinstance(error, RequestFailed) else 0.0
+    return asked_s + tenacity.wait_random_exponential(multiplier=0.1, max=2.0)(state)
 
 
 @contextmanager
@@ -130,13 +153,12 @@ def naming(request_id: str) -> Iterator[None]:
 class Cuts:
     """How long a stream may stay cut before its reader is told."""
 
-    PAUSE_S = 0.2
-    """Before a stream that ended is opened again."""
-
     def __init__(self, address: str, patience_s: float) -> None:
         self._address = address
         self._patience_s = patience_s
         self._cut_since: float | None = None
+        self.pause_s = _PAUSE_S
+        """Before the stream is opened again."""
 
     def heard(self) -> None:
         """The stream delivers."""
@@ -147,8 +169,10 @@ class Cuts:
         failure = explain(error, self._address)
         if failure.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OUT_OF_RANGE):
             return failure
+        self.pause_s = max(_PAUSE_S, failure.retry_after_s)
         now = time.monotonic()
         self._cut_since = now if self._cut_since is None else self._cut_since
-        if failure.code != grpc.StatusCode.UNAVAILABLE or now - self._cut_since > self._patience_s:
+        is_passing = failure.code == grpc.StatusCode.UNAVAILABLE or failure.retry_after_s > 0
+        if not is_passing or now - self._cut_since > self._patience_s:
             raise failure from error
         return failure

@@ -24,7 +24,7 @@ from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path
 from cluster.client.download import Download, FileDownload
 from cluster.client.handle import AsyncJobHandle
 from cluster.client.streams import Stream
-from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, once_async, repeat_async
+from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, repeat_async
 
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -218,9 +218,7 @@ class AsyncAthanorClient:
             return call.unwrap(await ask(call.request, timeout=call.timeout_s))
 
         with naming(call.request_id):
-            if call.is_repeatable:
-                return await repeat_async(attempt, self.address, patience_s=self._patience_s)
-            return await once_async(attempt, self.address)
+            return await repeat_async(attempt, self.address, patience_s=self._patience_s, is_safe=call.is_repeatable)
 
     async def walk(self, listing: Listing[Item]) -> AsyncIterator[Item]:
         """What all pages hold, asked for as it is read."""
@@ -255,4 +253,4 @@ class AsyncAthanorClient:
             finally:
                 answers.cancel()
             if not stream.is_finished():
-                await asyncio.sleep(cuts.PAUSE_S)
+                await asyncio.sleep(cuts.pause_s)

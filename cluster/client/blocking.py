@@ -24,7 +24,7 @@ from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path
 from cluster.client.download import Download, FileDownload
 from cluster.client.handle import JobHandle
 from cluster.client.streams import Stream
-from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, once, repeat
+from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, repeat
 
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -210,9 +210,7 @@ class AthanorClient:
             return call.unwrap(ask(call.request, timeout=call.timeout_s))
 
         with naming(call.request_id):
-            if call.is_repeatable:
-                return repeat(attempt, self.address, patience_s=self._patience_s)
-            return once(attempt, self.address)
+            return repeat(attempt, self.address, patience_s=self._patience_s, is_safe=call.is_repeatable)
 
     def walk(self, listing: Listing[Item]) -> Iterator[Item]:
         """What all pages hold, asked for as it is read."""
@@ -246,4 +244,4 @@ class AthanorClient:
             finally:
                 answers.cancel()  # type: ignore[no-untyped-call]
             if not stream.is_finished():
-                time.sleep(cuts.PAUSE_S)
+                time.sleep(cuts.pause_s)

@@ -87,7 +87,7 @@ class Feed:
         """Everything up to here is known."""
         self._store = store
         self._wake_up = wake_up
-        self._base = _UNKNOWN
+        self._base: int | None = None
         self._memory: deque[Told] = deque()
         self._watchers: set[Watcher] = set()
         self._pump: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class Feed:
         if self.is_running:
             return
         self._failure = None
-        self._base = self.head = _UNKNOWN
+        self._base, self.head = None, 0
         self._memory.clear()
         self._pump = asyncio.create_task(self._run(), name="watch-feed")
 
@@ -120,13 +120,13 @@ class Feed:
 
     @property
     def has_begun(self) -> bool:
-        return self._base > _UNKNOWN or self._failure is not None
+        return self._base is not None or self._failure is not None
 
     def remembers(self, cursor: int) -> bool:
         """Whether all changes after `cursor` are in memory; raises what ended the feed."""
         if self._failure is not None:
             raise self._failure
-        return _UNKNOWN < self._base <= cursor
+        return self._base is not None and self._base <= cursor
 
     def after(self, cursor: int) -> list[Told]:
         """Changes behind the cursor, in order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -26,10 +26,15 @@ from grpc_status import rpc_status
 
 
 def refuse(
-    context: grpc.ServicerContext, code: int, reason: str, message: str, violations: dict[str, str] | None = None
+    context: grpc.ServicerContext,
+    code: int,
+    reason: str,
+    message: str,
+    violations: dict[str, str] | None = None,
+    more: Sequence[Message] = (),
 ) -> NoReturn:
     """Abort as the real server does: status, ErrorInfo, BadRequest."""
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain="athanor.dev")]
+    details = [error_details_pb2.ErrorInfo(reason=reason, domain="athanor.dev"), *more]
     if violations:
         fields = [
             error_details_pb2.BadRequest.FieldViolation(field=path, description=words)
@@ -59,6 +64,7 @@ class FakeControlPlane(
     cut_after: set[int] = field(default_factory=set)
     unavailable_times: int = 0
     slow_times: int = 0
+    limited_times: int = 0
     models: dict[str, model_service_pb2.ModelVersion] = field(default_factory=dict)
     deployments: dict[str, deployment_service_pb2.Deployment] = field(default_factory=dict)
     created: list[job_service_pb2.CreateJobRequest] = field(default_factory=list)
@@ -77,6 +83,11 @@ class FakeControlPlane(
         if self.unavailable_times > 0:
             self.unavailable_times -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        if self.limited_times > 0:
+            self.limited_times -= 1
+            details = error_details_pb2.RetryInfo()
+            details.retry_delay.FromMilliseconds(20)
+            refuse(context, code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED", "too many calls", more=[details])
         if self.slow_times > 0:
             self.slow_times -= 1
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")

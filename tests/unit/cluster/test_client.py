@@ -53,6 +53,25 @@ def test_a_deployment_is_not_created_twice(client: AthanorClient, plane: FakeCon
     assert len(plane.deadlines) == 1
 
 
+def test_a_call_that_was_refused_unseen_is_asked_again_whatever_it_is(
+    client: AthanorClient, plane: FakeControlPlane
+) -> None:
+    plane.limited_times = 2
+    made = client.create_deployment(deployment_service_pb2.Deployment(name="bot", model="bot@1"))
+    assert (made.name, len(plane.deadlines)) == ("bot", 3)
+    plane.changes, plane.limited_times = [change(1, "SUCCEEDED")], 2
+    assert client.wait_job("bot-abcdefgh").resource_version == 1
+
+
+def test_who_has_less_patience_than_the_server_asks_for_is_told_at_once(plane: FakeControlPlane) -> None:
+    server, address = serving(plane)
+    plane.limited_times = 1
+    with AthanorClient(address, patience_s=0.01) as client, pytest.raises(RequestFailed) as failure:
+        list(client.list_jobs())
+    server.stop(None).wait()
+    assert (failure.value.reason, failure.value.retry_after_s) == ("RATE_LIMITED", 0.02)
+
+
 def test_an_alias_move_under_a_condition_is_not_repeated(client: AthanorClient, plane: FakeControlPlane) -> None:
     plane.models["bot@1"] = model_service_pb2.ModelVersion(name="bot", version=1)
     plane.unavailable_times = 1

@@ -170,3 +170,15 @@ async def test_nobody_watches_and_nothing_is_read(world: World, feed: Feed) -> N
     await asyncio.gather(reading, return_exceptions=True)
     await stream.aclose()
     assert not feed.is_running
+
+
+async def test_a_watch_that_began_before_the_first_job_sees_it(world: World, feed: Feed) -> None:
+    """The store's position is 0 then, which is a place to go on from like any other."""
+    async with asyncio.timeout(30):
+        first = asyncio.create_task(take(watching_of(world, feed), 1))
+        while not feed.has_begun:
+            await asyncio.sleep(0)
+        assert feed.remembers(0)
+        uid = world.create()
+        (seen,) = await first
+    assert (seen.job.uid, seen.resource_version) == (uid, 1)
