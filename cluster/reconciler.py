@@ -100,8 +100,8 @@ class Reconciler:
 
         One that changes meanwhile is decided on anew in the next round.
         """
-        if not self.replicas.leads:
-            self._admission.again()
+        if not self.replicas.leads:  # what another one said meanwhile is not known here
+            self._admission = Admission(self._settings.scheduling, self._store)
             return []
         holding = [job for job in jobs if job.may_hold]
         if not await self._do(self._admission.is_due, holding, ray_is_seen=self.ray.reachable):

@@ -110,7 +110,7 @@ class Feed:
         if self.is_running:
             return
         self._failure = None
-        self._base, self.head = None, 0
+        self._base, self.head = None, _UNKNOWN
         self._memory.clear()
         self._pump = asyncio.create_task(self._run(), name="watch-feed")
 
