@@ -130,7 +130,7 @@ async def test_address_that_cannot_be_listened_on(tmp_path: Path, listen: str) -
 
 def _environment(home: Path, listen: str) -> dict[str, str]:
     return {
-        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
         "ATHANOR_HOME": str(home),
         "ATHANOR_LISTEN": listen,
         "ATHANOR_RAY_DASHBOARD_URL": "http://127.0.0.1:1",
