@@ -31,7 +31,6 @@ def settings_for(head: RayHead, home: Path, **changes: object) -> Settings:
     known = {
         "home": home,
         "listen": "127.0.0.1:0",
-        "auth": "none",
         "ray_dashboard_url": head.dashboard_url,
         "ray_token_path": Path(head.token_path),
         "lease_s": 3.0,
