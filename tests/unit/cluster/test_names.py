@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from athanor.v1 import deployment_service_pb2, job_pb2, job_service_pb2, model_service_pb2
+from athanor.v1 import deployment_service_pb2, job_pb2, model_service_pb2
 from fakes import World
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -25,7 +25,7 @@ def test_of_a_job_and_its_labels(world: World) -> None:
 
 def test_of_a_request() -> None:
     with pytest.raises(InvalidInput):
-        check_request_id(job_service_pb2.CreateJobRequest(request_id="r-1\n"))
+        check_request_id("r-1\n")
 
 
 async def test_of_a_deployment(world: World) -> None:
@@ -39,7 +39,7 @@ async def test_of_a_deployment(world: World) -> None:
 
 async def test_of_an_alias(world: World) -> None:
     with pytest.raises(InvalidInput) as caught:
-        await ModelService(world.store).SetAlias(
+        await ModelService(world.settings, world.store).SetAlias(
             model_service_pb2.SetAliasRequest(name="bot", alias="best\n", version=1), None
         )
     assert fields(caught) == ["alias"]
