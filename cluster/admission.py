@@ -76,6 +76,7 @@ class Admission:
 
         `holding`: all jobs that hold something on the cluster.
         """
+        self._demands.forget()
         decided_on, entries = self._seen, self._store.queue_heads(_LOOK)
         self._learn([*(entry.uid for entry in entries), *(job.uid for job in holding)])
         steps = self._given_up(entries)

@@ -117,6 +117,15 @@ def checked(settings: Settings, job: StoredJob, terminal: Terminal) -> Terminal:
     return with_parameters(terminal)
 
 
+def _check_visible(settings: Settings, attempt: StoredAttempt) -> None:
+    """What lies beside it is there too: a storage that is not mounted says nothing about any record."""
+    was_written = attempt.start_time_us is not None or attempt.lease_expires_us is not None
+    if was_written and not (attempt_dir(settings, attempt) / "attempt.json").exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "its attempt.json is gone; is the storage mounted?", str(settings.storage)
+        )
+
+
 def read_terminal(settings: Settings, job: StoredJob, attempt: StoredAttempt) -> Terminal | None:
     """The driver's terminal record, None while there is none."""
     path = attempt_dir(settings, attempt) / "terminal.json"
@@ -124,6 +133,7 @@ def read_terminal(settings: Settings, job: StoredJob, attempt: StoredAttempt) ->
         message = json_format.Parse(path.read_text(), worker_service_pb2.TerminalRecord(), ignore_unknown_fields=True)
         return checked(settings, job, terminal_from_proto(message))
     except FileNotFoundError:
+        _check_visible(settings, attempt)
         return None
     except (json_format.ParseError, ValueError, InvalidInput) as error:
         log.warning("terminal.unreadable", path=str(path), error=str(error))

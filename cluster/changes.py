@@ -71,7 +71,7 @@ def conclude(job: StoredJob, terminal: Terminal, now_us: int) -> Change:
         return replace(paused(job, terminal.message or "paused"), attempt=closed)
     if terminal.outcome is Outcome.PAUSED or terminal.reason == DRIVER_TERMINATED:
         # It ended well, or Ray was told from outside to end it: no failure that could repeat itself.
-        return Change(reason, terminal.message, State.RECOVERING, attempt=closed)
+        return Change(reason, terminal.message, State.RECOVERING, {"retry_at_us": now_us + _US}, closed)
     return _again_or_failed(job, "infrastructure_failures", _retries(job).infrastructure, terminal, closed)
 
 

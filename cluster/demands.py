@@ -39,6 +39,9 @@ class Demands:
             self._known[uid] = demand_of(parse_spec(kind, spec))
         except SpecError:
             self._known[uid] = None
+
+    def forget(self) -> None:
+        """The eldest, beyond so many. Between two decisions: within one, all that was learned is asked for."""
         while len(self._known) > self._most:
             self._known.popitem(last=False)
 

@@ -17,6 +17,8 @@ from cluster.settings import Settings
 from cluster.store.records import Change, StoredAttempt, StoredJob, Terminal
 
 _US = 1_000_000
+_CLOCKS_DIFFER_US = 60 * _US
+"""By less than that the clocks of two control planes may."""
 
 
 class View(StrEnum):
@@ -206,8 +208,12 @@ def _lease_end_us(attempt: StoredAttempt, sight: Sight, settings: Settings) -> f
 
 
 def _passed(time_us: float | None, sight: Sight) -> float:
-    """A stored time; one that lies ahead was taken by another clock, and counts from when this one began to listen."""
-    return (time_us or 0) if (time_us or 0) <= sight.now_us else sight.listening_since_us
+    """A stored time. One that lies a little ahead is now; one that lies far ahead was taken by a clock that was wrong,
+    and counts from when this one began to listen."""
+    known_us = time_us or 0
+    if known_us > sight.now_us + _CLOCKS_DIFFER_US:
+        return sight.listening_since_us
+    return min(known_us, sight.now_us)
 
 
 def _last_sign_us(attempt: StoredAttempt, sight: Sight, settings: Settings) -> float:

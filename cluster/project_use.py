@@ -61,6 +61,7 @@ class Projects:
     def _sum(self, jobs: Sequence[StoredJob]) -> Resources:
         """A job whose spec another release wrote counts as nothing, as it does for the scheduler."""
         with self._one_reads:
+            self._demands.forget()
             asked = [total(demand) for job in jobs if (demand := self._demand(job))]
         return Resources(float(sum(each.cpus for each in asked)), float(sum(each.gpus for each in asked)))
 

@@ -37,6 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _STEPS_PER_ROUND = 8
+_TENDED_AT_ONCE = 16
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Reconciler:
         self.replicas = replicas
         self._admission = Admission(settings.scheduling, store)
         self._listening_since_us = store.now_us()
+        self._turns = asyncio.Semaphore(_TENDED_AT_ONCE)
 
     async def run(self, wake_up: WakeUp) -> None:
         await wake_up.rounds(self._measured_round, self._settings.reconcile_interval_s)
@@ -81,7 +83,12 @@ class Reconciler:
         except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("round.crashed", exc_info=error)
             return
-        for job in filter(lambda job: self.replicas.tends(job.uid), jobs.values()):
+        mine = [job for job in jobs.values() if self.replicas.tends(job.uid)]
+        await asyncio.gather(*(self._tend_in_turn(job) for job in mine))
+
+    async def _tend_in_turn(self, job: StoredJob) -> None:
+        """One job that Ray is slow to answer about keeps few others waiting."""
+        async with self._turns:
             with structlog.contextvars.bound_contextvars(job=job.uid, attempt=len(job.attempts)):
                 await self._tend(job)
 

@@ -16,6 +16,7 @@ import structlog
 
 from cluster.errors import StoreUnavailable
 from cluster.store.store import Store
+from cluster.wakeup import WakeUp
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,16 @@ class Replicas:
         self.changed_us = store.now_us()
         """When the set of those that live last changed, as far as this one saw: drivers may have to find another."""
 
+    async def run(self, wake_up: WakeUp) -> None:
+        """Beat on time, however long a round of the others takes."""
+        await wake_up.rounds(self._try_to_beat, self._lease_s / _BEATS_PER_LEASE, hears_bell=False)
+
+    async def _try_to_beat(self) -> None:
+        try:
+            await self.beat()
+        except StoreUnavailable as error:
+            log.warning("replicas.not_beaten", replica=self.id, error=str(error))
+
     async def beat(self) -> None:
         """Say that this one lives, and see who else does; at most every fifth of a lease."""
         now = self._clock()
@@ -52,7 +63,7 @@ class Replicas:
         self._beaten_at = now
         if set(living) != set(self._living) or leads != self._leads:
             log.info("replicas.changed", replica=self.id, living=sorted(living), leads=leads)
-            self.changed_us = self._store.now_us()
+            self.changed_us = self._store.now_us() if self._living else self.changed_us
         self._living, self._leads = living, leads
 
     async def leave(self) -> None:

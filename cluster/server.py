@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import signal
 import socket
 import sys
@@ -166,7 +167,8 @@ async def running_server(
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(store), server)
         await stack.enter_async_context(
             _background(
-                *(reconciler.run(wake_up), deployments.run(wake_up), tidying.run(wake_up), orphans.run(wake_up))
+                *(reconciler.run(wake_up), deployments.run(wake_up), tidying.run(wake_up), orphans.run(wake_up)),
+                replicas.run(wake_up),
             )
         )
         await stack.enter_async_context(_answering(server, settings, wake_up))
@@ -223,8 +225,9 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
 
 
 def _replicas(settings: Settings, store: Store, address: str) -> Replicas:
-    """Host and port name one process at a time, wherever its advertised address leads."""
-    name = f"{socket.gethostname()}/{address}"
+    """Host and port name one process at a time, wherever its advertised address leads. A name has 64 characters."""
+    host = socket.gethostname()
+    name = f"{host[:24]}/{address[-16:]}/{hashlib.sha256(f'{host}/{address}'.encode()).hexdigest()[:8]}"
     return Replicas(store, name, settings.advertise or address, settings.replica_lease_s)
 
 

@@ -35,12 +35,10 @@ def has_progress(settings: Settings, uid: str) -> bool:
 
 def copy_job(settings: Settings, old: str, new: str) -> None:
     """Large files that never change are linked, where the storage can do that."""
-    final = settings.job_dir(new)
+    root, final = settings.job_dir(old), settings.job_dir(new)
     temporary, mark = _temporary(settings, new), _mark(settings, new)
     try:
-        shutil.copytree(
-            settings.job_dir(old), temporary, symlinks=True, ignore=_left_out(settings, old), copy_function=_copy
-        )
+        shutil.copytree(root, temporary, symlinks=True, ignore=_left_out(settings, old), copy_function=_copying(root))
         mark.touch()
         temporary.rename(final)
         sync_directory(final.parent)
@@ -102,12 +100,15 @@ def _left_out(settings: Settings, old: str) -> Callable[[str, list[str]], set[st
     return ignore
 
 
-def _copy(source: str, target: str) -> None:
-    if _NEVER_ALTERED.intersection(Path(source).parts):
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except OSError:  # not on this storage
-            pass
-        else:
-            return
-    shutil.copy2(source, target, follow_symlinks=False)
+def _copying(root: Path) -> Callable[[str, str], None]:
+    def copy(source: str, target: str) -> None:
+        if _NEVER_ALTERED.intersection(Path(source).relative_to(root).parts):
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError:  # not on this storage
+                pass
+            else:
+                return
+        shutil.copy2(source, target, follow_symlinks=False)
+
+    return copy

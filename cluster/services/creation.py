@@ -11,7 +11,7 @@ import hashlib
 from athanor.v1 import job_service_pb2 as messages
 
 from cluster import wishes
-from cluster.errors import NotFound, PreconditionFailed
+from cluster.errors import NotFound, PreconditionFailed, StoreUnavailable
 from cluster.ids import new_job_uid
 from cluster.registry import resolve
 from cluster.security.caller import caller
@@ -21,6 +21,7 @@ from cluster.services.submission import (
     check_inputs_of,
     check_job,
     check_request_id,
+    parsed,
     request_sha256,
 )
 from cluster.services.visible import visible_job
@@ -28,7 +29,6 @@ from cluster.settings import Settings
 from cluster.storage_copies import copy_job, has_progress, remove_copy, settle_copy
 from cluster.store.records import NewJob, StoredJob
 from cluster.store.store import Store
-from trainer.spec import parse_spec
 
 _RETRY = "RetryJob"
 
@@ -63,7 +63,7 @@ def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -
     _check(settings, store, old, request.from_checkpoint)
     new = _like(old)
     if request.from_checkpoint:
-        copy_job(settings, old.uid, new.uid)
+        _copy(settings, old, new.uid)
     job = store.create_job(new, request.request_id, sha256, _RETRY)
     if request.from_checkpoint:
         settle_copy(settings, new.uid)
@@ -72,9 +72,17 @@ def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -
     return job
 
 
+def _copy(settings: Settings, old: StoredJob, new: str) -> None:
+    try:
+        copy_job(settings, old.uid, new)
+    except OSError as error:
+        message = f"the directory of {old.uid} cannot be copied: {error.strerror or error}; it is safe to try again"
+        raise StoreUnavailable("STORAGE_UNAVAILABLE", message) from error
+
+
 def _check(settings: Settings, store: Store, old: StoredJob, from_checkpoint: bool) -> None:
     wishes.check_retryable(old)
-    spec = parse_spec(old.kind, old.spec)
+    spec = parsed(old.kind, old.spec)
     check_dependencies(store, _still_needed(old))
     try:
         models = {text: resolve(store, pinned).path for text, pinned in old.resolved_models.items()}

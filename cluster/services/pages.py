@@ -36,11 +36,20 @@ def read_token(token: str, question: Sequence[object], kinds: Sequence[type]) ->
         return None
     try:
         *cursor, mark = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise bad_token() from error
-    if mark != _question_mark(question) or [type(each) for each in cursor] != list(kinds):
+    if (
+        mark != _question_mark(question)
+        or [type(each) for each in cursor] != list(kinds)
+        or not all(map(_fits, cursor))
+    ):
         raise bad_token()
     return list(cursor)
+
+
+def _fits(value: str | int) -> bool:
+    """Whether a database takes it."""
+    return "\0" not in value if isinstance(value, str) else abs(value) < 2**63
 
 
 def bad_token() -> InvalidInput:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from athanor.v1 import job_pb2
 
@@ -60,7 +61,7 @@ def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
     _check_envelope(job)
     caller().check_writes_to(job.project or DEFAULT_PROJECT)
     _check_size(job)
-    spec = _parsed(job)
+    spec = parsed(job.kind, from_struct(job.spec))
     check_dependencies(store, spec.schedule.depends_on)
     pinned = pin(store, spec)
     check_inputs_of(spec, {text: model.path for text, model in pinned.items()})
@@ -120,9 +121,10 @@ def _check_size(job: job_pb2.Job) -> None:
         raise InvalidInput("SPEC_TOO_LARGE", f"spec {message}", [Violation("spec", message)])
 
 
-def _parsed(job: job_pb2.Job) -> FineTuneSpec | DistillSpec:
+def parsed(kind: str, spec: Mapping[str, Any]) -> FineTuneSpec | DistillSpec:
+    """The spec as this release reads it; InvalidInput / INVALID_SPEC."""
     try:
-        return parse_spec(job.kind, from_struct(job.spec))
+        return parse_spec(kind, spec)
     except SpecError as error:
         raise _as_input_error(error) from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from cluster.clock import SteadyClock
 from cluster.errors import StartUpError, StoreUnavailable
 from cluster.store.records import StoredJob
 from cluster.store.tables import log_position
@@ -31,6 +32,25 @@ _WRITE = "athanor_write"
 _BUSY_TIMEOUT_MS = 10_000
 _WRITE_LOCK = 0x61746861  # any number that nobody else takes; "atha"
 _MIGRATION_LOCK = _WRITE_LOCK + 1
+_SESSION = {
+    "lock_timeout": "10s",
+    # A control plane that lost its power or its network in the middle of a write keeps the others out no longer.
+    "idle_in_transaction_session_timeout": "20s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+_POSTGRESQL: Mapping[str, Any] = {
+    "pool_pre_ping": True,
+    "connect_args": {
+        "connect_timeout": 10,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+        "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
+    },
+}
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -63,12 +83,15 @@ class Write:
 class Database:
     """One database, migrated and ready."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] | None) -> None:
+        """Without a clock: this machine's, held steady; on PostgreSQL, which several machines share, the server's."""
         self.engine = engine
+        self._follows_server = clock is None and not self.is_sqlite
+        self._ahead_us = 0
         self.on_change: Callable[[], None] = lambda: None
         self.on_move: Callable[[StoredJob, StoredJob], None] = _nobody_listens
         self.on_write: Callable[[float], None] = _nobody_listens
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._write_lock = threading.Lock()
 
     @property
@@ -76,7 +99,7 @@ class Database:
         return self.engine.dialect.name == "sqlite"
 
     def now_us(self) -> int:
-        return int(self._clock() * 1e6)
+        return int(self._clock() * 1e6) + self._ahead_us
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -94,7 +117,7 @@ class Database:
             connection = connection.execution_options(**{_WRITE: True})
             with connection.begin():
                 if not self.is_sqlite:
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK})
+                    self._take_turn(connection)
                 write = Write(connection, self.now_us())
                 yield write
         self.on_write(time.perf_counter() - began)
@@ -102,6 +125,13 @@ class Database:
             self.on_move(before, after)
         if write.changed:
             self.on_change()
+
+    def _take_turn(self, connection: Connection) -> None:
+        """Wait for the lock, and see what time it is there."""
+        taken = "SELECT extract(epoch FROM clock_timestamp()) * 1000000 FROM pg_advisory_xact_lock(:key)"
+        there_us = int(connection.execute(text(taken), {"key": _WRITE_LOCK}).scalar_one())
+        if self._follows_server:
+            self._ahead_us += there_us - self.now_us()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -118,12 +148,12 @@ def _database_errors() -> Iterator[None]:
         raise StoreUnavailable("STORE_UNAVAILABLE", f"the store could not be asked: {error}") from error
 
 
-def open_database(url: str, clock: Callable[[], float]) -> Database:
+def open_database(url: str, clock: Callable[[], float] | None) -> Database:
     """Connect and migrate to the newest tables. StartUpError, in words, when that is not possible."""
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         _make_private(Path(parsed.database))
-    engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    engine = create_engine(parsed) if parsed.get_backend_name() == "sqlite" else create_engine(parsed, **_POSTGRESQL)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -181,6 +211,7 @@ def migrate(engine: Engine, revision: str = "head") -> None:
         connection = connection.execution_options(**{_WRITE: True})
         with connection.begin():
             if connection.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL lock_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             (command.downgrade if revision in _behind(config, connection) else command.upgrade)(config, revision)

@@ -1,12 +1,11 @@
 """Which control planes live on this store, and who of them holds what, in SQL.
 
-Judged by one clock for all: PostgreSQL's own, and on SQLite, which is one machine's, that machine's. Every function
-works inside a transaction that its caller holds.
+Judged by one clock for all, see `Database.now_us`. Every function works inside a transaction that its caller holds.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, insert, select, update
 
 from cluster.store.database import Write
 from cluster.store.tables import leases, replicas
@@ -14,7 +13,7 @@ from cluster.store.tables import leases, replicas
 
 def beat(write: Write, replica_id: str, address: str, lease_s: float) -> dict[str, str]:
     """This replica lives for `lease_s` more; id -> address of all that do, and nothing is left of the others."""
-    now_us = _common_now_us(write)
+    now_us = write.now_us
     values = {"address": address, "expires_us": now_us + int(lease_s * 1e6)}
     known = write.connection.execute(update(replicas).where(replicas.c.id == replica_id).values(**values))
     if known.rowcount == 0:
@@ -25,7 +24,7 @@ def beat(write: Write, replica_id: str, address: str, lease_s: float) -> dict[st
 
 def take(write: Write, name: str, holder: str, lease_s: float) -> bool:
     """Whether the lease is the holder's now: it was already, or nobody's whose time is not over."""
-    now_us = _common_now_us(write)
+    now_us = write.now_us
     values = {"holder": holder, "expires_us": now_us + int(lease_s * 1e6)}
     is_free = (leases.c.holder == holder) | (leases.c.expires_us < now_us)
     if write.connection.execute(update(leases).where(leases.c.name == name, is_free).values(**values)).rowcount:
@@ -40,9 +39,3 @@ def leave(write: Write, replica_id: str) -> None:
     """It ends of its own will: the others need not wait for its time to be over."""
     write.connection.execute(delete(replicas).where(replicas.c.id == replica_id))
     write.connection.execute(delete(leases).where(leases.c.holder == replica_id))
-
-
-def _common_now_us(write: Write) -> int:
-    if write.connection.dialect.name != "postgresql":
-        return write.now_us
-    return int(write.connection.execute(text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")).scalar_one())

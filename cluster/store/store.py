@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from cluster.clock import SteadyClock
 from cluster.errors import PreconditionFailed
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
@@ -53,7 +52,7 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
     @classmethod
     def open(cls, url: str, clock: Callable[[], float] | None = None) -> Self:
         """Connect, and bring the tables to their newest form."""
-        return cls(open_database(url, clock or SteadyClock()))
+        return cls(open_database(url, clock))
 
     def close(self) -> None:
         self.database.close()

@@ -26,6 +26,7 @@ def test_a_spec_is_read_once_and_forgotten_when_many_came_after() -> None:
     for uid in ("one", "two", "one", "three"):
         if known.unknown([uid]):
             known.learn(uid, "FineTune", SPEC)
+        known.forget()
         assert known.of(uid) == (Bundle(1, Resources(1.0)),)
     assert known.unknown(["one", "two", "three"]) == ["two"]
 

@@ -157,7 +157,7 @@ class Jobs(RuleBasedStateMachine):
         if getattr(self, "uids", None):
             found, after = [], 0
             while page := self.world.store.changes(after, "", 500):
-                found += [job.resource_version for job, _ in page]
+                found += [change.resource_version for change in page]
                 after = found[-1]
             assert found == sorted(set(found))
             assert after == self.world.store.head_version()
@@ -173,14 +173,14 @@ class Jobs(RuleBasedStateMachine):
         assert held <= CPUS
 
     def everything_ends(self) -> None:
-        """Once nothing disturbs them any more, all jobs come to an end by themselves, or when they are cancelled."""
+        """Once nothing disturbs them any more, all jobs come to an end by themselves, paused ones when they are resumed."""
         world = self.world
         world.ray.is_reachable, world.ray.hides_jobs = True, False
         world.ray.loses_replies = world.ray.hides_nodes = False
-        for uid in self.uids:
-            if world.state(uid) is State.PAUSED and world.job(uid).reason != "PREEMPTED":
-                self._run(lambda uid=uid: world.wish(uid, wishes.resume))
         for _ in range(_MOST_ROUNDS_TO_THE_END):
+            for uid in self.uids:
+                if world.state(uid) is State.PAUSED and world.job(uid).reason != "PREEMPTED":
+                    self._run(lambda uid=uid: world.wish(uid, wishes.resume))
             for driver in self._drivers():
                 self.end(driver)
             self._rounds()

@@ -171,7 +171,7 @@ def test_time_in_running_alone_counts_against_the_limit() -> None:
 
 
 @pytest.mark.parametrize("view", [View.ENDED, View.UNKNOWN])
-@given(ahead_s=st.integers(16, 100_000))
+@given(ahead_s=st.integers(61, 100_000))
 def test_a_lease_from_a_clock_that_is_ahead_ends_a_lease_after_this_one_began_to_listen(
     view: View, ahead_s: int
 ) -> None:
@@ -192,3 +192,13 @@ def test_no_clock_alone_gives_up_a_driver(job: StoredJob, view: View) -> None:
         if isinstance(decision, Step):
             assert decision.change.reason != "DRIVER_LOST"
             assert not decision.change.attempt.get("released") or view is View.UNREACHABLE
+
+
+@given(ahead_us=st.integers(1, 59_000_000))
+def test_a_time_a_little_ahead_counts_as_now(ahead_us: int) -> None:
+    """Two machines' clocks differ: a pause keeps its grace, and a driver that was just heard its lease."""
+    attempt = StoredAttempt("j-1", 1, "j-1-1", lease_expires_us=NOW_US + ahead_us + 15_000_000, submit_time_us=1)
+    pausing = replace(EXAMPLE, state=State.PAUSING, cancel_time_us=NOW_US + ahead_us, attempts=(attempt,))
+    assert decide(pausing, Sight(NOW_US, View.ALIVE, listening_since_us=1), SETTINGS) == Wait()
+    running = replace(EXAMPLE, state=State.RUNNING, attempts=(attempt,))
+    assert decide(running, Sight(NOW_US, View.UNKNOWN, listening_since_us=1), SETTINGS) == Wait()

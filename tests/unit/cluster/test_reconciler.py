@@ -523,6 +523,9 @@ async def test_a_planned_stop_is_no_failure(world: World) -> None:
         await driver.report(driver.record("INFRASTRUCTURE_ERROR", reason="DRIVER_TERMINATED", message="told to end"))
         driver.exit()
         await world.rounds(2)
+        assert world.state(uid) is State.RECOVERING
+        world.clock.advance(2)
+        await world.rounds(2)
         job = world.job(uid)
         assert (job.state, job.infrastructure_failures) == (State.STARTING, 0)
         assert len(job.attempts) == attempt + 1

@@ -79,7 +79,7 @@ def test_with_room_again_a_learner_goes_on_as_if_nothing_had_been(tmp_path, undi
         learn(ctx, full)
     assert caught.value.reason == "STORAGE_FULL"
     assert str(ctx.role_dir("student") / path) in str(caught.value)
-    assert names(ctx.role_dir("student")) == ["checkpoints", "metrics.jsonl"]
+    assert names(ctx.role_dir("student")) == ["checkpoints", "metrics.jsonl", "tensorboard"]
     assert names(ctx.checkpoints_dir("student")) == [f"step-{2 * n:08d}" for n in range(1, checkpoints + 1)]
     learn(ctx, Silent())
     ours, theirs = (load_file(one.model_dir("student") / "model.safetensors") for one in (ctx, undisturbed))

@@ -70,9 +70,12 @@ def upgrade() -> None:
         op.add_column(table, column)
     _create_tables()
     _fill_jobs()
+    op.execute("UPDATE idempotency SET method = 'CreateJob/default' WHERE method = 'CreateJob'")
 
 
 def downgrade() -> None:
+    op.execute("DELETE FROM idempotency WHERE method <> 'CreateJob/default'")
+    op.execute("UPDATE idempotency SET method = 'CreateJob'")
     for table in reversed(_TABLES):
         op.drop_table(table)
     op.execute("DELETE FROM models WHERE delete_time_us IS NOT NULL")
