@@ -173,7 +173,7 @@ class Jobs(RuleBasedStateMachine):
         assert held <= CPUS
 
     def everything_ends(self) -> None:
-        """Once nothing disturbs them any more, all jobs come to an end by themselves, paused ones when they are resumed."""
+        """Once nothing disturbs them, all jobs come to an end by themselves, paused ones when they are resumed."""
         world = self.world
         world.ray.is_reachable, world.ray.hides_jobs = True, False
         world.ray.loses_replies = world.ray.hides_nodes = False
