@@ -53,6 +53,7 @@ class Tls:
 
 def open_channel(address: str, token: str = "", tls: Tls | None = None, options: Options = OPTIONS) -> grpc.Channel:
     """A channel whose every call carries the token. Opened lazily: it fails with the first call, not here."""
+    token = _checked(token)
     check_token_is_safe(address, token, tls)
     if tls is None:
         channel = grpc.insecure_channel(address, options=list(options))
@@ -65,11 +66,20 @@ def open_async_channel(
     address: str, token: str = "", tls: Tls | None = None, options: Options = OPTIONS
 ) -> grpc.aio.Channel:
     """The same for asyncio."""
+    token = _checked(token)
     check_token_is_safe(address, token, tls)
     interceptors: Any = [_SendTokenUnary(token), _SendTokenStream(token)] if token else None
     if tls is None:
         return grpc.aio.insecure_channel(address, options=list(options), interceptors=interceptors)
     return grpc.aio.secure_channel(address, tls.credentials(), options=list(options), interceptors=interceptors)
+
+
+def _checked(token: str) -> str:
+    """Without the line break that files and secret stores put at its end."""
+    bare = token.strip()
+    if not (bare.isascii() and bare.isprintable()):
+        raise InvalidInput("TOKEN_MALFORMED", "the token holds characters that no token has; compare ATHANOR_TOKEN")
+    return bare
 
 
 def check_token_is_safe(address: str, token: str, tls: Tls | None, environ: Mapping[str, str] = os.environ) -> None:

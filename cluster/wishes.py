@@ -50,6 +50,8 @@ def resume(job: StoredJob, now_us: int) -> Change | None:
     _check_goes_on(job)
     if job.state is State.PAUSING:
         raise PreconditionFailed("JOB_PAUSING", f"job {job.uid} is on its way to PAUSED; resume it when it is there")
+    if job.state is State.QUEUED and (job.hold_until_us or 0) > now_us:
+        return Change("HOLD_ENDED", "is held no longer, and waits for its turn", job={"hold_until_us": None})
     if job.state is not State.PAUSED:
         return None
     values = {"cancel_time_us": None, **place_in_queue(job.priority, now_us)}

@@ -60,8 +60,10 @@ def set_context(
     access = given.or_else(contexts.named.get(name, Access()))
     if not access.address:
         raise typer.BadParameter("a new context needs an address", param_hint="--address")
-    contexts.with_context(name, access).save()
-    say(f"context {name} goes to {access.address}; take it with: athanor context use {name}")
+    changed = contexts.with_context(name, access)
+    changed.save()
+    use = "it is in use" if changed.in_use == name else f"take it with: athanor context use {name}"
+    say(f"context {name} goes to {access.address}; {use}")
 
 
 @app.command()

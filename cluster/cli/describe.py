@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.advice import next_steps
-from cluster.cli.job_table import clock, eta, loss, speed, state_of, state_text, why
+from cluster.cli.job_table import clock, eta, loss, progress_of, speed, state_of, state_text, why
 from cluster.cli.job_view import event_parts, words
 from cluster.cli.output import age, show, span
 
@@ -59,7 +59,7 @@ def _sections(story: Story) -> Iterator[tuple[str, RenderableType]]:
     job = story.job
     if state_of(job) == "QUEUED":
         yield "Queue", _queue(job.queue)
-    if job.progress.stage:
+    if progress_of(job).stage:
         yield "Progress", _progress(job)
     for condition in job.conditions:
         if condition.status:
@@ -91,13 +91,13 @@ def _facts(job: job_pb2.Job) -> Iterator[tuple[str, RenderableType]]:
 
 
 def _queue(standing: job_pb2.QueueStanding) -> Text:
-    place = f"#{standing.position}" if standing.position else "not looked at yet"
+    place = f"#{standing.position}" if standing.position else "" if standing.reason else "not looked at yet"
     parts = [place, standing.reason and f"[{standing.reason}]", standing.message]
     return Text("  ".join(part for part in parts if part), style="yellow")
 
 
 def _progress(job: job_pb2.Job) -> RenderableType:
-    progress = job.progress
+    progress = progress_of(job)
     lines: list[RenderableType] = [Text(words(job.kind, progress.stage))]
     if progress.total_steps:
         percent = 100 * progress.step / progress.total_steps

@@ -23,8 +23,8 @@ def row(job: job_pb2.Job) -> tuple[str | Text, ...]:
         job.uid,
         job.kind,
         state_text(job),
-        job.progress.stage,
-        steps(job.progress),
+        progress_of(job).stage,
+        steps(progress_of(job)),
         job.published_model,
         age(job.create_time),
         words(job),
@@ -33,7 +33,7 @@ def row(job: job_pb2.Job) -> tuple[str | Text, ...]:
 
 def wide_row(job: job_pb2.Job) -> tuple[str | Text, ...]:
     """As in WIDE_COLUMNS."""
-    progress = job.progress
+    progress = progress_of(job)
     return (
         *(job.uid, job.project, str(job.priority), job.kind, state_text(job), place(job), progress.stage),
         *(steps(progress), loss(progress), speed(progress), eta(progress), str(len(job.attempts) or "")),
@@ -70,6 +70,21 @@ def place(job: job_pb2.Job) -> str:
     if state_of(job) != "QUEUED" or not job.queue.position:
         return ""
     return f"#{job.queue.position} {job.queue.reason}".strip()
+
+
+def progress_of(job: job_pb2.Job) -> job_pb2.Progress:
+    """What of it is worth showing: nobody waits for a job that has ended, and one that succeeded is at no stage."""
+    from athanor.v1 import job_pb2
+
+    if state_of(job) == "SUCCEEDED":
+        return job_pb2.Progress()
+    if not job.end_time.seconds:
+        return job.progress
+    shown = job_pb2.Progress()
+    shown.CopyFrom(job.progress)
+    shown.ClearField("tokens_per_second")
+    shown.ClearField("eta")
+    return shown
 
 
 def steps(progress: job_pb2.Progress) -> str:

@@ -92,7 +92,7 @@ def create(
     with connect(address) as client:
         version = client.create_model_version(name, path, description, request_id=request_id or None)
     emit(form, as_document(version), table=lambda: _print(version), names=[_reference(version)])
-    say(f"it is in {version.path}; `athanor model alias {_reference(version)} ALIAS` gives it a name that moves")
+    say(f"it is in {version.path}; `athanor model alias set {_reference(version)} ALIAS` gives it a name that moves")
 
 
 @app.command()

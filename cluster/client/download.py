@@ -29,9 +29,14 @@ class Download:
         self._target = directory.absolute()
         self._only = file
         self._partial = self._target.with_name(f".{self._target.name}.{version.manifest_sha256[:16]}.partial")
-        if not file and self._target.exists() and any(self._target.iterdir()):
-            raise InvalidInput("DIRECTORY_NOT_EMPTY", f"{directory} is not empty; name a directory that is not there")
-        self._partial.mkdir(parents=True, exist_ok=True)
+        try:
+            if not file and self._target.exists() and any(self._target.iterdir()):
+                message = f"{directory} is not empty; name a directory that is not there"
+                raise InvalidInput("DIRECTORY_NOT_EMPTY", message)
+            self._partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"nothing can be written to {directory}: {error.strerror or error}; name another directory"
+            raise InvalidInput("DIRECTORY_UNUSABLE", message) from error
 
     @property
     def reference(self) -> str:

@@ -102,7 +102,7 @@ class JobWatch(Stream[pb.WatchJobsResponse, pb.WatchJobsResponse]):
             return
         if self._follows:
             waited_s = self._until - self._began
-            raise NotFinished("TIMEOUT", f"{self._uid} has not ended within {waited_s:g} s; it goes on")
+            raise NotFinished("TIMEOUT", f"{self._uid} has not ended within {waited_s:.3g} s; it goes on")
         self._is_over = True
 
 

@@ -153,7 +153,7 @@ class StoredJob:
 
 _FIXED = {
     *("seq", "uid", "name", "kind", "spec", "resolved_models", "create_time_us", "attempts"),
-    *("project", "creator", "retry_of", "hold_until_us", "depends_on", "num_unmet"),
+    *("project", "creator", "retry_of", "depends_on", "num_unmet"),
 }
 _CHANGEABLE = tuple(each.name for each in fields(StoredJob) if each.name not in _FIXED)
 
