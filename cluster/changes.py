@@ -98,7 +98,10 @@ def overdue(job: StoredJob, now_us: int) -> Change:
 
 
 def cancelled(job: StoredJob, message: str = "") -> Change:
-    return Change("CANCELLED", message or "cancelled", State.CANCELLED, job=quiet(job))
+    """Why it was asked for says more than that it ended."""
+    asked = job.message if job.state is State.CANCELLING else ""
+    words = "; ".join(part for part in (asked, message) if part)
+    return Change("CANCELLED", words or "cancelled", State.CANCELLED, job=quiet(job))
 
 
 def paused(job: StoredJob, message: str, more: Mapping[str, object] | None = None) -> Change:

@@ -98,11 +98,14 @@ def check_deletable(job: StoredJob) -> None:
 
 def check_retryable(job: StoredJob) -> None:
     if job.state not in (State.FAILED, State.CANCELLED):
-        raise PreconditionFailed("JOB_NOT_FAILED", f"job {job.uid} is {job.state.value}; only ended ones are repeated")
+        mend = "only FAILED and CANCELLED ones are repeated; submit its file again"
+        raise PreconditionFailed("JOB_NOT_FAILED", f"job {job.uid} is {job.state.value}, and {mend}")
 
 
 def _check_goes_on(job: StoredJob) -> None:
     if job.is_terminal:
-        raise PreconditionFailed("JOB_ENDED", f"job {job.uid} has ended as {job.state.value}; `retry` makes a new one")
+        is_well = job.state is State.SUCCEEDED
+        mend = "submit its file again" if is_well else f"`athanor job retry {job.uid}` makes a new one"
+        raise PreconditionFailed("JOB_ENDED", f"job {job.uid} has ended as {job.state.value}; {mend}")
     if job.state is State.CANCELLING:
         raise PreconditionFailed("JOB_CANCELLING", f"job {job.uid} is being cancelled")

@@ -7,7 +7,8 @@ that it can be taken out of what the process prints and tells. Values are never 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import UserError
@@ -50,6 +51,17 @@ def _read(name: str, environ: Mapping[str, str]) -> str | None:
     return value or None
 
 
+def known_here(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """The values of all secrets of this node that could be read here; what cannot be read cannot be printed either."""
+    found = {value.strip() for name, value in environ.items() if name.startswith("ATHANOR_SECRET_")}
+    if directory := environ.get("ATHANOR_SECRETS_DIR"):
+        with suppress(OSError):
+            for path in Path(directory).iterdir():
+                with suppress(OSError, UnicodeDecodeError):
+                    found.add(path.read_text().strip())
+    return frozenset(value for value in found if len(value) >= _SHORTEST and value.isprintable())
+
+
 def without_secrets(text: str) -> str:
     """The text without any value that this process has read."""
     for value in _revealed:
@@ -60,13 +72,15 @@ def without_secrets(text: str) -> str:
 class Redactor:
     """The same for a stream of bytes, whose pieces may cut a value in two."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Collection[str] | None = None) -> None:
+        """Of these values; without them of all that this process has read when a piece comes."""
+        self._values = values
         self._held = b""
 
     def pass_on(self, chunk: bytes) -> bytes:
         """What may be shown now; the beginning of what could become a value is held back."""
         data = self._held + chunk
-        values = [value.encode() for value in _revealed]
+        values = [value.encode() for value in (_revealed if self._values is None else self._values)]
         for value in values:
             data = data.replace(value, _HIDDEN.encode())
         kept = max((_overlap(data, value) for value in values), default=0)

@@ -73,9 +73,19 @@ def as_document(message: Message) -> dict[str, Any]:
     """Proto JSON with the names of the contract; fields without a value are shown as what they stand for."""
     from google.protobuf import json_format
 
-    return json_format.MessageToDict(
+    document = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
+    return {name: _tidy(value) if name == "spec" else value for name, value in document.items()}
+
+
+def _tidy(value: Any) -> Any:
+    """A job's settings as people write them: on the wire every number is a double, and keys have no order."""
+    if isinstance(value, dict):
+        return {name: _tidy(value[name]) for name in sorted(value)}
+    if isinstance(value, list):
+        return [_tidy(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def emit(

@@ -23,7 +23,7 @@ from cluster.security.limits import Rate, Streams
 from cluster.security.policies import MethodPolicy
 from cluster.security.tokens import Tokens
 from cluster.services.status import Context, abort, known
-from cluster.services.wellformed import check_times
+from cluster.services.wellformed import check_text, check_times
 from cluster.store.audit_rows import Call
 
 _HEALTH = "/grpc.health.v1."
@@ -183,6 +183,8 @@ def _parsed(handler: Any, data: bytes) -> Any:
     except DecodeError as error:
         raise InvalidInput("MALFORMED_REQUEST", "the request is no message of this method") from error
     check_times(request)
+    if b"\0" in data:  # numbers have it too
+        check_text(request)
     return request
 
 

@@ -37,15 +37,20 @@ def update(store: Store, request: messages.UpdateJobRequest) -> StoredJob:
 
 
 def cancel(store: Store, request: messages.CancelJobRequest) -> StoredJob:
-    words = clean(request.message) or "somebody asked to cancel it"
+    words = _said(request.message, "asked to cancel it")
     has_grace = request.HasField("grace_period")
     grace_us = _microseconds(request.grace_period, "grace_period") if has_grace else None
     return _wish(store, request.uid, partial(wishes.cancel, words=words, grace_us=grace_us))
 
 
 def pause(store: Store, request: messages.PauseJobRequest) -> StoredJob:
-    words = clean(request.message) or "somebody asked to pause it"
+    words = _said(request.message, "asked to pause it")
     return _wish(store, request.uid, partial(wishes.pause, words=words))
+
+
+def _said(message: str, otherwise: str) -> str:
+    """Whoever looks at the job later wants to know who it was."""
+    return f"{caller().name or 'somebody'}: {clean(message) or otherwise}"
 
 
 def resume(store: Store, request: messages.ResumeJobRequest) -> StoredJob:

@@ -52,3 +52,32 @@ def _is_time(message: Any, least: int, most: int) -> bool:
     fits = least <= message.seconds <= most and abs(message.nanos) <= _NANOS
     is_moment = message.DESCRIPTOR.name == "Timestamp"
     return bool(fits and (message.nanos >= 0 if is_moment else message.seconds * message.nanos >= 0))
+
+
+def check_text(message: Any) -> None:
+    """InvalidInput / INVALID_TEXT names the first field that holds a NUL: no database takes one, and no path."""
+    path = _nul(message, "")
+    if path:
+        violation = Violation(path, "holds the character NUL, which no text has; leave it out")
+        raise InvalidInput("INVALID_TEXT", in_words([violation]), [violation])
+
+
+def _nul(message: Any, path: str) -> str:
+    for field, value in message.ListFields():
+        name = f"{path}.{field.name}".removeprefix(".")
+        for one in _values(field, value):
+            if isinstance(one, str) and "\0" in one:
+                return name
+            if hasattr(one, "ListFields") and (found := _nul(one, name)):
+                return found
+    return ""
+
+
+def _values(field: Any, value: Any) -> Iterator[Any]:
+    if not field.is_repeated:
+        yield value
+    elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+        yield from value.keys()
+        yield from value.values()
+    else:
+        yield from value

@@ -313,7 +313,7 @@ async def test_cancelled_driver_ends_by_itself(world: World) -> None:
     driver.exit()
     await world.rounds()
     job = world.job(uid)
-    assert (job.state, job.message) == (State.CANCELLED, "ended at step 7")
+    assert (job.state, job.message) == (State.CANCELLED, "enough; ended at step 7")
     assert world.ray.stopped == []
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import pytest
-from athanor.v1 import job_service_pb2, token_service_pb2, worker_service_pb2
+from athanor.v1 import job_pb2, job_service_pb2, token_service_pb2, worker_service_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import InvalidInput
-from cluster.services.wellformed import check_times
+from cluster.services.wellformed import check_text, check_times
 
 
 def passes(message: object) -> bool:
@@ -47,3 +49,28 @@ def test_blocks_within_blocks_are_not_walked_for_nothing() -> None:
     request = job_service_pb2.CreateJobRequest()
     request.job.spec.update({"a": {"b": [1, {"c": None}]}})
     check_times(request)
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        (job_service_pb2.GetJobRequest(uid="a\0b"), "uid"),
+        (job_service_pb2.CreateJobRequest(job=job_pb2.Job(labels={"team": "\0"})), "job.labels"),
+        (job_service_pb2.CreateJobRequest(job=job_pb2.Job(labels={"\0": "x"})), "job.labels"),
+        (job_service_pb2.UpdateJobRequest(update_mask=FieldMask(paths=["labels", "\0"])), "update_mask.paths"),
+    ],
+)
+def test_a_text_with_nul_is_refused(request_: Message, path: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_text(request_)
+    assert caught.value.reason == "INVALID_TEXT"
+    assert [violation.path for violation in caught.value.violations] == [path]
+
+
+def test_nul_deep_inside_a_spec_is_found_and_zeros_are_no_texts() -> None:
+    job = job_pb2.Job()
+    job.spec.update({"training": {"max_steps": 0.0, "steps": [0.0, {"a": "fine"}]}})
+    check_text(job_service_pb2.CreateJobRequest(job=job))
+    job.spec.update({"data": {"train": ["x", {"deep": "a\0"}]}})
+    with pytest.raises(InvalidInput, match="NUL"):
+        check_text(job_service_pb2.CreateJobRequest(job=job))

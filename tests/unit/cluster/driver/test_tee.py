@@ -52,6 +52,24 @@ def test_the_last_words_of_a_process_that_crashes_are_kept(tmp_path: Path) -> No
     assert path.read_text() == done.stdout
 
 
+def test_a_worker_that_prints_a_secret_prints_stars(tmp_path: Path) -> None:
+    """Whatever it was read for: the value may be in an environment, an error, a URL."""
+    path, secrets = tmp_path / "logs" / "student-0.log", tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "hub").write_text("hf_from_a_file\n")
+    words = (
+        "import sys; from pathlib import Path; from cluster.driver.tee import copy_output;"
+        f"copy_output(Path({str(path)!r}));"
+        "print('token hf_from_a_file', flush=True); sys.stderr.write('and hf_from_env_'); sys.stderr.flush();"
+        "sys.stderr.write('ironment here')"
+    )
+    known = {**os.environ, "ATHANOR_SECRETS_DIR": str(secrets), "ATHANOR_SECRET_other": "hf_from_env_ironment"}
+    command = [sys.executable, "-c", words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=known)
+    assert done.stdout == "token ********\nand ******** here"
+    assert path.read_text() == done.stdout
+
+
 def test_a_place_that_takes_no_file_costs_the_copy_alone(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file in the way")
     words = (
