@@ -105,7 +105,7 @@ class Metrics:
         self._moves.labels(before.state.value, after.state.value).inc()
         if after.state is State.RECOVERING:
             self._recoveries.labels(after.reason).inc()
-        if after.state is State.PAUSED and after.preemptions > before.preemptions:
+        if after.preemptions > before.preemptions:
             self._preemptions.inc()
         if after.state is State.ADMITTED and before.queue_since_us is not None:
             self._waits.observe((after.update_time_us - before.queue_since_us) / 1e6)

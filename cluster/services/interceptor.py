@@ -127,6 +127,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 rpc.request = _parsed(handler, data)
                 with self._streams.one(rpc.key):
                     async for response in handler.unary_stream(rpc.request, context):
+                        await self._check_again(rpc, context.invocation_metadata())
                         yield response
             except Exception as failure:  # noqa: BLE001  the process boundary, as above
                 await abort(context, known(failure, rpc.request_id), rpc.request_id)
@@ -143,6 +144,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         rpc.policy.check(rpc.caller)
         become(rpc.caller)
         structlog.contextvars.bind_contextvars(actor=rpc.caller.name)
+
+    async def _check_again(self, rpc: Rpc, metadata: Any) -> None:
+        """A stream outlives many a token: one that was revoked, or is over, is told nothing more."""
+        if self._tokens is not None and rpc.policy.role is not None:
+            rpc.policy.check(await self._caller(self._tokens, rpc.host, metadata))
 
     async def _caller(self, tokens: Tokens, host: str, metadata: Any) -> Caller:
         """Whoever fails too often from one host is only told to wait."""

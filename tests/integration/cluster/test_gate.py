@@ -11,7 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
-from athanor.v1 import audit_service_pb2, job_service_pb2, options_pb2, token_service_pb2
+from athanor.v1 import (
+    audit_service_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    options_pb2,
+    token_service_pb2,
+)
 from control_plane import ControlPlane, ScriptedRay, served
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -270,3 +276,21 @@ async def test_what_would_be_open_to_the_network_does_not_start(
         async with running_server(settings, ScriptedRay(), None):
             raise AssertionError("it started")
     assert refused.value.reason == reason
+
+
+async def test_a_stream_tells_a_revoked_token_nothing_more(plane: ControlPlane) -> None:
+    secret = await make(plane, "VIEWER")
+    async with open_async_channel(plane.address, secret) as channel:
+        watch = job_service_pb2_grpc.JobServiceStub(channel).WatchJobs(job_service_pb2.WatchJobsRequest())
+        first = await plane.create("first")
+        assert (await watch.read()).job.uid == first
+        await plane.tokens.RevokeToken(token_service_pb2.RevokeTokenRequest(id=secret.split("_")[1]))
+        await plane.create("second")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(_only_of(watch, first), 20)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def _only_of(watch: Any, uid: str) -> None:
+    while (told := await watch.read()) is not grpc.aio.EOF:
+        assert told.job.uid == uid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 from fakes import World
 
 from cluster import metrics as metrics_module
+from cluster import wishes
 from cluster.errors import Conflict, StartUpError, StoreUnavailable
 from cluster.lifecycle import State
 from cluster.metrics import Metrics, serving
@@ -59,14 +59,20 @@ def test_a_step_that_is_not_committed_is_not_counted(world: World) -> None:
     assert value(metrics, "athanor_job_transitions_total", **{"from": "QUEUED", "to": "CANCELLING"}) == 1
 
 
-def test_recoveries_and_preemptions_are_told_apart(world: World) -> None:
-    metrics, job = Metrics(), world.job(world.create())
-    lost = replace(job, state=State.RECOVERING, reason="DRIVER_LOST")
-    metrics.moved(replace(job, state=State.RUNNING), lost)
-    metrics.moved(replace(job, state=State.PAUSING), replace(job, state=State.PAUSED, preemptions=1))
-    metrics.moved(replace(job, state=State.PAUSING), replace(job, state=State.PAUSED))
-    assert value(metrics, "athanor_job_recoveries_total", reason="DRIVER_LOST") == 1
-    assert value(metrics, "athanor_job_preemptions_total") == 1
+async def test_recoveries_and_preemptions_are_told_apart(world: World) -> None:
+    metrics, uid = counted(world), world.create()
+    lost, made_room = "athanor_job_recoveries_total", "athanor_job_preemptions_total"
+    driver = await world.running(uid)
+    world.wish(uid, lambda job, now_us: wishes.preempt(job, now_us, "urgent-abcdefgh"))
+    driver.write(driver.record("PAUSED"))
+    driver.exit()
+    await world.rounds(3)
+    assert "REQUEUED" in world.history(uid)
+    assert (value(metrics, lost, reason="DRIVER_LOST"), value(metrics, made_room)) == (None, 1)
+    (await world.running(uid)).exit()
+    world.clock.advance(world.settings.lease_s + 1)
+    await world.rounds(2)
+    assert (value(metrics, lost, reason="DRIVER_LOST"), value(metrics, made_room)) == (1, 1)
 
 
 def test_a_store_that_is_silent_leaves_the_rest(world: World) -> None:
