@@ -15,6 +15,7 @@ import tenacity
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
+from cluster.channel import is_loopback
 from cluster.errors import ClusterError, Violation
 
 RPC_TIMEOUT_S = 20.0
@@ -78,10 +79,19 @@ def explain(error: grpc.RpcError, address: str) -> RequestFailed:
         elif detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
-        return RequestFailed(code, "NO_CONTROL_PLANE", f"no control plane at {address}; start one with `athanor up`")
+        return RequestFailed(code, "NO_CONTROL_PLANE", _why_unheard(address, call.details() or ""))
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
         return RequestFailed(code, "NO_ANSWER", f"no answer in time from {address}; it may be very busy")
     return RequestFailed(code, reason or code.name, call.details() or code.name, violations, retry_after_s)
+
+
+def _why_unheard(address: str, details: str) -> str:
+    if "refused" in details.lower():
+        return f"no control plane at {address}{'; start one with `athanor up`' if is_loopback(address) else ''}"
+    words = details.rsplit(": ", 1)[-1] or "no answer"
+    return (
+        f"no control plane answers at {address}: {words}; is ATHANOR_TLS_CA the one of its certificate?"
+    )
 
 
 def once(call: Callable[[], Answer], address: str) -> Answer:
