@@ -81,7 +81,7 @@ async def test_pause_and_resume_of_a_running_job(plane: ControlPlane) -> None:
     request = job_service_pb2.PauseJobRequest(uid=uid, message="the cluster is needed")
     for _ in range(2):
         job = (await plane.jobs.PauseJob(request)).job
-        assert (job.state, job.message) == (job_pb2.JOB_STATE_PAUSING, "the cluster is needed")
+        assert (job.state, job.message) == (job_pb2.JOB_STATE_PAUSING, "admin: the cluster is needed")
     beat = await plane.workers.Heartbeat(worker_service_pb2.HeartbeatRequest(attempt=ref))
     assert beat.directive == worker_service_pb2.DIRECTIVE_PAUSE
     error = await refused(plane.jobs.ResumeJob(job_service_pb2.ResumeJobRequest(uid=uid)))

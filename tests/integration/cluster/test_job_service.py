@@ -182,7 +182,7 @@ async def test_cancel(plane: ControlPlane) -> None:
     request = job_service_pb2.CancelJobRequest(uid=uid, message="a better idea")
     for _ in range(2):
         job = (await plane.jobs.CancelJob(request)).job
-        assert (job.state, job.message) == (job_pb2.JOB_STATE_CANCELLING, "a better idea")
+        assert (job.state, job.message) == (job_pb2.JOB_STATE_CANCELLING, "admin: a better idea")
     beat = await plane.workers.Heartbeat(worker_service_pb2.HeartbeatRequest(attempt=ref))
     assert beat.directive == worker_service_pb2.DIRECTIVE_CANCEL
     await plane.finish(ref, worker_service_pb2.OUTCOME_CANCELLED)
