@@ -89,9 +89,7 @@ def _why_unheard(address: str, details: str) -> str:
     if "refused" in details.lower():
         return f"no control plane at {address}{'; start one with `athanor up`' if is_loopback(address) else ''}"
     words = details.rsplit(": ", 1)[-1] or "no answer"
-    return (
-        f"no control plane answers at {address}: {words}; is ATHANOR_TLS_CA the one of its certificate?"
-    )
+    return f"no control plane answers at {address}: {words}; is ATHANOR_TLS_CA the one of its certificate?"
 
 
 def once(call: Callable[[], Answer], address: str) -> Answer:
