@@ -90,7 +90,7 @@ def retry(
     timeout_s: TimeoutOption = None,
     address: AddressOption = "",
 ) -> None:
-    """Make a new job like one that has ended. Prints its uid."""
+    """Make a new job like one that FAILED or was CANCELLED. Prints its uid."""
     with connect(address) as client:
         made = client.retry_job(client.find_job(job).uid, from_checkpoint=from_checkpoint, request_id=request_id)
         sys.stdout.write(f"{made.uid}\n")

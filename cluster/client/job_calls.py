@@ -102,7 +102,7 @@ def resume_job(uid: str) -> Call[job_pb2.Job]:
 
 
 def retry_job(uid: str, *, from_checkpoint: bool = False, request_id: str | None = None) -> Call[job_pb2.Job]:
-    """A new job like one that has ended. Safe to repeat, as `create_job`."""
+    """A new job like one that FAILED or was CANCELLED. Safe to repeat, as `create_job`."""
     request = pb.RetryJobRequest(uid=uid, from_checkpoint=from_checkpoint, request_id=request_id or str(uuid.uuid4()))
     return call(SERVICE, "RetryJob", request, pb.RetryJobResponse, lambda response: response.job)
 

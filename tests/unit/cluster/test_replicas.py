@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes import FakeDriver, FakeRay, World
+from fakes import FakeDriver, World
 
 from cluster.lifecycle import State
 from cluster.reconciler import Reconciler
@@ -115,13 +119,28 @@ async def test_two_share_the_work_and_one_of_them_may_die(pair: Pair) -> None:
 
 
 async def test_two_that_both_believe_to_lead_admit_nothing_twice(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have decided on the same snapshot before either makes a step."""
+    await pair.rounds(2)
     uids = [pair.world.create(f"job{number}") for number in range(6)]
-    await pair.rounds(1)
     monkeypatch.setattr(Replicas, "leads", property(lambda self: True))
     monkeypatch.setattr(Replicas, "tends", lambda self, uid: True)
-    await pair.rounds(4)
-    for uid in uids:
-        assert pair.world.history(uid).count("ADMITTED") <= 1
-        assert pair.world.history(uid).count("ATTEMPT_CREATED") <= 1
-    assert isinstance(pair.world.ray, FakeRay)
-    assert len(pair.world.ray.submissions) == 4  # as many as the node has CPUs
+    both_decided = threading.Barrier(2)
+    with monkeypatch.context() as slow:
+        for each in pair.reconcilers:
+            slow.setattr(each._admission, "round", _then_wait(each._admission.round, both_decided))
+        await asyncio.gather(*(each.round() for each in pair.reconcilers))
+    await pair.rounds(2)
+    begun = [uid for uid in uids if pair.world.submitted(uid)]
+    assert len(begun) == 4  # as many as the node has CPUs
+    for uid in begun:
+        counts = Counter(pair.world.history(uid))
+        assert (counts["ADMITTED"], counts["ATTEMPT_CREATED"], counts["SUBMITTED"]) == (1, 1, 1)
+
+
+def _then_wait(decide: Callable[..., Any], barrier: threading.Barrier) -> Callable[..., Any]:
+    def decide_and_wait(*args: Any) -> Any:
+        found = decide(*args)
+        barrier.wait(10)
+        return found
+
+    return decide_and_wait
