@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from math import inf
 
 from cluster import wishes
-from cluster.capacity import Placement, Resources, Space, shortage
+from cluster.capacity import Placement, Resources, Space, shortage, total
 from cluster.demands import Demands
 from cluster.lifecycle import ACTIVE, State
-from cluster.scheduler import Rules, Running, Snapshot, Verdict, Waiting, decide
-from cluster.standings import WORDS, Standing, moment
+from cluster.scheduler import Held, Quota, Rules, Running, Snapshot, Verdict, Waiting, decide
+from cluster.standings import WORDS, Standing, moment, quota_words
 from cluster.store.records import Change, QueueEntry, StoredJob
 from cluster.store.store import Store
 
@@ -89,7 +89,7 @@ class Admission:
             verdict = self.decide(nodes, ready, holding)
             steps += [*self._admitted(verdict), *self._yielding(verdict, holding)]
             releasing = {entry.uid: "RELEASING" for entry in entries if entry.is_releasing}
-            self._say({**verdict.reasons, **releasing}, self._details(verdict, nodes))
+            self._say({**verdict.reasons, **releasing}, self._details(verdict, nodes, ready))
         next_hold_us = self._store.next_hold() or inf
         look_again_us = self._store.now_us() + _LOOK_AGAIN_US if entries else inf
         self._decided_on, self._due_us = decided_on, min(next_hold_us, look_again_us)
@@ -138,12 +138,19 @@ class Admission:
         victims, now_us = [job for job in holding if job.uid in verdict.preempt], self._store.now_us()
         return [(job, change) for job in victims if (change := wishes.preempt(job, now_us, head)) is not None]
 
-    def _details(self, verdict: Verdict, nodes: Sequence[Resources]) -> dict[str, str]:
+    def _details(
+        self, verdict: Verdict, nodes: Sequence[Resources], ready: Sequence[QueueEntry]
+    ) -> dict[str, str]:
         """What is to be said of single jobs, beyond the words of their reason."""
-        found = {}
+        projects, quotas, found = {entry.uid: entry.project for entry in ready}, self._store.quotas(), {}
         for uid, reason in verdict.reasons.items():
+            demand = self._demands.of(uid) or ()
             if reason == "TOO_LARGE":
-                found[uid] = shortage(nodes, self._demands.of(uid) or ())
+                found[uid] = shortage(nodes, demand)
+            elif reason in ("QUOTA", "OVER_QUOTA"):
+                project = projects[uid]
+                quota, held = quotas.get(project, Quota()), verdict.held.get(project, Held())
+                found[uid] = quota_words(quota, held, total(demand))
             elif reason == "RESOURCES" and verdict.start_by_s < inf:
                 by_us = max(int(verdict.start_by_s / _S), self._store.now_us())
                 found[uid] = f"{WORDS[reason]}, by {moment(by_us)} at the latest"

@@ -20,7 +20,7 @@ from cluster.lifecycle import State
 
 TEXT, STATE, NUMBER, TIME, LABEL = "text", "state", "number", "time", "label"
 FIELDS = {
-    **dict.fromkeys(("project", "name", "kind", "reason"), TEXT),
+    **dict.fromkeys(("project", "name", "uid", "kind", "creator", "reason"), TEXT),
     "state": STATE,
     "priority": NUMBER,
     "create_time": TIME,

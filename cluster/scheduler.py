@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from cluster.capacity import Demand, Placement, Resources, Returns, Space, total
 
@@ -64,6 +65,14 @@ class Quota:
     weight: float = 1.0
 
 
+class Held(NamedTuple):
+    """What a project holds."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    jobs: float = 0
+
+
 @dataclass(frozen=True)
 class Rules:
     """Set by whoever runs the installation."""
@@ -102,6 +111,8 @@ class Verdict:
     reasons: Mapping[str, str]
     start_by_s: float = inf
     """When the head (the job with reason RESOURCES) begins at the latest; inf: nobody can tell."""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    """What projects hold once this is done."""
 
 
 def decide(snapshot: Snapshot) -> Verdict:
@@ -119,7 +130,7 @@ def decide(snapshot: Snapshot) -> Verdict:
         behind += desk.head is not None
         if behind > snapshot.rules.backfill_depth:
             break
-    return Verdict(tuple(desk.admitted), tuple(desk.yielding), desk.reasons, desk.start_s)
+    return Verdict(tuple(desk.admitted), tuple(desk.yielding), desk.reasons, desk.start_s, desk.held)
 
 
 def queue_key(priority: int, since_s: float, seq: int, rules: Rules) -> tuple[float, int]:
@@ -174,6 +185,10 @@ class _Desk:
         for job in snapshot.running:
             self._hold(job.project, job.placement)
 
+    @property
+    def held(self) -> dict[str, Held]:
+        return {project: Held(*amounts) for project, amounts in self._held.items()}
+
     def share(self, project: str) -> float:
         """The largest part of any resource that the project holds, by its weight."""
         held = self._held.get(project)
@@ -189,6 +204,8 @@ class _Desk:
             self._possible[job.demand] = self._empty.place(job.demand) is not None
         if not self._possible[job.demand]:
             return "TOO_LARGE"
+        if asked.cpus > quota.cpus or asked.gpus > quota.gpus:
+            return "OVER_QUOTA"
         if len(self.admitted) + len(self._snapshot.running) >= self._snapshot.rules.max_running_jobs:
             return "RUNNING_JOBS_LIMIT"
         is_over = held[2] + 1 > quota.jobs or held[0] + asked.cpus > quota.cpus or held[1] + asked.gpus > quota.gpus

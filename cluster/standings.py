@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from cluster.capacity import Resources
 from cluster.lifecycle import State
+from cluster.scheduler import Held, Quota
 from cluster.store.records import StoredJob
 
 WORDS: Mapping[str, str] = {
     "RESOURCES": "it goes next, as soon as there is room for all of it at once",
     "BEHIND_OTHERS": "others wait before it; with a schedule.max_run_duration it may be let in between",
     "QUOTA": "its project holds as much as it may",
+    "OVER_QUOTA": "it asks for more than its project may ever hold",
     "RUNNING_JOBS_LIMIT": "as many jobs run as this installation allows",
     "TOO_LARGE": "the cluster does not have that much, even if nothing else ran on it",
     "HELD": "it is held until schedule.hold_until",
@@ -45,6 +48,20 @@ def standing_of(job: StoredJob, decided_us: int, known: Mapping[str, Standing], 
     if decided_us >= (job.queue_since_us or job.create_time_us):
         return Standing(0, "BEHIND_OTHERS", "so many wait before it that it has no number yet")
     return Standing(0, "", "the scheduler has not looked at it yet")
+
+
+def quota_words(quota: Quota, held: Held, asked: Resources) -> str:
+    """Which limit of its project a job meets, with the figures; empty when it meets none."""
+    wanted = Held(asked.cpus, asked.gpus, 1)
+    names = {"cpus": "CPUs", "gpus": "GPUs", "jobs": "running jobs"}
+    for field, name in names.items():
+        limit, has, asks = (getattr(each, field) for each in (quota, held, wanted))
+        if field != "jobs" and asks > limit:
+            return f"it asks for {asks:g} {name}, and its project may hold {limit:g} at once"
+        if has + asks > limit:
+            more = "" if field == "jobs" else f"; it asks for {asks:g}"
+            return f"its project holds {has:g} of the {limit:g} {name} that it may{more}"
+    return ""
 
 
 def moment(time_us: int) -> str:

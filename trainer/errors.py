@@ -55,7 +55,7 @@ class SpecError(UserError):
 
     def __init__(self, violations: Iterable[Violation]) -> None:
         self.violations = tuple(violations)
-        super().__init__("SPEC_INVALID", "\n".join(str(violation) for violation in self.violations))
+        super().__init__("INVALID_SPEC", "\n".join(str(violation) for violation in self.violations))
 
     def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[Violation, ...]]]:
         return type(self), (self.violations,)

@@ -46,6 +46,7 @@ OF_WAITING = {
     "RESOURCES": "it begins when others end; who holds what: athanor cluster nodes",
     "BEHIND_OTHERS": "see the queue: athanor queue; move it up with: athanor job update {uid} --priority 800",
     "QUOTA": "its project is at its quota: athanor project list",
+    "OVER_QUOTA": "ask for less under spec.resources and submit again, or have the quota raised: athanor project list",
     "RUNNING_JOBS_LIMIT": "as many jobs run as may at once (ATHANOR_MAX_RUNNING_JOBS); it begins when one ends",
     "TOO_LARGE": "it asks for more than the cluster has: ask for less under spec.resources, or add nodes",
     "HELD": "it begins at its hour (schedule.hold_until), or at once after: athanor job resume {uid}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli import spans
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
 from cluster.cli.output import Format, FormatOption, as_document, emit, print_table, say
@@ -22,13 +24,18 @@ _NEWER = 1000  # entries that may be written while we look
 @app.command("list")
 def list_entries(
     actor: Annotated[str, typer.Option(help="Only what the token of this name did.")] = "",
+    resource: Annotated[
+        str, typer.Option(help="Only about what begins with this, e.g. a job's uid, or bot@champion.")
+    ] = "",
+    since: Annotated[str, typer.Option(metavar="TIME", help="Only from then on: 2h or 7d ago, or a time in ISO 8601.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 100,
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
 ) -> None:
     """List calls that change something, refused ones too, newest first."""
     with connect(address) as client:
-        entries = list(client.list_audit_entries(actor=actor, limit=limit))
+        wanted = {"actor": actor, "resource": resource, "since": _moment(since)}
+        entries = list(client.list_audit_entries(**wanted, limit=limit))
     emit(
         form,
         [as_document(entry) for entry in entries],
@@ -61,6 +68,19 @@ def verify(
     say(f"{found.num_entries} entries fit together")
     head = f"{found.num_entries}:{found.head}"
     emit(form, as_document(found), table=lambda: print_table(("HEAD",), [(head,)]), names=[head])
+
+
+def _moment(text: str) -> datetime | None:
+    if not text:
+        return None
+    ago = spans.read(text)
+    if ago is not None:
+        return datetime.now(UTC) - ago
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError as error:
+        words = f"{text} is no time; write 30m, 2h or 7d, or 2026-11-01T08:00:00Z"
+        raise typer.BadParameter(words, param_hint="--since") from error
 
 
 def _row(entry: audit_service_pb2.AuditEntry) -> tuple[str, ...]:

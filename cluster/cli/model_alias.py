@@ -1,4 +1,4 @@
-"""`athanor model alias` and `athanor model rollback`: where names point, where they pointed, and back."""
+"""`athanor model alias` and `athanor model rollback`: where names point, where they pointed, back, and away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _SetsByDefault(TyperGroup):
         return super().parse_args(ctx, args if named or not args else ["set", *args])
 
 
-app = typer.Typer(help="Aliases: set, history.", cls=_SetsByDefault, no_args_is_help=True)
+app = typer.Typer(help="Aliases: set, history, delete.", cls=_SetsByDefault, no_args_is_help=True)
 _COLUMNS = ("VERSION", "BEFORE", "CAUSE", "BY", "AGE")
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="NAME@ALIAS", help="A model and one of its aliases.", autocompletion=complete_model)
@@ -62,8 +62,21 @@ def history(reference: ReferenceArgument, form: FormatOption = Format.TABLE, add
         form,
         [as_document(move) for move in moves],
         table=lambda: print_table(_COLUMNS, [_row(move) for move in moves]),
-        names=[f"{name}@{move.version}" for move in moves],
+        names=[f"{name}@{move.version}" for move in moves if move.version],
     )
+
+
+@app.command()
+def delete(
+    reference: ReferenceArgument,
+    expected: Annotated[int | None, typer.Option(help="Only if the alias points at this version now.")] = None,
+    address: AddressOption = "",
+) -> None:
+    """Take an alias away. Its versions stay, and so does its history."""
+    name, alias = split(reference)
+    with connect(address) as client:
+        client.delete_alias(name, alias, expected_version=expected)
+    say(f"{name}@{alias} is no more")
 
 
 def rollback(reference: ReferenceArgument, expected: ExpectedOption = None, address: AddressOption = "") -> None:
@@ -86,4 +99,4 @@ def split(reference: str) -> tuple[str, str]:
 
 def _row(move: model_service_pb2.AliasMove) -> tuple[str, ...]:
     before = str(move.previous_version) if move.previous_version else ""
-    return (str(move.version), before, move.cause, move.actor, age(move.create_time))
+    return (str(move.version) if move.version else "none", before, move.cause, move.actor, age(move.create_time))

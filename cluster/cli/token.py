@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli import spans
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.output import Format, FormatOption, age, as_document, as_fields, emit, print_fields, print_table, say
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Tokens: who may do what, where, until when.", no_args_is_help=True)
 
 _COLUMNS = ("ID", "NAME", "ROLE", "PROJECTS", "STATE", "LAST USE", "AGE")
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @app.command()
@@ -89,10 +88,10 @@ def _role(word: str) -> options_pb2.Role.ValueType:
 def _duration(text: str) -> timedelta | None:
     if not text:
         return None
-    found = re.fullmatch(r"(\d+)([smhd])", text)
-    if not found:
+    found = spans.read(text)
+    if found is None:
         raise typer.BadParameter(f"{text} is no duration; write 30m, 12h or 90d", param_hint="--ttl")
-    return timedelta(seconds=int(found[1]) * _UNITS_S[found[2]])
+    return found
 
 
 def _fields(made: token_service_pb2.CreateTokenResponse) -> dict[str, str | Text]:

@@ -147,6 +147,7 @@ class AsyncAthanorClient:
     delete_model_version = _asks(model_calls.delete_model_version)
     list_alias_history = _asks(model_calls.list_alias_history)
     rollback_alias = _asks(model_calls.rollback_alias)
+    delete_alias = _asks(model_calls.delete_alias)
     verify_model_version = _asks(model_calls.verify_model_version)
     create_deployment = _asks(model_calls.create_deployment)
     get_deployment = _asks(model_calls.get_deployment)

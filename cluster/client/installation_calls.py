@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from athanor.v1 import audit_service_pb2 as audit
 from athanor.v1 import cluster_service_pb2 as cluster
@@ -70,11 +71,15 @@ def get_caller() -> Call[tokens.Token]:
     return call(TOKENS, "GetCaller", tokens.GetCallerRequest(), tokens.GetCallerResponse, lambda found: found.token)
 
 
-def list_audit_entries(*, actor: str = "", limit: int = 100) -> Listing[audit.AuditEntry]:
-    """Newest first, over all pages, at most `limit`."""
+def list_audit_entries(
+    *, actor: str = "", resource: str = "", since: datetime | None = None, limit: int = 100
+) -> Listing[audit.AuditEntry]:
+    """Newest first, over all pages, at most `limit`: of one actor, about what begins with `resource`, from `since` on."""
 
     def page(size: int, token: str) -> Call[tuple[Sequence[audit.AuditEntry], str]]:
-        request = audit.ListAuditEntriesRequest(page_size=size, page_token=token, actor=actor)
+        request = audit.ListAuditEntriesRequest(
+            page_size=size, page_token=token, actor=actor, resource=resource, since=since
+        )
         return call(
             AUDIT,
             "ListAuditEntries",

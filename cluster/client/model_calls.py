@@ -79,6 +79,12 @@ def rollback_alias(name: str, alias: str, *, expected_version: int | None = None
     return call(SERVICE, "RollbackAlias", request, pb.RollbackAliasResponse, lambda response: response.model_version)
 
 
+def delete_alias(name: str, alias: str, *, expected_version: int | None = None) -> Call[None]:
+    """Take an alias away; its versions and its history stay. Not repeated: the second call would find it gone."""
+    request = pb.DeleteAliasRequest(name=name, alias=alias, expected_version=expected_version)
+    return call(SERVICE, "DeleteAlias", request, pb.DeleteAliasResponse, lambda _: None)
+
+
 def verify_model_version(reference: str) -> Call[pb.VerifyModelVersionResponse]:
     """Let the control plane read every file of a version and compare it with its manifest."""
     request = pb.VerifyModelVersionRequest(reference=reference)

@@ -8,7 +8,7 @@ there were: else the log itself would fill the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ _CHEAP = frozenset({"UNAUTHENTICATED", "RESOURCE_EXHAUSTED"})
 _CHEAP_PER_S, _CHEAP_AT_ONCE = 0.2, 20.0
 _RESOURCE_LENGTH = 200
 # Where the name of what a call was about stands, in the answer or in the request; the first one that is there.
-_IN_RESPONSE = ("job.uid", "token.id", "model_version.name", "deployment.name", "project.name")
+_IN_RESPONSE = ("job.uid", "token.id", "deployment.name", "project.name")
 _IN_REQUEST = ("uid", "id", "reference", "project", "name", "job.name", "token.name", "deployment.name")
 
 
@@ -83,11 +83,21 @@ def _more(resource: str, unwritten: int) -> str:
 
 def resource_of(request: Any, response: Any) -> str:
     """What a call was about: a uid, an id, a name; empty when neither message says it."""
-    for message, paths in ((response, _IN_RESPONSE), (request, _IN_REQUEST)):
-        found = filter(None, (_at(message, path) for path in paths))
-        if text := next(found, ""):
-            return clean(text, _RESOURCE_LENGTH)
-    return ""
+    found = _version(request, response) or _named(response, _IN_RESPONSE) or _named(request, _IN_REQUEST)
+    is_dry = bool(getattr(request, "validate_only", False))
+    return clean(found, _RESOURCE_LENGTH) + (" (validate_only)" if is_dry else "")
+
+
+def _version(request: Any, response: Any) -> str:
+    """`bot@champion -> 3` of an alias, `bot@3` of a version."""
+    name, alias, version = _at(request, "name"), _at(request, "alias"), _at(response, "model_version.version")
+    if alias:
+        return f"{name}@{alias} -> {version}" if version else f"{name}@{alias}"
+    return f"{_at(response, 'model_version.name')}@{version}" if version else ""
+
+
+def _named(message: Any, paths: Sequence[str]) -> str:
+    return next(filter(None, (_at(message, path) for path in paths)), "")
 
 
 def _at(message: Any, path: str) -> str:

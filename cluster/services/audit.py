@@ -10,7 +10,7 @@ from athanor.v1 import audit_service_pb2_grpc
 
 from cluster.security.audit import verify
 from cluster.services.pages import make_token, page_size, read_token
-from cluster.store.audit_rows import StoredEntry
+from cluster.store.audit_rows import StoredEntry, Wanted
 from cluster.store.store import Store
 from cluster.wire import clean, timestamp
 
@@ -25,10 +25,12 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         self, request: messages.ListAuditEntriesRequest, context: grpc.ServicerContext
     ) -> messages.ListAuditEntriesResponse:
         del context
-        size, question = page_size(request.page_size), ("audit", request.actor)
+        since_us = request.since.ToMicroseconds() if request.HasField("since") else 0
+        wanted = Wanted(clean(request.actor), clean(request.resource), since_us)
+        size, question = page_size(request.page_size), ("audit", *map(str, vars(wanted).values()))
         cursor = read_token(request.page_token, question, [int])
         before = int(cursor[0]) if cursor else None
-        found = await asyncio.to_thread(self._store.audit_page, before, clean(request.actor), size + 1)
+        found = await asyncio.to_thread(self._store.audit_page, before, wanted, size + 1)
         more = make_token([found[size - 1].number], question) if len(found) > size else ""
         return messages.ListAuditEntriesResponse(entries=map(_to_proto, found[:size]), next_page_token=more)
 

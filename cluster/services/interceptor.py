@@ -7,6 +7,7 @@ Nothing of a stranger's message is read. Health is open to all; reflection wants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -15,7 +16,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from cluster.errors import ClusterError, InvalidInput, Unauthenticated, status_of
+from cluster.errors import ClusterError, InvalidInput, PermissionDenied, Unauthenticated, status_of
 from cluster.ids import new_request_id
 from cluster.security.audit import AuditLog, resource_of
 from cluster.security.caller import ANYBODY, Caller, become
@@ -109,6 +110,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             error = known(failure, rpc.request_id)
         if not rpc.policy.audited:
             return response, error
+        if isinstance(error, PermissionDenied) and rpc.request is None:  # known, and refused before it was read
+            with contextlib.suppress(ClusterError):
+                rpc.request = _parsed(handler, data)
         return await self._audited(rpc, response, error)
 
     async def _audited(self, rpc: Rpc, response: Any, error: ClusterError | None) -> Outcome:

@@ -79,6 +79,15 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         model = await asyncio.to_thread(self._store.roll_back_alias, *at, expected, caller().name)
         return messages.RollbackAliasResponse(model_version=model_to_proto(model))
 
+    async def DeleteAlias(
+        self, request: messages.DeleteAliasRequest, context: grpc.ServicerContext
+    ) -> messages.DeleteAliasResponse:
+        del context
+        _check_names(name=request.name, alias=request.alias)
+        expected = request.expected_version if request.HasField("expected_version") else None
+        await asyncio.to_thread(self._store.delete_alias, request.name, request.alias, expected, caller().name)
+        return messages.DeleteAliasResponse()
+
     async def CreateModelVersion(
         self, request: messages.CreateModelVersionRequest, context: grpc.ServicerContext
     ) -> messages.CreateModelVersionResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from cluster.errors import Conflict, PreconditionFailed
 from cluster.store import model_rows
@@ -16,18 +16,18 @@ from cluster.store.database import Write
 from cluster.store.records import Publication, StoredModel
 from cluster.store.tables import alias_history, aliases, models
 
-PUBLISHED, SET_ALIAS, ROLLBACK = "PUBLISHED", "SET_ALIAS", "ROLLBACK"
-_CAUSES = frozenset({PUBLISHED, SET_ALIAS, ROLLBACK})
+PUBLISHED, SET_ALIAS, ROLLBACK, DELETE_ALIAS = "PUBLISHED", "SET_ALIAS", "ROLLBACK", "DELETE_ALIAS"
+_CAUSES = frozenset({PUBLISHED, SET_ALIAS, ROLLBACK, DELETE_ALIAS})
 
 
 @dataclass(frozen=True)
 class StoredMove:
-    """One move of an alias. `previous_version` 0: it was new."""
+    """One move of an alias. `version` 0: it was taken away; `previous_version` 0: it was new."""
 
     version: int
     previous_version: int
     cause: str
-    """PUBLISHED, SET_ALIAS or ROLLBACK."""
+    """PUBLISHED, SET_ALIAS, ROLLBACK or DELETE_ALIAS."""
     actor: str
     """Name of the token; empty for a job."""
     create_time_us: int
@@ -69,6 +69,13 @@ def move(
     return model_rows.get_version(write.connection, name, version)
 
 
+def remove(write: Write, name: str, alias: str, actor: str, expected: int | None) -> None:
+    """Take an alias away; its history stays, and goes on when it is set again."""
+    now = get(write.connection, name, alias).version
+    _check_expected(name, alias, now, expected)
+    _store(write, name, alias, StoredMove(0, now, DELETE_ALIAS, actor, write.now_us))
+
+
 def _check_expected(name: str, alias: str, now: int, expected: int | None) -> None:
     if expected is not None and expected != now:
         at = f"points at version {now}" if now else "does not exist"
@@ -78,8 +85,12 @@ def _check_expected(name: str, alias: str, now: int, expected: int | None) -> No
 def _store(write: Write, name: str, alias: str, line: StoredMove) -> None:
     at = (aliases.c.name == name, aliases.c.alias == alias)
     row = {"name": name, "alias": alias}
-    moved = update(aliases).where(*at).values(version=line.version)
-    write.connection.execute(moved if line.previous_version else insert(aliases).values(**row, version=line.version))
+    if not line.version:
+        write.connection.execute(delete(aliases).where(*at))
+    elif line.previous_version:
+        write.connection.execute(update(aliases).where(*at).values(version=line.version))
+    else:
+        write.connection.execute(insert(aliases).values(**row, version=line.version))
     values = {"version": line.version, "previous_version": line.previous_version}
     who = {"cause": line.cause, "actor": line.actor, "create_time_us": line.create_time_us}
     write.connection.execute(insert(alias_history).values(**row, **values, **who))

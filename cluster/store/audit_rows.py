@@ -67,13 +67,27 @@ def append(write: Write, calls: Sequence[Call]) -> list[StoredEntry]:
     return entries
 
 
-def page(connection: Connection, before: int | None, actor: str, limit: int) -> list[StoredEntry]:
+@dataclass(frozen=True)
+class Wanted:
+    """Which entries; empty fields say nothing."""
+
+    actor: str = ""
+    resource: str = ""
+    """Only about what begins with it."""
+    since_us: int = 0
+
+
+def page(connection: Connection, before: int | None, of: Wanted, limit: int) -> list[StoredEntry]:
     """Newest first, those whose number is less than `before`."""
     wanted = select(audit).order_by(audit.c.number.desc()).limit(limit)
     if before is not None:
         wanted = wanted.where(audit.c.number < before)
-    if actor:
-        wanted = wanted.where(audit.c.actor == actor)
+    if of.actor:
+        wanted = wanted.where(audit.c.actor == of.actor)
+    if of.resource:
+        wanted = wanted.where(audit.c.resource.startswith(of.resource, autoescape=True))
+    if of.since_us:
+        wanted = wanted.where(audit.c.create_time_us >= of.since_us)
     return [_entry(row) for row in connection.execute(wanted)]
 
 

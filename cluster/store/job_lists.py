@@ -19,7 +19,7 @@ from cluster.store.tables import jobs
 _NEVER_US = 2**62
 """Later than any time."""
 _COLUMNS: Mapping[str, Any] = {
-    **{name: jobs.c[name] for name in ("project", "name", "kind", "reason", "state", "priority")},
+    **{name: jobs.c[name] for name in ("project", "name", "uid", "kind", "creator", "reason", "state", "priority")},
     "create_time": jobs.c.create_time_us,
     "end_time": jobs.c.end_time_us,
 }

@@ -69,6 +69,10 @@ class ModelStore:
         with self.database.write() as write:
             return alias_rows.roll_back(write, name, alias, actor, expected)
 
+    def delete_alias(self, name: str, alias: str, expected: int | None, actor: str = "") -> None:
+        with self.database.write() as write:
+            alias_rows.remove(write, name, alias, actor, expected)
+
     def alias_history(self, name: str, alias: str) -> list[StoredMove]:
         """Oldest first."""
         with self.database.read() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cluster.store import audit_rows, token_rows
-from cluster.store.audit_rows import Call, StoredEntry
+from cluster.store.audit_rows import Call, StoredEntry, Wanted
 from cluster.store.database import Database
 from cluster.store.token_rows import StoredToken
 
@@ -55,9 +55,9 @@ class SecurityStore:
         with self.database.write() as write:
             return audit_rows.append(write, calls)
 
-    def audit_page(self, before: int | None, actor: str, limit: int) -> list[StoredEntry]:
+    def audit_page(self, before: int | None, wanted: Wanted, limit: int) -> list[StoredEntry]:
         with self.database.read() as connection:
-            return audit_rows.page(connection, before, actor, limit)
+            return audit_rows.page(connection, before, wanted, limit)
 
     def audit_in_order(self) -> Iterator[StoredEntry]:
         """All entries, oldest first, as of one moment."""

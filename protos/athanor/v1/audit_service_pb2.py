@@ -26,7 +26,7 @@ from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61thanor/v1/audit_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\nAuditEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x10\n\x08resource\x18\x06 \x01(\t\x12\x0c\n\x04\x63ode\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\t\"O\n\x17ListAuditEntriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\"\\\n\x18ListAuditEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.athanor.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x17\n\x15VerifyAuditLogRequest\";\n\x16VerifyAuditLogResponse\x12\x13\n\x0bnum_entries\x18\x01 \x01(\x03\x12\x0c\n\x04head\x18\x02 \x01(\t2\xe0\x01\n\x0c\x41uditService\x12j\n\x10ListAuditEntries\x12#.athanor.v1.ListAuditEntriesRequest\x1a$.athanor.v1.ListAuditEntriesResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x03\x12\x64\n\x0eVerifyAuditLog\x12!.athanor.v1.VerifyAuditLogRequest\x1a\".athanor.v1.VerifyAuditLogResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61thanor/v1/audit_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\nAuditEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x10\n\x08resource\x18\x06 \x01(\t\x12\x0c\n\x04\x63ode\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\t\"\x8c\x01\n\x17ListAuditEntriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x18ListAuditEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.athanor.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x17\n\x15VerifyAuditLogRequest\";\n\x16VerifyAuditLogResponse\x12\x13\n\x0bnum_entries\x18\x01 \x01(\x03\x12\x0c\n\x04head\x18\x02 \x01(\t2\xe0\x01\n\x0c\x41uditService\x12j\n\x10ListAuditEntries\x12#.athanor.v1.ListAuditEntriesRequest\x1a$.athanor.v1.ListAuditEntriesResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x03\x12\x64\n\x0eVerifyAuditLog\x12!.athanor.v1.VerifyAuditLogRequest\x1a\".athanor.v1.VerifyAuditLogResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,14 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['VerifyAuditLog']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\003'
   _globals['_AUDITENTRY']._serialized_start=106
   _globals['_AUDITENTRY']._serialized_end=310
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=312
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=391
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=393
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=485
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=487
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=510
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=512
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=571
-  _globals['_AUDITSERVICE']._serialized_start=574
-  _globals['_AUDITSERVICE']._serialized_end=798
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=313
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=453
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=455
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=547
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=549
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=572
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=574
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=633
+  _globals['_AUDITSERVICE']._serialized_start=636
+  _globals['_AUDITSERVICE']._serialized_end=860
 # @@protoc_insertion_point(module_scope)

@@ -44,7 +44,9 @@ class AuditEntry(_message.Message):
     method: _builtins.str
     """e.g. athanor.v1.JobService/CancelJob."""
     resource: _builtins.str
-    """What it was about, e.g. a job's uid; empty when it failed before that was known."""
+    """What it was about, e.g. a job's uid or `bot@champion -> 3`; " (validate_only)" behind it where nothing was to be
+    stored. Empty where the caller was not known: strangers' messages are not read.
+    """
     code: _builtins.str
     """gRPC status, e.g. OK or PERMISSION_DENIED."""
     reason: _builtins.str
@@ -86,22 +88,32 @@ class ListAuditEntriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100; over 1000 is 1000."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
     actor: _builtins.str
     """Only of this actor; empty for all."""
+    resource: _builtins.str
+    """Only about what begins with this, e.g. a job's uid or `bot@champion`; empty for all."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only from then on; absent for all."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         actor: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "page_size", b"page_size", "page_token", b"page_token", "resource", b"resource", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -236,7 +236,7 @@ class QueueStanding(_message.Message):
     position: _builtins.int
     """1 goes next; 0 while the scheduler has not seen it."""
     reason: _builtins.str
-    """UPPER_SNAKE word: RESOURCES, BEHIND_OTHERS, QUOTA, RUNNING_JOBS_LIMIT, TOO_LARGE, HELD, DEPENDENCY, RAY_UNREACHABLE."""
+    """UPPER_SNAKE word: RESOURCES, BEHIND_OTHERS, QUOTA, OVER_QUOTA, RUNNING_JOBS_LIMIT, TOO_LARGE, HELD, DEPENDENCY, RAY_UNREACHABLE."""
     message: _builtins.str
     """One sentence for people."""
     def __init__(

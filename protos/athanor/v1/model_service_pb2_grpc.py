@@ -70,6 +70,11 @@ class ModelServiceStub:
                 request_serializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasResponse.FromString,
                 _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/athanor.v1.ModelService/DeleteAlias',
+                request_serializer=athanor_dot_v1_dot_model__service__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_model__service__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
         self.VerifyModelVersion = channel.unary_unary(
                 '/athanor.v1.ModelService/VerifyModelVersion',
                 request_serializer=athanor_dot_v1_dot_model__service__pb2.VerifyModelVersionRequest.SerializeToString,
@@ -135,6 +140,13 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteAlias(self, request, context):
+        """Takes an alias away; the versions and its history stay. ABORTED / ALIAS_MOVED where it does not point at expected_version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyModelVersion(self, request, context):
         """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ.
         """
@@ -186,6 +198,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RollbackAlias,
                     request_deserializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_model__service__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=athanor_dot_v1_dot_model__service__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_model__service__pb2.DeleteAliasResponse.SerializeToString,
             ),
             'VerifyModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyModelVersion,
@@ -388,6 +405,33 @@ class ModelService:
             '/athanor.v1.ModelService/RollbackAlias',
             athanor_dot_v1_dot_model__service__pb2.RollbackAliasRequest.SerializeToString,
             athanor_dot_v1_dot_model__service__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.ModelService/DeleteAlias',
+            athanor_dot_v1_dot_model__service__pb2.DeleteAliasRequest.SerializeToString,
+            athanor_dot_v1_dot_model__service__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class ModelServiceStub:
     """Where an alias pointed, newest first."""
     RollbackAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RollbackAliasRequest, _model_service_pb2.RollbackAliasResponse]
     """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION."""
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]
+    """Takes an alias away; the versions and its history stay. ABORTED / ALIAS_MOVED where it does not point at expected_version."""
     VerifyModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelVersionRequest, _model_service_pb2.VerifyModelVersionResponse]
     """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ."""
     DownloadModelVersion: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelVersionRequest, _model_service_pb2.DownloadModelVersionResponse]
@@ -71,6 +73,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Where an alias pointed, newest first."""
     RollbackAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RollbackAliasRequest, _model_service_pb2.RollbackAliasResponse]  # type: ignore[assignment]
     """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION."""
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Takes an alias away; the versions and its history stay. ABORTED / ALIAS_MOVED where it does not point at expected_version."""
     VerifyModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelVersionRequest, _model_service_pb2.VerifyModelVersionResponse]  # type: ignore[assignment]
     """Reads every file of a version and compares it with its manifest. DATA_LOSS / MODEL_ALTERED names the files that differ."""
     DownloadModelVersion: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelVersionRequest, _model_service_pb2.DownloadModelVersionResponse]  # type: ignore[assignment]
@@ -134,6 +138,14 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.RollbackAliasResponse, _abc.Awaitable[_model_service_pb2.RollbackAliasResponse]]:
         """Points an alias at the version it pointed at before. FAILED_PRECONDITION / NO_EARLIER_VERSION."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _model_service_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.DeleteAliasResponse, _abc.Awaitable[_model_service_pb2.DeleteAliasResponse]]:
+        """Takes an alias away; the versions and its history stay. ABORTED / ALIAS_MOVED where it does not point at expected_version."""
 
     @_abc_1.abstractmethod
     def VerifyModelVersion(

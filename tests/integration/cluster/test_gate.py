@@ -174,6 +174,9 @@ async def test_the_log_holds_what_was_done_and_what_was_refused(
     ]
     assert [each.number for each in found] == [6, 5, 4, 3, 2, 1]
     assert (found[0].resource, found[0].request_id, found[4].resource) == (uid, request_id, uid)
+    assert [each.resource for each in found[1:4]] == ["", "", uid], "of strangers nothing is read"
+    about = audit_service_pb2.ListAuditEntriesRequest(resource=uid, since=found[3].create_time)
+    assert [each.number for each in (await plane.audit.ListAuditEntries(about)).entries] == [6, 3]
     assert found[0].peer.startswith("ipv4:127.0.0.1:")
     verified = await plane.audit.VerifyAuditLog(audit_service_pb2.VerifyAuditLogRequest())
     assert (verified.num_entries, verified.head) == (6, found[0].hash)

@@ -21,7 +21,7 @@ def filled(store: Store) -> Store:
         ("c", {}, 500, "default"),
         ("d", {"team": "care"}, 500, "other"),
     ):
-        new = NewJob(f"{name}-abcdefgh", name, "FineTune", labels, {}, priority, {}, project=project)
+        new = NewJob(f"{name}-abcdefgh", name, "FineTune", labels, {}, priority, {}, project=project, creator="ann" if name == "b" else "")
         job = store.create_job(new)
         if name in "ad":
             store.transition(job, Change("NO", "", State.FAILED))
@@ -40,6 +40,8 @@ def filled(store: Store) -> Store:
         ('end_time > "2000-01-01T00:00:00Z"', "ad"),
         ('NOT end_time > "2000-01-01T00:00:00Z"', "bc"),
         ('create_time < "2000-01-01T00:00:00+01:00"', ""),
+        ("creator = ann", "b"),
+        ("uid = c-abcdefgh OR uid = nobody", "c"),
         ('project = other OR (name = b AND reason = "")', "bd"),
     ],
 )

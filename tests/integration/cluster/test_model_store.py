@@ -154,6 +154,25 @@ def test_rollback_goes_back_and_back_as_an_undo_does(store: Store) -> None:
         store.roll_back_alias("bot", "ghost", None)
 
 
+def test_an_alias_that_is_taken_away_leaves_its_history(store: Store) -> None:
+    for number in (1, 2):
+        version(store)
+        store.set_alias("bot", "champion", number, None, "ann")
+    with pytest.raises(Conflict):
+        store.delete_alias("bot", "champion", 1, "bob")
+    store.delete_alias("bot", "champion", 2, "bob")
+    with pytest.raises(NotFound):
+        store.model_alias("bot", "champion")
+    with pytest.raises(NotFound):
+        store.delete_alias("bot", "champion", None, "bob")
+    assert store.model_version("bot", 2).aliases == ()
+    last = store.alias_history("bot", "champion")[-1]
+    assert (last.version, last.previous_version, last.cause, last.actor) == (0, 2, "DELETE_ALIAS", "bob")
+    store.set_alias("bot", "champion", 1, 0)
+    assert store.roll_back_alias("bot", "champion", None).version == 2, "it never leads to where there was nothing"
+    store.delete_model("bot", 1)
+
+
 def test_rollback_passes_over_deleted_versions(store: Store) -> None:
     for number in (1, 2, 3):
         version(store)

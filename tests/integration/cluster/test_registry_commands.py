@@ -92,6 +92,10 @@ async def test_aliases_move_there_and_back(run: Run, source: str) -> None:
     assert await failure(run, "model", "rollback", "bot@champion") == "NO_EARLIER_VERSION"
     assert await failure(run, "model", "rollback", "bot@stable", "--expected", "2") == "ALIAS_MOVED"
     assert "names no alias" in await failure(run, "model", "rollback", "bot@1")
+    assert await failure(run, "model", "alias", "delete", "bot@champion", "--expected", "9") == "ALIAS_MOVED"
+    await output(run, "model", "alias", "delete", "bot@champion")
+    assert "DELETE_ALIAS" in await output(run, "model", "alias", "history", "bot@champion")
+    assert await failure(run, "model", "alias", "delete", "bot@champion") == "MODEL_NOT_FOUND"
 
 
 async def test_delete_asks_and_keeps_what_is_in_use(run: Run, source: str) -> None:

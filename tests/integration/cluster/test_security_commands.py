@@ -97,7 +97,12 @@ async def test_a_kept_head_shows_that_the_end_was_cut_off(athanor: Athanor, plan
     assert (await athanor("audit", "verify", "--kept", head)).exit_code == 0
     listed = json.loads((await athanor("audit", "list", "--actor", "admin", "-o", "json")).stdout)
     assert [entry["number"] for entry in listed] == ["3", "2", "1"]
-    assert "CreateToken" in (await athanor("audit", "list")).stdout
+    assert "CreateToken" in (await athanor("audit", "list", "--since", "1h")).stdout
+    about = json.loads((await athanor("audit", "list", "--resource", listed[0]["resource"], "-o", "json")).stdout)
+    assert [entry["number"] for entry in about] == ["3"]
+    assert (await athanor("audit", "list", "--since", "2000-01-01T00:00:00Z", "-o", "name")).stdout.split() == list("321")
+    assert json.loads((await athanor("audit", "list", "--since", "2100-01-01", "-o", "json")).stdout) == []
+    assert (await athanor("audit", "list", "--since", "yesterday")).exit_code == 2
     store = Store.open(plane.settings.database_url)
     with store.database.write() as write:
         write.connection.execute(delete(audit).where(audit.c.number >= 2))

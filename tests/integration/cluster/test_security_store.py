@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.security.audit import verify
 from cluster.security.tokens import Tokens, ensure_first_token
-from cluster.store.audit_rows import Call
+from cluster.store.audit_rows import Call, Wanted
 from cluster.store.store import Store
 
 CALL = Call("ann", "ipv4:127.0.0.1:1", "athanor.v1.JobService/CancelJob", "Ω-bot", "OK", "", "req-1")
@@ -19,7 +19,7 @@ def test_two_writers_make_one_chain(open_store: Callable[[], Store]) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: stores[number % 2].append_audit([CALL] * (number % 3 + 1)), range(60)))
     assert verify(stores[0].audit_in_order())[0] == 120
-    assert [entry.number for entry in stores[1].audit_page(None, "ann", 1000)] == list(range(120, 0, -1))
+    assert [entry.number for entry in stores[1].audit_page(None, Wanted("ann"), 1000)] == list(range(120, 0, -1))
 
 
 def test_control_planes_that_start_together_leave_one_first_token(

@@ -170,7 +170,7 @@ def test_a_wrong_job_is_the_users_error_and_tried_once(tmp_path: Path, data_dir:
 def test_a_spec_that_this_code_does_not_know_is_the_users_error(tmp_path: Path, endless_spec, drive: Drive) -> None:
     record = drive(write_attempt(tmp_path, endless_spec | {"magic": True})).ended()
     assert record is not None
-    assert (record.outcome, record.reason) == (USER_ERROR, "SPEC_INVALID")
+    assert (record.outcome, record.reason) == (USER_ERROR, "INVALID_SPEC")
     assert "spec.magic" in record.message
 
 

@@ -97,7 +97,7 @@ class FakeControlPlane(
         self._seen(context)
         if request.job.name == "refused":
             words = {"spec.data.train": "there is no file /data/none.jsonl"}
-            refuse(context, code_pb2.INVALID_ARGUMENT, "SPEC_INVALID", "\n".join(words.values()), words)
+            refuse(context, code_pb2.INVALID_ARGUMENT, "INVALID_SPEC", "\n".join(words.values()), words)
         job = job_pb2.Job()
         job.CopyFrom(request.job)
         job.uid = "" if request.validate_only else f"{request.job.name}-abcdefgh"

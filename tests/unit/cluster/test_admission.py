@@ -99,9 +99,15 @@ async def test_quotas_of_a_project(wide: World) -> None:
     other = wide.create(project="other")
     await wide.rounds(2)
     assert [wide.state(uid) for uid in (*care, other)] == [State.STARTING] * 2 + [State.QUEUED, State.STARTING]
-    assert wide.standing(care[2]).reason == "QUOTA"
+    words = "its project holds 2 of the 2 CPUs that it may; it asks for 1"
+    assert wide.standing(care[2])[1:] == ("QUOTA", words)
+    wide.store.set_quota("care", {"cpus": 0.5, "jobs": 5}, 1.0)
+    await wide.rounds(2)
+    words = "it asks for 1 CPUs, and its project may hold 0.5 at once"
+    assert wide.standing(care[2])[1:] == ("OVER_QUOTA", words)
     wide.store.set_quota("care", {"cpus": None, "jobs": 2}, 1.0)
     await wide.rounds(2)
+    assert wide.standing(care[2]).message == "its project holds 2 of the 2 running jobs that it may"
     assert wide.state(care[2]) is State.QUEUED
     wide.store.set_quota("care", {}, 1.0)
     await wide.rounds(2)

@@ -88,7 +88,7 @@ def test_a_failed_job_says_why_and_what_next(shell: Shell, plane: FakeControlPla
 def test_wrong_fields_are_lines_of_their_own(shell: Shell) -> None:
     code, out, err = shell.run("job", "submit", "-f", shell.job_file("refused"))
     assert (code, out) == (2, "")
-    assert err == "error: [SPEC_INVALID] the request is wrong\n  spec.data.train: there is no file /data/none.jsonl\n"
+    assert err == "error: [INVALID_SPEC] the request is wrong\n  spec.data.train: there is no file /data/none.jsonl\n"
 
 
 def test_an_unknown_key_is_found_before_sending(shell: Shell, plane: FakeControlPlane) -> None:

@@ -134,7 +134,7 @@ def test_wrong_fields_arrive_with_their_paths(client: AthanorClient) -> None:
         client.create_job({**MANIFEST, "metadata": {"name": "refused"}})
     (violation,) = failure.value.violations
     assert (violation.path, violation.message) == ("spec.data.train", "there is no file /data/none.jsonl")
-    assert failure.value.reason == "SPEC_INVALID"
+    assert failure.value.reason == "INVALID_SPEC"
 
 
 def test_nobody_there_is_said_with_the_mend() -> None:

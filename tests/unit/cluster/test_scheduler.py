@@ -242,9 +242,13 @@ def test_too_large_and_too_many_are_told_apart_and_keep_nobody_waiting() -> None
         job("quota", (Bundle(2, NODE),), priority=800, project="b"),
         job("fits", priority=1),
     ]
+    of_b = {"b": Quota(cpus=16)}
     verdict = decide(Snapshot(0.0, [NODE] * 2, queue, quotas={"b": Quota(cpus=15)}))
     assert verdict.admit == ("fits",)
-    assert verdict.reasons == {"large": "TOO_LARGE", "fat": "TOO_LARGE", "quota": "QUOTA"}
+    assert verdict.reasons == {"large": "TOO_LARGE", "fat": "TOO_LARGE", "quota": "OVER_QUOTA"}
+    verdict = decide(Snapshot(0.0, [NODE] * 3, [*queue[2:], job("fills", project="b", priority=950)], quotas=of_b))
+    assert verdict.reasons == {"quota": "QUOTA"}
+    assert verdict.held["b"] == (8, 2, 1)
 
 
 @given(snapshots())

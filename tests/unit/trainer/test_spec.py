@@ -212,7 +212,7 @@ def test_a_spec_error_crosses_process_borders() -> None:
     copied = pickle.loads(pickle.dumps(error))
     assert (copied.violations, copied.reason, str(copied)) == (
         error.violations,
-        "SPEC_INVALID",
+        "INVALID_SPEC",
         "spec.data: is missing",
     )
 

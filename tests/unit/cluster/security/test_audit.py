@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from athanor.v1 import job_service_pb2, token_service_pb2
+from athanor.v1 import job_service_pb2, model_service_pb2, token_service_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
 
 from cluster.errors import DataLoss, StoreUnavailable
 from cluster.security.audit import AuditLog, resource_of, verify
-from cluster.store.audit_rows import Call
+from cluster.store.audit_rows import Call, Wanted
 from cluster.store.store import Store
 from cluster.store.tables import audit
 
@@ -135,11 +137,11 @@ async def test_a_flood_of_strangers_fills_no_disk_and_is_counted(store: Store) -
     for _ in range(1000):
         await log.write(stranger)
     await log.write(CALL)
-    entries = store.audit_page(None, "", 1000)
+    entries = store.audit_page(None, Wanted(), 1000)
     assert 20 < len(entries) < 40
     log._cheap._buckets.clear()
     await log.write(stranger)
-    assert store.audit_page(None, "", 1)[0].call.resource == f"(and {1001 - len(entries)} refused calls more)"
+    assert store.audit_page(None, Wanted(), 1)[0].call.resource == f"(and {1001 - len(entries)} refused calls more)"
 
 
 def test_what_a_call_was_about_is_found_in_answer_or_request() -> None:
@@ -150,4 +152,30 @@ def test_what_a_call_was_about_is_found_in_answer_or_request() -> None:
     wish = job_service_pb2.CreateJobRequest()
     wish.job.name = "x" * 999
     assert resource_of(wish, None) == "x" * 200
+    wish.job.name, wish.validate_only = "bot", True
+    assert resource_of(wish, job_service_pb2.CreateJobResponse()) == "bot (validate_only)"
     assert resource_of(None, None) == ""
+
+
+def test_an_alias_is_named_with_where_it_points_now() -> None:
+    moved = model_service_pb2.SetAliasResponse(model_version=model_service_pb2.ModelVersion(name="bot", version=3))
+    wish = model_service_pb2.SetAliasRequest(name="bot", alias="champion", version=3)
+    assert resource_of(wish, moved) == "bot@champion -> 3"
+    assert resource_of(wish, None) == "bot@champion"
+    taken = model_service_pb2.DeleteAliasRequest(name="bot", alias="champion")
+    assert resource_of(taken, model_service_pb2.DeleteAliasResponse()) == "bot@champion"
+    made = model_service_pb2.CreateModelVersionResponse(model_version=moved.model_version)
+    assert resource_of(model_service_pb2.CreateModelVersionRequest(name="bot"), made) == "bot@3"
+
+
+def test_pages_may_be_narrowed_down(store: Store) -> None:
+    store.append_audit([replace(CALL, actor=who, resource=what) for who in "ab" for what in ("x-1", "x-2", "x%")])
+    first, *_, last = store.audit_page(None, Wanted(), 10)
+
+    def numbers(**wanted: Any) -> list[int]:
+        return [entry.number for entry in store.audit_page(None, Wanted(**wanted), 10)]
+
+    assert numbers(resource="x-") == [5, 4, 2, 1]
+    assert numbers(resource="x%", actor="a") == [3], "nothing is a wildcard"
+    assert numbers(since_us=last.create_time_us) == [6, 5, 4, 3, 2, 1]
+    assert numbers(since_us=first.create_time_us + 1) == []
