@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.home import DEFAULT_ADDRESS, Home
+from cluster.home import Home
 from trainer import atomic
 
 _VARIABLES = {
@@ -92,13 +92,13 @@ def _local_if_readable(environ: Mapping[str, str]) -> Access | None:
 
 
 def local_access(environ: Mapping[str, str] = os.environ) -> Access:
-    """The control plane that `athanor up` started here, and the token that it wrote."""
+    """The control plane that `athanor up` started here, and the token that it wrote; nothing where none is up."""
     home = Home.from_env(environ)
     record = home.read_record()
     path = home.admin_token_path
     return Access(
-        address=record.control_plane if record and record.control_plane else DEFAULT_ADDRESS,
-        token_file=str(path) if path.exists() else "",
+        address=record.control_plane if record else "",
+        token_file=str(path) if record and path.exists() else "",
         tls_ca=record.tls_ca if record else "",
     )
 

@@ -138,9 +138,7 @@ class Admission:
         victims, now_us = [job for job in holding if job.uid in verdict.preempt], self._store.now_us()
         return [(job, change) for job in victims if (change := wishes.preempt(job, now_us, head)) is not None]
 
-    def _details(
-        self, verdict: Verdict, nodes: Sequence[Resources], ready: Sequence[QueueEntry]
-    ) -> dict[str, str]:
+    def _details(self, verdict: Verdict, nodes: Sequence[Resources], ready: Sequence[QueueEntry]) -> dict[str, str]:
         """What is to be said of single jobs, beyond the words of their reason."""
         projects, quotas, found = {entry.uid: entry.project for entry in ready}, self._store.quotas(), {}
         for uid, reason in verdict.reasons.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ Options = Sequence[tuple[str, Any]]
 OPTIONS: Options = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0))
 INSECURE = "ATHANOR_INSECURE"
 _SCHEME = "Bearer "
+_HOST = re.compile(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\]")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,18 @@ class Tls:
         return grpc.ssl_channel_credentials(_content(self.ca), _content(self.key), _content(self.certificate))
 
 
+def check_address(address: str) -> None:
+    """InvalidInput / INVALID_ADDRESS for what names no place on the network: host:port, [IPv6]:port, unix:path."""
+    host, _, port = address.rpartition(":")
+    is_place = _HOST.fullmatch(host) is not None and port.isdigit() and 0 < int(port) < 65536
+    if not is_place and not (address.startswith("unix:") and address != "unix:"):
+        message = f"{address!r} is no address; write host:port, e.g. athanor.example:50051"
+        raise InvalidInput("INVALID_ADDRESS", message)
+
+
 def open_channel(address: str, token: str = "", tls: Tls | None = None, options: Options = OPTIONS) -> grpc.Channel:
     """A channel whose every call carries the token. Opened lazily: it fails with the first call, not here."""
+    check_address(address)
     token = _checked(token)
     check_token_is_safe(address, token, tls)
     if tls is None:
@@ -66,6 +78,7 @@ def open_async_channel(
     address: str, token: str = "", tls: Tls | None = None, options: Options = OPTIONS
 ) -> grpc.aio.Channel:
     """The same for asyncio."""
+    check_address(address)
     token = _checked(token)
     check_token_is_safe(address, token, tls)
     interceptors: Any = [_SendTokenUnary(token), _SendTokenStream(token)] if token else None

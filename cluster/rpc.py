@@ -82,6 +82,9 @@ def explain(error: grpc.RpcError, address: str) -> RequestFailed:
         return RequestFailed(code, "NO_CONTROL_PLANE", _why_unheard(address, call.details() or ""))
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
         return RequestFailed(code, "NO_ANSWER", f"no answer in time from {address}; it may be very busy")
+    if code == grpc.StatusCode.UNIMPLEMENTED and not reason:
+        words = f"the control plane at {address} does not know this call: it is of an older release"
+        return RequestFailed(code, "OLDER_RELEASE", f"{words}; see `athanor cluster info`")
     return RequestFailed(code, reason or code.name, call.details() or code.name, violations, retry_after_s)
 
 

@@ -15,7 +15,7 @@ from trainer.errors import SpecError, UserError, Violation
 from trainer.job import model_form
 from trainer.layers import unmatched
 from trainer.objective_spec import LAYERED
-from trainer.sources import columns, missing_columns
+from trainer.sources import SUFFIXES, columns, missing_columns
 from trainer.spec import DistillSpec, FineTuneSpec
 
 _HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -56,6 +56,9 @@ def _data_violations(spec: FineTuneSpec | DistillSpec) -> Iterator[Violation]:
 def _source_violations(
     path: str, source: str, spec: FineTuneSpec | DistillSpec, *, labelled: bool
 ) -> Iterator[Violation]:
+    if is_relative(source):
+        yield Violation(path, f"{source!r} is a relative path, and nobody knows from where; write it from the root on")
+        return
     try:
         present = columns(source)
     except UserError as error:
@@ -140,11 +143,20 @@ def _number(config: Mapping[str, object], names: tuple[str, ...]) -> int | None:
     return next((one for one in found if isinstance(one, int)), None)
 
 
+def is_relative(source: str) -> bool:
+    """Whether it means something only from where somebody stands: the cluster stands nowhere."""
+    path = Path(source)
+    looks_like_path = source.startswith(".") or path.suffix.lower() in SUFFIXES
+    return looks_like_path and not source.startswith("~") and not path.is_absolute()
+
+
 def _model_problem(reference: str, models: Mapping[str, str]) -> str | None:
     form = model_form(reference)
     if form == "registry":
         known = reference in models
         return _directory_problem(Path(models[reference])) if known else f"{reference} is not in the model registry"
+    if form == "directory" and is_relative(reference):
+        return f"{reference!r} is a relative path, and nobody knows from where; write it from the root on"
     if form == "directory":
         return _directory_problem(Path(reference).expanduser())
     if Path(reference).is_dir():

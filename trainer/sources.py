@@ -19,6 +19,7 @@ from trainer.violations import did_you_mean
 SourceForm = Literal["json", "csv", "parquet", "hub"]
 Format = Literal["chat", "prompt_completion", "text"]
 _FORMS: dict[str, SourceForm] = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+SUFFIXES = tuple(_FORMS)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _ROWS_LOOKED_AT = 50
 

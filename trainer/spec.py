@@ -6,10 +6,11 @@ with the key that was probably meant. Nothing here is changed after validation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
 
 from trainer.data_spec import ColumnsSpec as ColumnsSpec
 from trainer.data_spec import DataSpec as DataSpec
@@ -123,13 +124,22 @@ class RetriesSpec(Strict):
     """How often it makes room for a job of higher priority; without it as often as it is asked to."""
 
 
+def _no_mere_name(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) and not re.fullmatch(UID_PATTERN, value):
+        raise ValueError(f"{value!r} is a name, and many jobs may have it; write the uid of one: athanor job list")
+    return value
+
+
+JobUid = Annotated[str, BeforeValidator(_no_mere_name), Field(pattern=UID_PATTERN)]
+
+
 class ScheduleSpec(Strict):
     priority: Annotated[int, Field(ge=0, le=1000)] = 500
     max_run_duration: Duration | None = None
     """The job is failed after this long in RUNNING. One that says so may be let in before a larger job."""
     hold_until: AwareDatetime | None = None
     """It waits at least until then (RFC 3339, with a time zone)."""
-    depends_on: Annotated[tuple[Annotated[str, Field(pattern=UID_PATTERN)], ...], Field(max_length=64)] = ()
+    depends_on: Annotated[tuple[JobUid, ...], Field(max_length=64)] = ()
     """Uids of jobs that must have succeeded before it begins; it fails with the first of them that does not."""
     retries: RetriesSpec = RetriesSpec()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from cluster.cli.job_table import state_of
@@ -9,11 +10,12 @@ from cluster.cli.job_table import state_of
 if TYPE_CHECKING:
     from athanor.v1 import job_pb2
 
+_LATER_STAGES = ("baseline", "evaluate", "publish")
 _LOOK = "athanor job logs {uid}"
-_AGAIN = "mend it and submit again, or: athanor job retry {uid} --from-checkpoint"
+_AGAIN = "mend it and submit again, or: {again}"
 _DATA = "look at the rows that the message names; mend the data and submit again"
 _MODEL = "take another model, or mend its directory; the message says what is wrong with it"
-_STORAGE = "make room on the storage or mend it, then: athanor job retry {uid} --from-checkpoint"
+_STORAGE = "make room on the storage or mend it, then: {again}"
 _MEMORY = (
     "lower training.micro_batch_tokens, or set training.gradient_checkpointing or a higher zero_stage; "
     "then submit again"
@@ -33,12 +35,11 @@ OF_FAILURE = {
     "PAYLOAD_INEXACT": "set objective.teacher_payload to auto, full_logits or topk_logits",
     "OUT_OF_MEMORY": _MEMORY,
     "WORKER_LOST": "too little memory is the usual cause; {look}",
-    "DRIVER_LOST": "look for a full disk or too little memory on the nodes; then: athanor job retry {uid} "
-    "--from-checkpoint",
+    "DRIVER_LOST": "look for a full disk or too little memory on the nodes; then: {again}",
     "STORAGE_FULL": _STORAGE,
     "STORAGE_FAILED": _STORAGE,
     "HUB_UNREACHABLE": "check the network of the workers, or give a directory; then: athanor job retry {uid}",
-    "MAX_RUN_DURATION": "set schedule.max_run_duration higher and go on: athanor job retry {uid} --from-checkpoint",
+    "MAX_RUN_DURATION": "set schedule.max_run_duration higher and go on: {again}",
     "DEPENDENCY_FAILED": "mend the job that it waits for, then: athanor job retry {uid}",
     "SUBMIT_REFUSED": "the message has Ray's own words; athanor doctor",
 }
@@ -50,7 +51,7 @@ OF_WAITING = {
     "RUNNING_JOBS_LIMIT": "as many jobs run as may at once (ATHANOR_MAX_RUNNING_JOBS); it begins when one ends",
     "TOO_LARGE": "it asks for more than the cluster has: ask for less under spec.resources, or add nodes",
     "HELD": "it begins at its hour (schedule.hold_until), or at once after: athanor job resume {uid}",
-    "DEPENDENCY": "it waits for another job's model; see that job with athanor job describe",
+    "DEPENDENCY": "it waits for another job's model; see that job with: athanor job describe UID",
     "RAY_UNREACHABLE": "Ray cannot be seen; athanor doctor",
 }
 OF_CONDITION = {
@@ -65,7 +66,7 @@ OF_STATE = {
     "PAUSED": "athanor job resume {uid}",
     "RECOVERING": "it goes on from its last checkpoint by itself; if that repeats: {look}",
     "CANCELLING": "athanor job wait {uid}",
-    "CANCELLED": "athanor job retry {uid} --from-checkpoint",
+    "CANCELLED": "{again}",
 }
 
 
@@ -83,7 +84,21 @@ def next_steps(job: job_pb2.Job) -> list[str]:
         lines += ["it made room for a more urgent job and goes on by itself"]
     elif state in OF_STATE:
         lines += [OF_STATE[state]]
-    return [line.format(uid=job.uid, look=_LOOK.format(uid=job.uid)) for line in lines]
+    names = {"uid": job.uid, "look": _LOOK.format(uid=job.uid), "again": _retry(job)}
+    return [line.format(**names) for line in lines]
+
+
+def _retry(job: job_pb2.Job) -> str:
+    return f"athanor job retry {job.uid}{' --from-checkpoint' if goes_on_from_somewhere(job) else ''}"
+
+
+def goes_on_from_somewhere(job: job_pb2.Job) -> bool:
+    """Whether it got as far as its first checkpoint (or its first labels), by what was last heard of it."""
+    progress, checkpoint = job.progress, job.spec.fields["checkpoint"].struct_value.fields
+    if progress.stage == "train":
+        every = checkpoint["every_steps"].number_value if "every_steps" in checkpoint else inf
+        return progress.step >= every
+    return progress.stage in _LATER_STAGES or (progress.stage == "label" and progress.step > 0)
 
 
 def _after_success(job: job_pb2.Job) -> list[str]:

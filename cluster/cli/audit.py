@@ -10,6 +10,7 @@ import typer
 from cluster.cli import spans
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
+from cluster.cli.lists import at_most
 from cluster.cli.output import Format, FormatOption, as_document, emit, print_table, say
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ def list_entries(
     resource: Annotated[
         str, typer.Option(help="Only about what begins with this, e.g. a job's uid, or bot@champion.")
     ] = "",
-    since: Annotated[str, typer.Option(metavar="TIME", help="Only from then on: 2h or 7d ago, or a time in ISO 8601.")] = "",
+    since: Annotated[str, typer.Option(metavar="TIME", help="Only from then on: 2h or 7d ago, or a time.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 100,
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
 ) -> None:
     """List calls that change something, refused ones too, newest first."""
     with connect(address) as client:
-        wanted = {"actor": actor, "resource": resource, "since": _moment(since)}
-        entries = list(client.list_audit_entries(**wanted, limit=limit))
+        found = client.list_audit_entries(actor=actor, resource=resource, since=_moment(since), limit=limit + 1)
+        entries = list(at_most(limit, found))
     emit(
         form,
         [as_document(entry) for entry in entries],

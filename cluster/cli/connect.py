@@ -21,10 +21,25 @@ AddressOption = Annotated[
 _PATIENCE_S = 3.0
 
 
+def _nowhere() -> Exception:
+    import grpc
+
+    from cluster.home import Home
+    from cluster.rpc import RequestFailed
+
+    words = (
+        f"no local cluster is up in {Home.from_env().root}, and no --address, ATHANOR_ADDRESS or context names "
+        "another; start one with `athanor up`"
+    )
+    return RequestFailed(grpc.StatusCode.UNAVAILABLE, "NO_CONTROL_PLANE", words)
+
+
 def connect(address: str) -> AthanorClient:
     """A client of this address, or of the one that environment, context or local cluster names, with its token."""
     from cluster.access import Access, find_access
     from cluster.client import AthanorClient
 
     found = find_access(Access(address=address))
+    if not found.address:
+        raise _nowhere()
     return AthanorClient(found.address, **found.for_client(), patience_s=_PATIENCE_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from cluster.cli.output import Format, FormatOption, emit, print_fields, print_t
 
 app = typer.Typer(help="Contexts: addresses and tokens of several installations.", no_args_is_help=True)
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the context.")]
 
 
@@ -50,6 +52,8 @@ def set_context(
     project: Annotated[str, typer.Option(help="Where jobs go that name none.")] = "",
 ) -> None:
     """Make or change a context; what is not given stays. The first one is taken into use."""
+    if not _NAME.fullmatch(name):
+        raise typer.BadParameter(f"{name!r} is no name; write letters, digits, '.', '_' and '-'", param_hint="NAME")
     contexts = Contexts.load()
     given = Access(
         address=address,
@@ -60,6 +64,9 @@ def set_context(
     access = given.or_else(contexts.named.get(name, Access()))
     if not access.address:
         raise typer.BadParameter("a new context needs an address", param_hint="--address")
+    from cluster.channel import check_address  # loads gRPC
+
+    check_address(access.address)
     changed = contexts.with_context(name, access)
     changed.save()
     use = "it is in use" if changed.in_use == name else f"take it with: athanor context use {name}"

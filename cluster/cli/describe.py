@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.cli.advice import next_steps
+from cluster.cli.folding import folded, shortened
 from cluster.cli.job_table import clock, eta, loss, progress_of, speed, state_of, state_text, why
 from cluster.cli.job_view import event_parts, words
-from cluster.cli.output import age, show, span
+from cluster.cli.output import age, as_document, show, span
 
 if TYPE_CHECKING:
     from athanor.v1 import cluster_service_pb2, job_pb2, job_service_pb2
@@ -32,6 +33,14 @@ class Story:
     job: job_pb2.Job
     events: Sequence[job_service_pb2.JobEvent]
     info: cluster_service_pb2.GetServerInfoResponse
+
+    def as_document(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "job": as_document(self.job),
+            "events": [as_document(event) for event in self.events],
+            "next": next_steps(self.job),
+        }
 
 
 def tell(story: Story) -> None:
@@ -134,13 +143,15 @@ def _link(url: str) -> Text:
 
 
 def _events(events: Sequence[job_service_pb2.JobEvent]) -> Iterator[RenderableType]:
-    left_out = len(events) - _MOST_EVENTS
-    if left_out > 0:
-        yield Text(f"... {left_out} older ones: athanor job events {events[0].job_uid}", style="bright_black")
+    told = list(folded(events))
+    shown = shortened(told, _MOST_EVENTS)
+    if len(shown) < len(told):
+        left_out = len(told) - len(shown)
+        yield Text(f"... {left_out} more: athanor job events {events[0].job_uid}", style="bright_black")
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for event in events[-_MOST_EVENTS:]:
-        moment, state, reason, message = event_parts(event)
-        words = "  ".join(part for part in (reason, message) if part)
+    for each in shown:
+        moment, state, reason, _ = event_parts(each.event)
+        words = "  ".join(part for part in (reason, each.message) if part)
         grid.add_row(Text(moment, style="bright_black"), state, words)
     yield grid
 

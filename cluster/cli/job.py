@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +15,7 @@ from cluster.cli.completion import complete_job, complete_state
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import of_state
 from cluster.cli.job_table import COLUMNS, WIDE_COLUMNS, row, state_name, wide_row
-from cluster.cli.lists import Columns, Line, WatchOption, show_list
+from cluster.cli.lists import Columns, Line, WatchOption, at_most, show_list
 from cluster.cli.output import Format, FormatOption, age, as_document, as_fields, emit, emit_json, print_fields, say
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Jobs: submit, look at, follow, change, end them.", no_args_is_help=True)
 
+_MANIFEST = "manifest"
 JobArgument = Annotated[
     str,
     typer.Argument(metavar="JOB", help="Uid of the job, or its name for the newest one.", autocompletion=complete_job),
@@ -46,7 +49,7 @@ def submit(
     address: AddressOption = "",
 ) -> None:
     """Submit a job. Prints its uid; with --wait ends with the job's exit code."""
-    from cluster.cli.job_file import read_job_file
+    from cluster.job_file import read_job_file
 
     manifest = read_job_file(file, assignments or ())
     with connect(address) as client:
@@ -69,7 +72,7 @@ def validate(
     address: AddressOption = "",
 ) -> None:
     """Check a job file: its fields, and (unless --offline) whether data and models it names are there."""
-    from cluster.cli.job_file import read_job_file
+    from cluster.job_file import read_job_file
 
     manifest = read_job_file(file, assignments or ())
     if not offline:
@@ -91,6 +94,9 @@ def list_jobs(
             "--filter", metavar="EXPR", help="""Only those, e.g. 'labels.team = "care" AND priority >= 500'."""
         ),
     ] = "",
+    project: Annotated[str, typer.Option(help="Only jobs of this project.")] = "",
+    creator: Annotated[str, typer.Option(help="Only jobs that the token of this name made.")] = "",
+    mine: Annotated[bool, typer.Option("--mine", help="Only jobs that this command's token made.")] = False,
     order_by: Annotated[str, typer.Option(metavar="FIELD", help="e.g. 'priority desc'; newest first by default.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
     watch: WatchOption = False,
@@ -100,37 +106,73 @@ def list_jobs(
     """List jobs, newest first."""
     states = [job_follow.state_number(each) for each in state or ()]
 
+    if mine and creator:
+        raise typer.BadParameter("say --mine or --creator, not both", param_hint="--mine")
+
     def load() -> Iterator[Line]:
-        for job in client.list_jobs(states=states, name=name, filter=where, order_by=order_by, limit=limit):
+        found = client.list_jobs(states=states, name=name, filter=narrow, order_by=order_by, limit=limit + 1)
+        for job in at_most(limit, found):
             yield Line(job.uid, as_document(job), row(job), wide_row(job))
 
     with connect(address) as client:
-        show_list(form, Columns(COLUMNS, WIDE_COLUMNS), load, watch=watch)
+        narrow = _narrowed(where, {"project": project, "creator": client.get_caller().name if mine else creator})
+        show_list(form, Columns(COLUMNS, WIDE_COLUMNS), load, watch=watch, nothing="no jobs")
+
+
+def _narrowed(where: str, fields: Mapping[str, str]) -> str:
+    """The filter, and these fields besides."""
+    terms = [f"{field} = {json.dumps(value)}" for field, value in fields.items() if value]
+    return " AND ".join([f"({where})" if terms else where, *terms] if where else terms)
 
 
 @app.command()
 def get(
     job: JobArgument,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with the exit code of the job's state.")] = False,
-    form: FormatOption = Format.TABLE,
+    form: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="[table|wide|json|yaml|name|manifest]",
+            help="Form of the data on stdout; manifest is a job file that can be submitted again.",
+        ),
+    ] = Format.TABLE.value,
     address: AddressOption = "",
 ) -> None:
     """Show one job in few lines, or as a document."""
+    forms = [*(each.value for each in Format), _MANIFEST]
+    if form not in forms:
+        raise typer.BadParameter(f"{form} is none of {', '.join(forms)}", param_hint="--output")
     with connect(address) as client:
         found = client.find_job(job)
-    emit_job(form, found)
+    if form == _MANIFEST:
+        _print_manifest(found)
+    else:
+        emit_job(Format(form), found)
     if exit_code:
         raise typer.Exit(of_state(state_name(found)))
 
 
+def _print_manifest(job: job_pb2.Job) -> None:
+    import yaml
+
+    from cluster.job_file import manifest_of
+
+    metadata = {"name": job.name, "project": job.project, "labels": dict(job.labels)}
+    manifest = manifest_of(job.kind, metadata, as_document(job)["spec"])
+    yaml.safe_dump(manifest, sys.stdout, sort_keys=False, allow_unicode=True)
+
+
 @app.command()
-def describe(job: JobArgument, address: AddressOption = "") -> None:
+def describe(job: JobArgument, form: FormatOption = Format.TABLE, address: AddressOption = "") -> None:
     """Tell the whole story of one job: where it stands and why, attempts, history, and what to do next."""
     from cluster.cli.describe import Story, tell
 
     with connect(address) as client:
         found = client.find_job(job)
-        tell(Story(found, list(client.list_job_events(found.uid)), client.server_info()))
+        story = Story(found, list(client.list_job_events(found.uid)), client.server_info())
+    emit(form, story.as_document(), table=lambda: tell(story), names=[found.uid])
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -116,16 +117,19 @@ def _follow_lines(client: AthanorClient, job: job_pb2.Job, timeout_s: float | No
 
 def _watch_all(client: AthanorClient, project: str, timeout_s: float | None, form: Format) -> ExitCode:
     """What happens to all jobs, a line each; ends by Ctrl-C or `timeout_s` alone."""
+    from cluster.cli.folding import Repeats
     from cluster.cli.job_view import event_text
     from cluster.cli.output import data_console
 
     until = None if timeout_s is None else time.monotonic() + timeout_s
-    console = data_console()
+    console, repeats = data_console(), defaultdict[str, Repeats](Repeats)
     for change in client.watch_jobs(project=project, until=until):
         if form is Format.JSON:
             emit_json(as_document(change), one_line=True)
-        elif change.deleted or change.HasField("event"):
+            continue
+        told = repeats[change.job.uid].heard(change.event) if change.HasField("event") else ()
+        for line in ["deleted"] if change.deleted else [event_text(each) for each in told]:
             console.print(f"{change.job.uid}  ", end="")
-            console.print("deleted" if change.deleted else event_text(change.event), soft_wrap=True)
-            sys.stdout.flush()
+            console.print(line, soft_wrap=True)
+        sys.stdout.flush()
     return ExitCode.TIMEOUT

@@ -15,7 +15,7 @@ from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import of_state
 from cluster.cli.job_change import JobArgument
 from cluster.cli.job_table import state_name
-from cluster.cli.lists import Columns, Line, show_list
+from cluster.cli.lists import Columns, Line, at_most, show_list
 from cluster.cli.output import Format, FormatOption, age, as_document, coloured, emit_json, say, short_state
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def events(
     """Print a job's history, oldest first."""
 
     def load() -> Iterator[Line]:
-        for event in client.list_job_events(client.find_job(job).uid, limit=limit):
+        found = client.list_job_events(client.find_job(job).uid, limit=limit + 1)
+        for event in at_most(limit, found):
             yield Line(str(event.resource_version), as_document(event), _event_row(event))
 
     with connect(address) as client:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC
 from typing import TYPE_CHECKING, Protocol
 
+from cluster.cli.folding import Repeats, Told
 from cluster.cli.job_table import eta, place, state_of
 from cluster.cli.output import coloured, say, short_state, talk_console
 
@@ -66,9 +67,10 @@ class BarView:
         self._tasks: dict[str, TaskID] = {}
         self._waiting: TaskID | None = None
         self._said: set[str] = set()
+        self._repeats = Repeats()
 
     def change(self, change: job_service_pb2.WatchJobsResponse) -> None:
-        for line in _news(change, self._said):
+        for line in _news(change, self._said, self._repeats):
             self._progress.console.print("  ", line, sep="")
         self._show_waiting(change.job)
         if change.job.progress.stage:
@@ -113,12 +115,13 @@ class LineView:
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._said: set[str] = set()
+        self._repeats = Repeats()
         self._stage = ""
         self._next_percent = 0
         self._waiting = ""
 
     def change(self, change: job_service_pb2.WatchJobsResponse) -> None:
-        for line in _news(change, self._said):
+        for line in _news(change, self._said, self._repeats):
             say(f"  {line}")
         self._say_waiting(change.job)
         progress = change.job.progress
@@ -155,13 +158,11 @@ def figures(progress: job_pb2.Progress) -> str:
     return "  ".join(parts)
 
 
-def _news(change: job_service_pb2.WatchJobsResponse, said: set[str]) -> list[Text]:
+def _news(change: job_service_pb2.WatchJobsResponse, said: set[str], repeats: Repeats) -> list[Text]:
     """Lines for what happened: the event, and conditions that hold and were not said yet."""
     from rich.text import Text
 
-    lines = []
-    if change.HasField("event"):
-        lines.append(event_text(change.event))
+    lines = [event_text(told) for told in repeats.heard(change.event)] if change.HasField("event") else []
     for condition in change.job.conditions:
         key = f"{condition.type} {condition.status} {condition.last_transition_time.seconds}"
         if condition.status and key not in said:
@@ -170,12 +171,12 @@ def _news(change: job_service_pb2.WatchJobsResponse, said: set[str]) -> list[Tex
     return lines
 
 
-def event_text(event: job_service_pb2.JobEvent) -> Text:
+def event_text(told: Told) -> Text:
     """`12:30:01  RUNNING  CHECKPOINT_WRITTEN  step 200`, in local time."""
     from rich.text import Text
 
-    moment, state, reason, message = event_parts(event)
-    parts = [Text(moment, style="bright_black"), state, *(Text(part) for part in (reason, message) if part)]
+    moment, state, reason, _ = event_parts(told.event)
+    parts = [Text(moment, style="bright_black"), state, *(Text(part) for part in (reason, told.message) if part)]
     return Text("  ").join(parts)
 
 

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from cluster.cli.exit_codes import ExitCode
-from cluster.cli.output import Format, data_console, emit, emit_json, make_table, print_table, show
+from cluster.cli.output import Format, data_console, emit, emit_json, make_table, print_table, say, show
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 WatchOption = Annotated[bool, typer.Option("-w", "--watch", help="Go on showing what changes; ends with Ctrl-C.")]
 _EVERY_S = 2.0
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,25 @@ class Columns:
         return self.wide if form is Format.WIDE and self.wide else self.table
 
 
+def at_most(limit: int, found: Iterable[Item]) -> Iterator[Item]:
+    """The first `limit` of them; said when there are more, for which `found` needs to hold one more."""
+    for at, item in enumerate(found):
+        if at == limit:
+            say(f"there are more than these {limit}: --limit {limit * 10}")
+            return
+        yield item
+
+
 def show_list(
     form: Format,
     columns: Columns,
     load: Callable[[], Iterable[Line]],
     *,
     watch: bool = False,
+    nothing: str = "",
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Print a list; with `watch` until Ctrl-C."""
+    """Print a list; with `watch` until Ctrl-C. `nothing` is said, to people, of one that is empty."""
     lines = list(load())
     if watch:
         is_shown_anew = form in (Format.TABLE, Format.WIDE) and sys.stdout.isatty()
@@ -65,6 +76,8 @@ def show_list(
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
     else:
+        if nothing and not lines:
+            say(nothing)
         emit(
             form,
             [line.document for line in lines],

@@ -12,6 +12,7 @@ from cluster.cli import model_alias
 from cluster.cli.completion import complete_model
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
+from cluster.cli.lists import at_most
 from cluster.cli.output import (
     Format,
     FormatOption,
@@ -50,7 +51,7 @@ def list_models(
 ) -> None:
     """List model versions, by name, newest first."""
     with connect(address) as client:
-        versions = list(client.list_models(name, limit=limit))
+        versions = list(at_most(limit, client.list_models(name, limit=limit + 1)))
     emit(
         form,
         [as_document(version) for version in versions],

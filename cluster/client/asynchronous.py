@@ -20,10 +20,11 @@ from grpc_health.v1 import health_pb2
 
 from cluster.channel import Tls, open_async_channel
 from cluster.client import installation_calls, job_calls, model_calls, streams
-from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path_of
+from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path_of, signature_of
 from cluster.client.download import Download, FileDownload
 from cluster.client.handle import AsyncJobHandle
 from cluster.client.streams import Stream
+from cluster.job_file import read_job_file
 from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, repeat_async
 
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
@@ -42,6 +43,7 @@ def _asks(
     async def method(self: AsyncAthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
         return await self.ask(build(*args, **kwargs))
 
+    method.__signature__ = signature_of(build, "{}")  # type: ignore[attr-defined]
     return method
 
 
@@ -52,6 +54,7 @@ def _lists(build: Callable[P, Listing[Item]]) -> Callable[Concatenate[AsyncAthan
     def method(self: AsyncAthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Item]:
         return self.walk(build(*args, **kwargs))
 
+    method.__signature__ = signature_of(build, "AsyncIterator[{}]")  # type: ignore[attr-defined]
     return method
 
 
@@ -64,6 +67,7 @@ def _streams(
     def method(self: AsyncAthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Item]:
         return self.read(build(*args, **kwargs))
 
+    method.__signature__ = signature_of(build, "AsyncIterator[{}]")  # type: ignore[attr-defined]
     return method
 
 
@@ -130,8 +134,12 @@ class AsyncAthanorClient:
             last = change.job
         return last
 
-    async def submit(self, manifest: Mapping[str, Any], *, request_id: str | None = None) -> AsyncJobHandle:
-        """`create_job`, as a handle to go on with."""
+    async def submit(
+        self, manifest: Mapping[str, Any] | str | Path, *, request_id: str | None = None
+    ) -> AsyncJobHandle:
+        """`create_job`, of a manifest or of a job file's path, as a handle to go on with."""
+        if isinstance(manifest, str | Path):
+            manifest = read_job_file(str(manifest))
         return AsyncJobHandle(self, await self.create_job(manifest, request_id=request_id))
 
     async def job(self, uid_or_name: str) -> AsyncJobHandle:

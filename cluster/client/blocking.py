@@ -20,10 +20,11 @@ from grpc_health.v1 import health_pb2
 
 from cluster.channel import Tls, open_channel
 from cluster.client import installation_calls, job_calls, model_calls, streams
-from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path_of
+from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path_of, signature_of
 from cluster.client.download import Download, FileDownload
 from cluster.client.handle import JobHandle
 from cluster.client.streams import Stream
+from cluster.job_file import read_job_file
 from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, repeat
 
 SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
@@ -40,6 +41,7 @@ def _asks(build: Callable[P, Call[Answer]]) -> Callable[Concatenate[AthanorClien
     def method(self: AthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
         return self.ask(build(*args, **kwargs))
 
+    method.__signature__ = signature_of(build, "{}")  # type: ignore[attr-defined]
     return method
 
 
@@ -50,6 +52,7 @@ def _lists(build: Callable[P, Listing[Item]]) -> Callable[Concatenate[AthanorCli
     def method(self: AthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Item]:
         return self.walk(build(*args, **kwargs))
 
+    method.__signature__ = signature_of(build, "Iterator[{}]")  # type: ignore[attr-defined]
     return method
 
 
@@ -60,6 +63,7 @@ def _streams(build: Callable[P, Stream[Any, Item]]) -> Callable[Concatenate[Atha
     def method(self: AthanorClient, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Item]:
         return self.read(build(*args, **kwargs))
 
+    method.__signature__ = signature_of(build, "Iterator[{}]")  # type: ignore[attr-defined]
     return method
 
 
@@ -122,8 +126,10 @@ class AthanorClient:
         *_, last = self.follow_job(uid, timeout_s=timeout_s)
         return last.job
 
-    def submit(self, manifest: Mapping[str, Any], *, request_id: str | None = None) -> JobHandle:
-        """`create_job`, as a handle to go on with."""
+    def submit(self, manifest: Mapping[str, Any] | str | Path, *, request_id: str | None = None) -> JobHandle:
+        """`create_job`, of a manifest or of a job file's path, as a handle to go on with."""
+        if isinstance(manifest, str | Path):
+            manifest = read_job_file(str(manifest))
         return JobHandle(self, self.create_job(manifest, request_id=request_id))
 
     def job(self, uid_or_name: str) -> JobHandle:

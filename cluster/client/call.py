@@ -5,6 +5,8 @@ Knows the contract's descriptors and no channel: the blocking and the asynchrono
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +32,13 @@ _NO_HARM = (
     descriptor_pb2.MethodOptions.IDEMPOTENT,
 )
 _CONDITIONS = ("etag", "expected_version")
+_WRAPPED = re.compile(r"^(?:Call|Listing)\[(.*)\]$")
+_STREAMED = {
+    "JobWatch": "pb.WatchJobsResponse",
+    "LogReading": "bytes",
+    "MetricsReading": "pb.StreamJobMetricsResponse",
+}
+"""What the streams deliver, by their classes."""
 _OVERWRITES = frozenset({"athanor.v1.ModelService.SetAlias"})
 
 
@@ -60,6 +69,15 @@ class Listing(Generic[Item]):
 
     page: Callable[[int, str], Call[tuple[Sequence[Item], str]]]
     limit: int
+
+
+def signature_of(build: Callable[..., Any], kind: str) -> inspect.Signature:
+    """Of a client's method that carries out what `build` says: with `self`, and with the answer that it gives."""
+    said = inspect.signature(build)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    whole = str(said.return_annotation)
+    answer = _STREAMED.get(whole) or _WRAPPED.sub(r"\1", whole)
+    return said.replace(parameters=[itself, *said.parameters.values()], return_annotation=kind.format(answer))
 
 
 def call(

@@ -22,6 +22,9 @@ class JobHandle:
         self._client = client
         self.job = job
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uid!r}, {self.state})"
+
     @property
     def uid(self) -> str:
         return self.job.uid
@@ -86,6 +89,9 @@ class AsyncJobHandle:
     def __init__(self, client: AsyncAthanorClient, job: job_pb2.Job) -> None:
         self._client = client
         self.job = job
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uid!r}, {self.state})"
 
     @property
     def uid(self) -> str:

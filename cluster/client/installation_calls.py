@@ -9,6 +9,7 @@ from athanor.v1 import audit_service_pb2 as audit
 from athanor.v1 import cluster_service_pb2 as cluster
 from athanor.v1 import options_pb2
 from athanor.v1 import token_service_pb2 as tokens
+from google.protobuf import timestamp_pb2
 
 from cluster.client.call import Call, Listing, Seconds, call, duration
 
@@ -74,11 +75,11 @@ def get_caller() -> Call[tokens.Token]:
 def list_audit_entries(
     *, actor: str = "", resource: str = "", since: datetime | None = None, limit: int = 100
 ) -> Listing[audit.AuditEntry]:
-    """Newest first, over all pages, at most `limit`: of one actor, about what begins with `resource`, from `since` on."""
+    """Newest first, over all pages, at most `limit`: of `actor`, about what begins with `resource`, from `since` on."""
 
     def page(size: int, token: str) -> Call[tuple[Sequence[audit.AuditEntry], str]]:
         request = audit.ListAuditEntriesRequest(
-            page_size=size, page_token=token, actor=actor, resource=resource, since=since
+            page_size=size, page_token=token, actor=actor, resource=resource, since=_timestamp(since)
         )
         return call(
             AUDIT,
@@ -89,6 +90,14 @@ def list_audit_entries(
         )
 
     return Listing(page, limit)
+
+
+def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+    if moment is None:
+        return None
+    result = timestamp_pb2.Timestamp()
+    result.FromDatetime(moment)
+    return result
 
 
 def verify_audit_log() -> Call[audit.VerifyAuditLogResponse]:

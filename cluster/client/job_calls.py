@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from athanor.v1 import job_pb2
@@ -11,6 +12,7 @@ from athanor.v1 import job_service_pb2 as pb
 from google.protobuf import field_mask_pb2, json_format, struct_pb2
 
 from cluster.client.call import Call, Listing, Seconds, call, duration
+from cluster.job_file import with_absolute_paths
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
 
@@ -18,7 +20,11 @@ SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
 def create_job(
     manifest: Mapping[str, Any], *, request_id: str | None = None, validate_only: bool = False
 ) -> Call[job_pb2.Job]:
-    """Submit a job file. Safe to repeat: the same request id never makes a second job, and a failure names it."""
+    """Submit a job file. Safe to repeat: the same request id never makes a second job, and a failure names it.
+
+    Relative paths in it mean "from where this program runs".
+    """
+    manifest = with_absolute_paths(manifest, Path.cwd())
     metadata = manifest.get("metadata") or {}
     job = job_pb2.Job(
         project=metadata.get("project", ""),

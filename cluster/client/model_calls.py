@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from athanor.v1 import deployment_service_pb2 as deployments
 from athanor.v1 import model_service_pb2 as pb
@@ -45,11 +46,15 @@ def set_alias(name: str, alias: str, version: int, *, expected_version: int | No
 
 
 def create_model_version(
-    name: str, path: str, description: str = "", *, request_id: str | None = None
+    name: str, path: str | Path, description: str = "", *, request_id: str | None = None
 ) -> Call[pb.ModelVersion]:
-    """Make a version of a model directory on the cluster's storage. Safe to repeat, as `create_job`."""
+    """Make a version of a model directory on the cluster's storage. Safe to repeat, as `create_job`.
+
+    A relative path means "from where this program runs".
+    """
+    place = str(Path(path).expanduser().absolute())
     request = pb.CreateModelVersionRequest(
-        name=name, path=path, description=description, request_id=request_id or str(uuid.uuid4())
+        name=name, path=place, description=description, request_id=request_id or str(uuid.uuid4())
     )
     return call(
         SERVICE,

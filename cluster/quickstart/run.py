@@ -20,12 +20,12 @@ from athanor.v1 import deployment_service_pb2, job_pb2
 from grpc import StatusCode
 
 from cluster.access import Access, find_access
-from cluster.cli.job_file import read_job_file
 from cluster.cli.job_view import job_view
 from cluster.cli.output import say, talk_console
 from cluster.client import AthanorClient
 from cluster.errors import ClusterError
 from cluster.home import Home
+from cluster.job_file import read_job_file
 from cluster.local import UpOptions, UpResult, down, up
 from cluster.quickstart.support_desk import Desk, Question, Sizes, make_desk, write_desk
 from cluster.rpc import RequestFailed

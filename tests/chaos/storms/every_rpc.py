@@ -236,6 +236,10 @@ CASES: dict[str, Case] = {
         lambda world: models.RollbackAliasRequest(name=world.aliased(), alias="best", expected_version=2),
         again=("ALIAS_MOVED",),
     ),
+    "ModelService.DeleteAlias": Case(
+        lambda world: models.DeleteAliasRequest(name=world.aliased(), alias="best", expected_version=2),
+        again=("MODEL_NOT_FOUND",),
+    ),
     "ModelService.VerifyModelVersion": Case(lambda world: models.VerifyModelVersionRequest(reference=world.model())),
     "ModelService.DownloadModelVersion": Case(
         lambda world: models.DownloadModelVersionRequest(reference=world.model())

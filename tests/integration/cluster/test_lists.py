@@ -21,7 +21,17 @@ def filled(store: Store) -> Store:
         ("c", {}, 500, "default"),
         ("d", {"team": "care"}, 500, "other"),
     ):
-        new = NewJob(f"{name}-abcdefgh", name, "FineTune", labels, {}, priority, {}, project=project, creator="ann" if name == "b" else "")
+        new = NewJob(
+            f"{name}-abcdefgh",
+            name,
+            "FineTune",
+            labels,
+            {},
+            priority,
+            {},
+            project=project,
+            creator="ann" if name == "b" else "",
+        )
         job = store.create_job(new)
         if name in "ad":
             store.transition(job, Change("NO", "", State.FAILED))

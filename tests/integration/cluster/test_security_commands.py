@@ -100,7 +100,9 @@ async def test_a_kept_head_shows_that_the_end_was_cut_off(athanor: Athanor, plan
     assert "CreateToken" in (await athanor("audit", "list", "--since", "1h")).stdout
     about = json.loads((await athanor("audit", "list", "--resource", listed[0]["resource"], "-o", "json")).stdout)
     assert [entry["number"] for entry in about] == ["3"]
-    assert (await athanor("audit", "list", "--since", "2000-01-01T00:00:00Z", "-o", "name")).stdout.split() == list("321")
+    assert (await athanor("audit", "list", "--since", "2000-01-01T00:00:00Z", "-o", "name")).stdout.split() == list(
+        "321"
+    )
     assert json.loads((await athanor("audit", "list", "--since", "2100-01-01", "-o", "json")).stdout) == []
     assert (await athanor("audit", "list", "--since", "yesterday")).exit_code == 2
     store = Store.open(plane.settings.database_url)
@@ -146,3 +148,6 @@ async def test_contexts_carry_address_and_token(
     assert (await athanor("context", "delete", "there")).exit_code == 0
     assert reason(await athanor("context", "use", "there")) == "CONTEXT_NOT_FOUND"
     assert (await athanor("context", "set", "nowhere")).exit_code == 2
+    assert (await athanor("context", "set", "no where", "--address", "a:1")).exit_code == 2
+    for address in ("a", "a:", "a:b", "a:0", "a:99999", "http://a:1", "a b:1"):
+        assert reason(await athanor("context", "set", "nowhere", "--address", address)) == "INVALID_ADDRESS"

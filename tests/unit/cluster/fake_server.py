@@ -18,6 +18,8 @@ from athanor.v1 import (
     job_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
 )
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
@@ -55,6 +57,7 @@ class FakeControlPlane(
     model_service_pb2_grpc.ModelServiceServicer,
     deployment_service_pb2_grpc.DeploymentServiceServicer,
     cluster_service_pb2_grpc.ClusterServiceServicer,
+    token_service_pb2_grpc.TokenServiceServicer,
 ):
     """What tests set: `changes` to watch, how often to be away or too slow, after which change to cut a watch."""
 
@@ -77,6 +80,7 @@ class FakeControlPlane(
     metrics: list[job_service_pb2.StreamJobMetricsResponse] = field(default_factory=list)
     events: list[job_service_pb2.JobEvent] = field(default_factory=list)
     asked: list[Message] = field(default_factory=list)
+    filters: list[str] = field(default_factory=list)
 
     def _seen(self, context: grpc.ServicerContext) -> None:
         self.deadlines.append(context.time_remaining())
@@ -114,6 +118,7 @@ class FakeControlPlane(
     def ListJobs(self, request, context):
         """One job to a page, so that pages are walked through."""
         self._seen(context)
+        self.filters.append(request.filter)
         found = [
             job
             for job in self.jobs.values()
@@ -172,6 +177,9 @@ class FakeControlPlane(
 
     def GetServerInfo(self, request, context):
         return cluster_service_pb2.GetServerInfoResponse(ray_dashboard_url="http://127.0.0.1:8265")
+
+    def GetCaller(self, request, context):
+        return token_service_pb2.GetCallerResponse(token=token_service_pb2.Token(name="sue"))
 
     def WatchJobs(self, request, context) -> Iterator[job_service_pb2.WatchJobsResponse]:
         self._seen(context)
@@ -257,6 +265,7 @@ def serving(plane: FakeControlPlane) -> tuple[grpc.Server, str]:
     cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(plane, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(plane, server)
     deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(plane, server)
+    token_service_pb2_grpc.add_TokenServiceServicer_to_server(plane, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return server, f"127.0.0.1:{port}"

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.access import Access, Contexts, find_access
 from cluster.errors import InvalidInput, StartUpError
-from cluster.home import DEFAULT_ADDRESS, ClusterRecord, Home
+from cluster.home import ClusterRecord, Home
 
 RECORD = ClusterRecord("127.0.0.1:50077", "127.0.0.1:6379", "http://127.0.0.1:8265", "http://127.0.0.1:8000", True)
 
@@ -28,7 +28,7 @@ def home(environ: dict[str, str]) -> Home:
 def test_flags_come_before_environment_before_context_before_the_local_cluster(
     environ: dict[str, str], home: Home
 ) -> None:
-    assert find_access(environ=environ).address == DEFAULT_ADDRESS
+    assert find_access(environ=environ) == Access(), "without a cluster of ours nothing is asked, and no token shown"
     home.write_record(RECORD)
     assert find_access(environ=environ).address == "127.0.0.1:50077"
     Contexts.load(environ).with_context("far", Access("far:1")).save()

@@ -197,3 +197,44 @@ def test_up_wants_both_addresses_of_a_ray(shell: Shell) -> None:
     code, _, err = shell.run("up", "--ray-address", "10.0.0.1:6379")
     assert code == 2
     assert "both --ray-address and --ray-dashboard-url" in err
+
+
+def test_without_any_cluster_that_is_said(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATHANOR_ADDRESS")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(shell.folder / "config"))
+    code, out, err = shell.run("job", "list")
+    assert (code, out) == (105, "")
+    assert err.startswith(f"error: [NO_CONTROL_PLANE] no local cluster is up in {shell.folder / 'home'}")
+
+
+def test_list_narrows_down_by_project_and_maker(shell: Shell, plane: FakeControlPlane) -> None:
+    shell.run("job", "list", "--project", "care", "--creator", "ann", "--filter", "priority > 3 OR name = a")
+    assert plane.filters[-1] == '(priority > 3 OR name = a) AND project = "care" AND creator = "ann"'
+    shell.run("job", "list", "--mine")
+    assert plane.filters[-1] == 'creator = "sue"'
+    shell.run("job", "list", "--filter", "priority > 3")
+    assert plane.filters[-1] == "priority > 3"
+    assert shell.run("job", "list", "--mine", "--creator", "ann")[0] == 2
+
+
+def test_a_list_says_when_it_is_empty_and_when_there_is_more(shell: Shell, plane: FakeControlPlane) -> None:
+    assert shell.run("job", "list", "-o", "name") == (0, "", "no jobs\n")
+    plane.jobs = {f"bot-{n}": job_pb2.Job(uid=f"bot-{n}") for n in range(3)}
+    assert shell.run("job", "list", "-o", "name", "--limit", "2") == (
+        0,
+        "bot-0\nbot-1\n",
+        "there are more than these 2: --limit 20\n",
+    )
+    assert shell.run("job", "list", "-o", "name", "--limit", "3")[2] == ""
+
+
+def test_a_job_is_printed_as_the_file_that_makes_it_again(shell: Shell, plane: FakeControlPlane) -> None:
+    shell.run("job", "submit", "-f", shell.job_file())
+    code, out, _ = shell.run("job", "get", "bot", "-o", "manifest")
+    assert code == 0
+    again = shell.folder / "again.yaml"
+    again.write_text(out)
+    assert shell.run("job", "submit", "-f", str(again))[0] == 0
+    first, second = plane.created
+    assert first.job == second.job
+    assert shell.run("job", "get", "bot", "-o", "xml")[0] == 2

@@ -167,6 +167,9 @@ def test_describe_tells_the_story_and_what_to_do(shell: Shell, plane: FakeContro
     assert "QUEUED CREATED stored" in told
     assert "Next its project is at its quota" in told
     assert "\x1b" not in out
+    document = json.loads(shell.run("job", "describe", "bot", "-o", "json")[1])
+    assert (document["job"]["uid"], document["events"][0]["reason"]) == (UID, "CREATED")
+    assert document["next"] == [advice.OF_WAITING["QUOTA"]]
 
 
 def test_every_reason_to_wait_has_a_word_of_advice() -> None:
@@ -183,6 +186,16 @@ def test_advice_names_the_job_and_commands_that_there_are() -> None:
     for sentence in sentences:
         for part in sentence.split("athanor job ")[1:]:
             assert part.split()[0] in commands
+
+
+def test_a_retry_from_a_checkpoint_is_advised_where_there_is_one(job: job_pb2.Job) -> None:
+    job.state, job.reason = job_pb2.JOB_STATE_FAILED, "STORAGE_FULL"
+    json_format.ParseDict({"checkpoint": {"every_steps": 200}}, job.spec)
+    far = [("", 0), ("prepare", 5), ("train", 199), ("label", 0)], [("train", 200), ("label", 1), ("evaluate", 0)]
+    for has_one, places in enumerate(far):
+        for job.progress.stage, job.progress.step in places:
+            (advised, _) = advice.next_steps(job)
+            assert advised.endswith(f"athanor job retry {UID}{' --from-checkpoint' * has_one}")
 
 
 def test_validate_asks_or_does_not(shell: Shell, plane: FakeControlPlane) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 from athanor.v1 import deployment_service_pb2, job_pb2, model_service_pb2
+from command_line import JOB
 from fake_server import FakeControlPlane, change, serving
 
 from cluster.client import AthanorClient
+from cluster.errors import InvalidInput
 from cluster.rpc import NotFinished, RequestFailed
 
 MANIFEST = {"kind": "Distill", "metadata": {"name": "bot", "labels": {"team": "care"}}, "spec": {"steps": 3}}
@@ -186,3 +189,44 @@ def test_a_create_that_was_refused_speaks_of_no_request_id(client: AthanorClient
     with pytest.raises(RequestFailed) as failure:
         client.create_job({**MANIFEST, "metadata": {"name": "refused"}})
     assert "--request-id" not in failure.value.message
+
+
+def test_relative_paths_of_a_manifest_begin_here(
+    client: AthanorClient, plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = {**MANIFEST, "spec": {"data": {"train": "train.jsonl"}, "student": {"model": "org/name"}}}
+    client.create_job(manifest)
+    sent = plane.created[0].job.spec
+    assert sent["data"]["train"] == str(tmp_path / "train.jsonl")
+    assert sent["student"]["model"] == "org/name"
+    assert manifest["spec"]["data"]["train"] == "train.jsonl", "what was given is left alone"
+
+
+def test_a_job_file_may_be_submitted_by_its_path(client: AthanorClient, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB % "filed")
+    job = client.submit(tmp_path / "job.yaml")
+    assert repr(job) == "JobHandle('filed-abcdefgh', QUEUED)"
+    assert repr(client.submit(str(tmp_path / "job.yaml"))) == repr(job)
+
+
+def test_a_server_that_does_not_know_a_call_is_an_older_one(client: AthanorClient) -> None:
+    with pytest.raises(RequestFailed) as failure:
+        client.delete_alias("bot", "champion")
+    assert (failure.value.code, failure.value.reason) == (grpc.StatusCode.UNIMPLEMENTED, "OLDER_RELEASE")
+    assert "of an older release" in failure.value.message
+
+
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "host:", "host:port", "host:0", "a b:1", "http://host:1", "unix:"]
+)
+def test_what_is_no_address_is_refused_before_anything_is_asked(address: str) -> None:
+    with pytest.raises(InvalidInput, match="is no address"):
+        AthanorClient(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:1", "10.0.0.1:50051", "[::1]:50051", "a-b.example:443", "unix:/run/a.sock"]
+)
+def test_what_is_an_address_is_taken(address: str) -> None:
+    AthanorClient(address).close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from datetime import timedelta
 
 import pytest
@@ -49,6 +51,7 @@ UNARY = (
     models.delete_model_version("m@1"),
     models.list_alias_history("m", "a"),
     models.rollback_alias("m", "a"),
+    models.delete_alias("m", "a"),
     models.verify_model_version("m"),
     models.create_deployment(deployment_service_pb2.Deployment(name="d")),
     models.get_deployment("d"),
@@ -73,7 +76,14 @@ STREAMS = (
     streams.stream_metrics("u"),
     streams.FileReading("m@1", "config.json"),
 )
-NOT_REPEATED = {"DeleteModelVersion", "RollbackAlias", "CreateDeployment", "DeleteDeployment", "CreateToken"}
+NOT_REPEATED = {
+    "DeleteModelVersion",
+    "RollbackAlias",
+    "DeleteAlias",
+    "CreateDeployment",
+    "DeleteDeployment",
+    "CreateToken",
+}
 
 
 def test_every_public_rpc_of_the_contract_can_be_asked() -> None:
@@ -150,3 +160,14 @@ def test_a_bookmark_moves_the_cursor_and_is_not_shown() -> None:
     watch = streams.watch_jobs()
     assert watch.take(job_service_pb2.WatchJobsResponse(resource_version=12)) is None
     assert watch.request().after_resource_version == 12
+
+
+@pytest.mark.parametrize("client", [AthanorClient, AsyncAthanorClient])
+def test_methods_show_what_they_take_and_answer(client: type) -> None:
+    shown = {name: str(inspect.signature(getattr(client, name))) for name in ("get_job", "list_jobs", "stream_logs")}
+    assert shown["get_job"] == "(self, /, uid: 'str') -> 'job_pb2.Job'"
+    assert shown["list_jobs"].endswith("Iterator[job_pb2.Job]'")
+    assert shown["stream_logs"].endswith("Iterator[bytes]'")
+    made = [method for method in vars(client).values() if hasattr(method, "__signature__")]
+    assert len(made) > 30
+    assert not any(re.search(r"Call\[|Listing\[|Watch'|Reading'", str(inspect.signature(each))) for each in made)

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cluster.cli.job_file import read_job_file
+from cluster.job_file import read_job_file
 from cluster.quickstart.run import DEPLOYMENT, JOB_FILES, QuickstartFailed, ask, figures
 from cluster.quickstart.support_desk import Desk, Phrasing, Question
 from trainer.spec import BaselineSpec, DistillSpec, parse_manifest

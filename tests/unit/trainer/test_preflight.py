@@ -194,3 +194,13 @@ def test_layers_that_are_not_there_are_told_before_anything_runs(data: Path, mod
     }
     unknown = {"config": {"model_type": "llama"}}
     assert problems(labelled(data), models, student=unknown, **job) == {}
+
+
+@pytest.mark.parametrize("source", ["train.csv", "./train.csv", "../train.csv", "data/train.jsonl"])
+def test_a_relative_path_is_refused_and_nothing_of_the_place_is_told(
+    data: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    found = problems({"train": source, "eval": source}, student={"model": "./model"})
+    assert sorted(found) == ["spec.data.eval", "spec.data.train", "spec.student.model"]
+    assert all("is a relative path, and nobody knows from where" in words for words in found.values())

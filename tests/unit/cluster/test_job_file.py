@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli.job_file import absolute, assign, read_job_file
 from cluster.errors import InvalidInput
+from cluster.job_file import absolute, assign, manifest_of, read_job_file
 from trainer.errors import SpecError
+from trainer.spec import parse_spec
 
 JOB = """
 apiVersion: athanor/v1
@@ -90,7 +91,7 @@ def test_a_wrong_set_is_explained(job_file: Path, assignment: str, words: str) -
         ("a: [", "no valid YAML"),
         ("- a", "holds no job"),
         ("", "holds no job"),
-        (JOB + "created: 2026-01-01\n", "put dates in quotes"),
+        (JOB + "created: !!set {a}\n", "put it in quotes"),
     ],
 )
 def test_what_is_no_job_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -98,6 +99,29 @@ def test_what_is_no_job_file_is_refused(tmp_path: Path, text: str, words: str) -
     path.write_text(text)
     with pytest.raises(InvalidInput, match=words):
         read_job_file(str(path))
+
+
+def test_moments_need_no_quotes(job_file: Path) -> None:
+    document = read_job_file(str(job_file), ["spec.schedule.hold_until=2026-11-01T08:00:00Z"])
+    assert document["spec"]["schedule"]["hold_until"] == "2026-11-01T08:00:00Z"
+    job_file.write_text(JOB + "  schedule: {hold_until: 2026-11-01T08:00:00Z}\n")
+    assert read_job_file(str(job_file))["spec"]["schedule"]["hold_until"] == "2026-11-01T08:00:00Z"
+
+
+def test_a_job_that_depends_on_a_name_is_told_to_write_a_uid(job_file: Path) -> None:
+    with pytest.raises(SpecError, match=r"'teacher' is a name, .* write the uid of one: athanor job list"):
+        read_job_file(str(job_file), ["spec.schedule.depends_on=[teacher]"])
+
+
+def test_a_job_becomes_the_file_that_makes_it_again(job_file: Path) -> None:
+    document = read_job_file(str(job_file), ["spec.schedule={max_run_duration: 90m, hold_until: 2026-11-01T08:00:00Z}"])
+    stored = parse_spec("Distill", document["spec"]).model_dump(mode="json")
+    made = manifest_of("Distill", {"name": "bot", "labels": {}, "project": "care"}, stored)
+    assert parse_spec("Distill", made["spec"]) == parse_spec("Distill", stored)
+    assert made["metadata"] == {"name": "bot", "project": "care"}
+    assert list(made["spec"])[:2] == ["student", "data"]
+    assert made["spec"]["training"] == {"max_steps": 3}, "what is as it is by default is left out"
+    assert manifest_of("Distill", {}, {"of": "tomorrow"})["spec"] == {"of": "tomorrow"}
 
 
 def test_a_missing_file_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Reads a job file as people write it: YAML, `--set` on top, relative paths made absolute.
+"""A job file as people write it, read: YAML, `--set` on top, relative paths made absolute. And written, of a job.
 
 A relative path in the file means "beside the file", one given by --set means "from where I stand". Whether the things
 are there is the server's business: it sees the cluster's storage.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.errors import InvalidInput
-from trainer.spec import parse_manifest
+from trainer.errors import SpecError
+from trainer.spec import API_VERSION, parse_manifest, parse_spec
 
 # Fields that may hold a path, "*" for any entry of a list.
 _PATH_FIELDS = (
@@ -31,15 +32,46 @@ _DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet"}
 Document = dict[str, Any]
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves moments as the text that they are: a job file is JSON in nature, which has none."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_job_file(path: str, assignments: Sequence[str] = ()) -> Document:
     """The whole job file, checked against its definition; `-` is stdin. InvalidInput or SpecError when it is wrong."""
     base = Path.cwd() if path == "-" else Path(path).expanduser().absolute().parent
-    document = _make_absolute(_parse(_read(path), path), base)
+    document = with_absolute_paths(_parse(_read(path), path), base)
     for assignment in assignments:
         document = assign(document, assignment)
     _require_json(document, path)
     parse_manifest(document)
     return document
+
+
+def with_absolute_paths(document: Mapping[str, Any], base: Path) -> Document:
+    """A copy in which what may be a path, and is relative, begins at `base`."""
+    changed = copy.deepcopy(dict(document))
+    for field in _PATH_FIELDS:
+        _make_field_absolute(changed, field, base)
+    return changed
+
+
+def manifest_of(kind: str, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> Document:
+    """The job file that makes a job like this one; what is as it is by default is left out.
+
+    A spec of another release, which this one cannot read, is given as it is.
+    """
+    try:
+        shown = parse_spec(kind, spec).model_dump(mode="json", exclude_defaults=True)
+    except SpecError:
+        shown = dict(spec)
+    kept = {name: value for name, value in metadata.items() if value}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": kept, "spec": shown}
 
 
 def assign(document: Document, assignment: str) -> Document:
@@ -85,7 +117,7 @@ def _read(path: str) -> str:
 
 def _parse(text: str, path: str) -> Document:
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InvalidInput("JOB_FILE_NOT_YAML", f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
@@ -97,7 +129,7 @@ def _parse(text: str, path: str) -> Document:
 
 def _parse_value(text: str, assignment: str) -> object:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InvalidInput("BAD_ASSIGNMENT", f"--set {assignment}: the value is no valid YAML") from error
 
@@ -121,12 +153,6 @@ def _index(entries: Sequence[object], key: str, assignment: str) -> int:
     raise InvalidInput("BAD_ASSIGNMENT", f"--set {assignment}: {key} is none of the entries 0 to {len(entries) - 1}")
 
 
-def _make_absolute(document: Document, base: Path) -> Document:
-    for field in _PATH_FIELDS:
-        _make_field_absolute(document, field, base)
-    return document
-
-
 def _make_field_absolute(node: Any, keys: Sequence[str], base: Path) -> None:
     key, rest = keys[0], keys[1:]
     if key == "*":
@@ -142,4 +168,4 @@ def _require_json(document: Document, path: str) -> None:
     try:
         json.dumps(document)
     except TypeError as error:
-        raise InvalidInput("JOB_FILE_NOT_JSON", f"{path}: {error}; put dates in quotes") from error
+        raise InvalidInput("JOB_FILE_NOT_JSON", f"{path}: {error}; put it in quotes if it is text") from error
