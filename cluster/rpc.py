@@ -24,6 +24,9 @@ _PAUSE_S = 0.2
 _REPEATABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _UNCERTAIN = _REPEATABLE | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
+RAY_IS_AWAY = frozenset({"RAY_UNREACHABLE", "RAY_UNAUTHORIZED", "RAY_TOKEN_MISSING", "SERVE_UNREACHABLE"})
+"""The control plane answered, and what it said was that it cannot see Ray: asking again at once tells nothing new."""
+
 Answer = TypeVar("Answer")
 
 
@@ -133,7 +136,9 @@ def _patience(patience_s: float, *, is_safe: bool) -> dict[str, Any]:
     def may_help(error: BaseException) -> bool:
         if not isinstance(error, RequestFailed):
             return False
-        return 0 < error.retry_after_s <= patience_s or (is_safe and error.code in _REPEATABLE)
+        return 0 < error.retry_after_s <= patience_s or (
+            is_safe and error.code in _REPEATABLE and error.reason not in RAY_IS_AWAY
+        )
 
     return {
         "retry": tenacity.retry_if_exception(may_help),

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import os
 import signal
 import socket
 import sys
@@ -59,7 +60,7 @@ from cluster.services.measuring import Meter
 from cluster.services.models import ModelService
 from cluster.services.tokens import TokenService
 from cluster.services.workers import WorkerService
-from cluster.settings import EVERY_INTERFACE, Settings
+from cluster.settings import EVERY_INTERFACE, Settings, unknown_variables
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
 
@@ -302,8 +303,10 @@ async def _serve_until_signal(settings: Settings) -> None:
 def serve(settings: Settings) -> None:
     """Serve in the foreground until SIGTERM or SIGINT. Exit code 1 with one clear line when it cannot start."""
     configure_logging()
+    for name, hint in unknown_variables(os.environ).items():
+        log.warning("settings.unknown_variable", name=name, words=f"it says nothing to a control plane{hint}")
     try:
         asyncio.run(_serve_until_signal(settings))
     except StartUpError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: [{error.reason}] {error}\n")
         raise SystemExit(1) from error

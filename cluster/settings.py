@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cluster.errors import StartUpError, Violation, in_words
 from cluster.home import Home
 from cluster.scheduler import Rules
+from trainer.violations import did_you_mean, violations
 
 # Variables handed on from the control plane's environment to drivers; nothing else is, so no secret can leak there.
 DRIVER_VARIABLES = ("DS_ACCELERATOR",)
@@ -25,7 +26,7 @@ DRIVER_VARIABLES = ("DS_ACCELERATOR",)
 EVERY_INTERFACE = ("0.0.0.0", "[::]", "::", "")
 """Hosts to listen on; nobody connects to them."""
 
-_VARIABLES = {
+VARIABLES = {
     "home": "ATHANOR_HOME",
     "database_url": "ATHANOR_DATABASE_URL",
     "storage": "ATHANOR_STORAGE",
@@ -58,6 +59,14 @@ _VARIABLES = {
     "orphan_grace_s": "ATHANOR_ORPHAN_GRACE_S",
     "orphan_files_grace_s": "ATHANOR_ORPHAN_FILES_GRACE_S",
 }
+
+
+OTHERS_VARIABLES = (
+    *("ATHANOR_ADDRESS", "ATHANOR_TOKEN", "ATHANOR_TOKEN_FILE", "ATHANOR_PROJECT"),
+    *("ATHANOR_SECRETS_DIR", "ATHANOR_PROCESS_MARK"),
+)
+"""Ours as well: read by clients or by drivers, or set for processes that `athanor up` starts."""
+SECRET_VARIABLES = "ATHANOR_SECRET_"
 
 
 def _absolute(path: Path) -> Path:
@@ -155,8 +164,8 @@ class Settings(BaseModel):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the variables of `_VARIABLES`; an empty one counts as unset."""
-        values: dict[str, object] = {field: environ[name] for field, name in _VARIABLES.items() if environ.get(name)}
+        """Read the variables of `VARIABLES`; an empty one counts as unset."""
+        values: dict[str, object] = {field: environ[name] for field, name in VARIABLES.items() if environ.get(name)}
         values["driver_env"] = {name: environ[name] for name in DRIVER_VARIABLES if environ.get(name)}
         try:
             return cls.model_validate(values)
@@ -210,6 +219,13 @@ class Settings(BaseModel):
         return self.storage / "models" / model / job_uid
 
 
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that look like ours and say nothing to anybody -> what was probably meant, in words."""
+    known = [*VARIABLES.values(), *OTHERS_VARIABLES]
+    ours = (name for name in sorted(environ) if name.startswith("ATHANOR_") and not name.startswith(SECRET_VARIABLES))
+    return {name: did_you_mean(name, known) for name in ours if name not in known}
+
+
 def _explain(error: ValidationError) -> StartUpError:
-    violations = [Violation(_VARIABLES.get(str(e["loc"][0]), str(e["loc"][0])), e["msg"]) for e in error.errors()]
-    return StartUpError("INVALID_SETTINGS", f"wrong settings: {in_words(violations)}", violations)
+    found = [Violation(VARIABLES.get(each.path, each.path), each.message) for each in violations(error, Settings)]
+    return StartUpError("INVALID_SETTINGS", f"wrong settings: {in_words(found)}", found)

@@ -1,4 +1,4 @@
-"""What the docs say in the words of the code: docs/job-spec.md, docs/cli.md, the state diagram, the list of files.
+"""What the docs say in the words of the code: job-spec.md, cli.md, settings.md, the state diagram, the list of files.
 
 `--check` compares and names what is stale. Loads no torch, starts nothing.
 """
@@ -21,10 +21,12 @@ from pydantic import BaseModel  # noqa: E402
 from cluster.lifecycle import mermaid  # noqa: E402
 from scripts.command_page import command_page  # noqa: E402
 from scripts.reading_list import reading_list  # noqa: E402
+from scripts.settings_page import settings_page  # noqa: E402
 from trainer import spec as job_file  # noqa: E402
 
 JOB_SPEC = Path("docs/job-spec.md")
 COMMANDS = Path("docs/cli.md")
+SETTINGS = Path("docs/settings.md")
 ARCHITECTURE = Path("docs/architecture.md")
 README = Path("README.md")
 LIMITS = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< ", "pattern": "matches "}
@@ -157,6 +159,7 @@ def pages() -> dict[Path, str]:
     return {
         JOB_SPEC: job_spec_page(),
         COMMANDS: command_page(),
+        SETTINGS: settings_page(),
         ARCHITECTURE: with_block(ARCHITECTURE, "lifecycle", f"```mermaid\n{mermaid()}```\n"),
         README: with_block(README, "files", reading_list(ROOT)),
     }

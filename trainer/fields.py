@@ -12,11 +12,14 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     ValidationInfo,
     field_validator,
 )
 
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+UID_PATTERN = r"^[a-z][a-z0-9-]{0,39}-[a-z0-9]{8}$"
 SECRET_PATTERN = r"\$\{secret:[A-Z][A-Z0-9_]{0,63}\}"
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
 _UNIONS = (Union, UnionType)
@@ -88,3 +91,12 @@ def _check_secret_reference(text: str) -> str:
 
 SecretReference = Annotated[str, AfterValidator(_check_secret_reference)]
 ModelReference = Annotated[str, AfterValidator(_check_model_reference)]
+
+
+def _no_mere_name(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) and not re.fullmatch(UID_PATTERN, value):
+        raise ValueError(f"{value!r} is a name, and many jobs may have it; write the uid of one: athanor job list")
+    return value
+
+
+JobUid = Annotated[str, BeforeValidator(_no_mere_name), Field(pattern=UID_PATTERN)]

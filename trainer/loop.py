@@ -29,6 +29,9 @@ from trainer.spec import CheckpointSpec, TrainingSpec
 from trainer.step_log import StepLog
 from trainer.teaching import Teaching
 
+_NEWEST = 0.3
+"""What the newest lines' pace weighs beside those before."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -114,6 +117,8 @@ class _Told:
     this: Run
     since: Progress
     started: float = 0.0
+    pace: float | None = None
+    """Seconds a step, over the last few lines: one slow step shall not double the time that is left."""
 
     def __post_init__(self) -> None:
         self.started = self.this.clock() - self.since.seconds
@@ -134,7 +139,9 @@ class _Told:
     def _write(self, metrics: StepLog, progress: Progress, outcome: _Outcome, rate: float) -> None:
         speed = (progress.tokens - self.since.tokens) / max(1e-9, progress.seconds - self.since.seconds)
         steps = progress.step - self.since.step
-        left = (self.this.total_steps - progress.step) * (progress.seconds - self.since.seconds) / steps
+        pace = (progress.seconds - self.since.seconds) / steps
+        self.pace = pace if self.pace is None else (1 - _NEWEST) * self.pace + _NEWEST * pace
+        left = (self.this.total_steps - progress.step) * self.pace
         metrics.write(
             {
                 "step": progress.step,

@@ -6,17 +6,17 @@ with the key that was probably meant. Nothing here is changed after validation.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from trainer.data_spec import ColumnsSpec as ColumnsSpec
 from trainer.data_spec import DataSpec as DataSpec
 from trainer.errors import SpecError as SpecError
 from trainer.errors import Violation as Violation
-from trainer.fields import Duration, ModelReference, SecretReference, Strict
+from trainer.fields import NAME_PATTERN as NAME_PATTERN
+from trainer.fields import Duration, JobUid, ModelReference, SecretReference, Strict
 from trainer.objective_spec import LAYERED
 from trainer.objective_spec import MatchSpec as MatchSpec
 from trainer.objective_spec import ObjectiveSpec as ObjectiveSpec
@@ -26,8 +26,6 @@ from trainer.training_spec import TrainingSpec as TrainingSpec
 from trainer.violations import did_you_mean, violations
 
 API_VERSION = "athanor/v1"
-NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
-UID_PATTERN = r"^[a-z][a-z0-9-]{0,39}-[a-z0-9]{8}$"
 
 
 class TokenizerSpec(Strict):
@@ -122,15 +120,6 @@ class RetriesSpec(Strict):
     """Attempts after the job itself was wrong."""
     preemption: Annotated[int, Field(ge=0, le=1000)] | None = None
     """How often it makes room for a job of higher priority; without it as often as it is asked to."""
-
-
-def _no_mere_name(value: object) -> object:
-    if isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) and not re.fullmatch(UID_PATTERN, value):
-        raise ValueError(f"{value!r} is a name, and many jobs may have it; write the uid of one: athanor job list")
-    return value
-
-
-JobUid = Annotated[str, BeforeValidator(_no_mere_name), Field(pattern=UID_PATTERN)]
 
 
 class ScheduleSpec(Strict):

@@ -6,7 +6,7 @@ import sys
 
 from cluster.cli.exit_codes import ExitCode, of_status
 from cluster.errors import ClusterError, InvalidInput
-from cluster.rpc import NotFinished, RequestFailed
+from cluster.rpc import RAY_IS_AWAY, NotFinished, RequestFailed
 from trainer.errors import SpecError, TrainerError
 
 KNOWN = (ClusterError, TrainerError)
@@ -23,6 +23,8 @@ def report(error: ClusterError | TrainerError) -> ExitCode:
 
 def code_of(error: ClusterError | TrainerError) -> ExitCode:
     """The exit code of an error."""
+    if isinstance(error, RequestFailed) and error.reason in RAY_IS_AWAY:
+        return ExitCode.ERROR
     if isinstance(error, RequestFailed):
         return of_status(error.code.name)
     if isinstance(error, NotFinished):

@@ -207,9 +207,19 @@ def _draw(lines: list[tuple[int, dict[str, Any]]], names: Iterable[str]) -> None
             (float(step), float(_named(figures, name))) for step, figures in lines if _named(figures, name) is not None
         ]
         if not points:
-            say(f"there are no figures of {name!r} yet")
+            known = ", ".join(sorted({each for _, figures in lines for each in _names(figures)}))
+            say(f"there is no figure {name!r}; there are {known}" if known else "there are no figures yet")
             continue
         sys.stdout.write("\n".join([*draw(name, points, width, _PLOT_HEIGHT), "", ""]))
+
+
+def _names(figures: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Of all that can be drawn."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}"
 
 
 def _named(figures: dict[str, Any], name: str) -> Any:

@@ -16,6 +16,7 @@ from cluster.cli.output import Format, FormatOption, data_console, emit, emit_js
 if TYPE_CHECKING:
     from cluster.local import UpResult
 
+_LIVE = "NOT (state = SUCCEEDED OR state = FAILED OR state = CANCELLED)"
 _MARKS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -51,7 +52,12 @@ def up(
     home = Home.from_env()
     result = bring_up(home, UpOptions(ray_address, ray_dashboard_url, num_cpus, listen), say)
     say("up" if result.started else "already up")
-    emit(form, result.record.as_document(), table=lambda: _print_record(result), names=[result.record.control_plane])
+    emit(
+        form,
+        result.record.as_document(),
+        table=lambda: _print_record(result, home.admin_token_path),
+        names=[result.record.control_plane],
+    )
 
 
 def down() -> None:
@@ -60,8 +66,28 @@ def down() -> None:
     from cluster.local import down as take_down
 
     home = Home.from_env()
+    num_live = _num_live_jobs()
     ended = take_down(home, say)
     say(f"down; data stays in {home.root}" if ended else "nothing was up")
+    if ended and num_live:
+        jobs = "one job has" if num_live == 1 else f"{num_live} jobs have"
+        say(f"{jobs} not ended: from where their last checkpoints are they go on at the next `athanor up`")
+
+
+def _num_live_jobs() -> int:
+    """Of the local cluster; none where its control plane cannot be asked."""
+    from cluster.access import local_access
+    from cluster.client import AthanorClient
+    from cluster.errors import ClusterError
+
+    try:
+        access = local_access()
+        if not access.address:
+            return 0
+        with AthanorClient(access.address, **access.for_client(), patience_s=0.0) as client:
+            return sum(1 for _ in client.list_jobs(filter=_LIVE, limit=1000))
+    except ClusterError:
+        return 0
 
 
 def doctor(
@@ -98,15 +124,16 @@ def version(form: FormatOption = Format.TABLE) -> None:
     emit(form, document, table=lambda: print_fields(document), names=[__version__])
 
 
-def _print_record(result: UpResult) -> None:
+def _print_record(result: UpResult, admin_token: Path) -> None:
     record = result.record
     fields = {
         "Control plane": record.control_plane,
         "Dashboard": record.dashboard_url,
         "Ray": record.ray_address,
         "Serving": record.serve_url,
-        "Token": record.ray_token_path or "",
+        "Ray's token": record.ray_token_path or "",
+        "Admin token": str(admin_token) if admin_token.exists() else "",
     }
     print_fields(fields)
     if record.ray_token_path and Path(record.ray_token_path).exists():
-        say("the dashboard asks for the token; it is in the file above. Stop with: athanor down")
+        say("the dashboard asks for Ray's token; commands on this machine find theirs. Stop with: athanor down")

@@ -59,12 +59,13 @@ def list_tokens(form: FormatOption = Format.TABLE, address: AddressOption = "") 
 
 @app.command()
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="Of the token, as `athanor token list` shows it.")],
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="Of the token, or the name of the one that is in use.")],
     address: AddressOption = "",
 ) -> None:
     """Take a token out of use at once."""
     with connect(address) as client:
-        token = client.revoke_token(token_id)
+        named = (each.id for each in client.list_tokens() if each.name == token_id and _state(each) != "revoked")
+        token = client.revoke_token(next(named, token_id))
     say(f"token {token.id} ({token.name}) is revoked")
 
 

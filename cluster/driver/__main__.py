@@ -16,9 +16,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.driver", description="Run one attempt of a job.")
     parser.add_argument("--attempt-file", type=Path, required=True, help="attempt.json, in the job's directory")
     attempt = Attempt.load(parser.parse_args().attempt_file)
-    os.environ["RAY_DEDUP_LOGS"] = "0"
+    os.environ |= {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
     with copied_output(attempt.log_path):
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", force=True)
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its plugins whenever it is loaded
         from cluster.driver.supervise import Supervisor  # brings Ray, which reads the environment when it is loaded
 
         return Supervisor(attempt).run()

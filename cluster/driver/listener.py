@@ -45,6 +45,8 @@ class WorkerListener:
         if is_new:
             self._stage = (stage, step, now)
             self.log(f"{time.strftime('%H:%M:%S', time.localtime(now))} {stage}")
+        if self._rank == 0 and math.isfinite(figures.get("loss", math.nan)):
+            self.log(_line(stage, step, total, figures, now))
         if self._rank == 0 and (is_new or step == total or now - self._written_at >= _SHORTEST_INTERVAL_S):
             self._written_at = now
             write_json(self._progress_path, self._document(stage, step, total, figures, now))
@@ -87,6 +89,17 @@ class WorkerListener:
         _, first_step, started_at = self._stage
         done = step - first_step
         return (now - started_at) / done * (total - step) if done > 0 and total >= step else None
+
+
+def _line(stage: str, step: int, total: int, figures: dict[str, float], now: float) -> str:
+    """`12:30:01 student 20/2000  loss 1.234  5,678 tokens/s`: as often as the loop tells, every `logging_steps`."""
+    moment, speed = time.strftime("%H:%M:%S", time.localtime(now)), figures.get("tokens_per_second", 0.0)
+    parts = [
+        f"{moment} {stage} {step}/{total}",
+        f"loss {figures['loss']:.4g}",
+        f"{speed:,.0f} tokens/s" if speed else "",
+    ]
+    return "  ".join(part for part in parts if part)
 
 
 def write_event(path: Path, reason: str, message: str) -> None:

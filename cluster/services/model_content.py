@@ -180,9 +180,10 @@ def _opened(model: StoredModel, name: str) -> tuple[BinaryIO, int]:
 
 def _check_create(request: messages.CreateModelVersionRequest) -> None:
     check_request_id(request.request_id)
-    wrong = []
     if not is_name(request.name):
-        wrong.append(Violation("name", f"{request.name[:64]!r} is no name; {NAME_RULE}"))
+        words = f"{request.name[:64]!r} is no name; {NAME_RULE}"
+        raise InvalidInput("INVALID_NAME", f"name: {words}", [Violation("name", words)])
+    wrong = []
     if not request.path:
         wrong.append(Violation("path", "is missing; name the directory of the model on the cluster's storage"))
     if len(request.description) > _LONGEST_DESCRIPTION or "\0" in request.description:

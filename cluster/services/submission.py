@@ -111,6 +111,8 @@ def label_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
     for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key):
             yield Violation(f"metadata.labels[{key[:64]!r}]", "a key is 1 to 63 of letters, digits and '_./-'")
+        if "${secret:" in value:
+            yield Violation(f"metadata.labels[{key[:64]!r}]", "is seen by everybody and filled in by nobody; no secret")
         if len(value) > _MAX_LABEL_LENGTH or "\0" in value:
             yield Violation(f"metadata.labels[{key[:64]!r}]", f"a value has at most {_MAX_LABEL_LENGTH} characters")
 

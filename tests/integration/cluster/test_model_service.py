@@ -74,7 +74,7 @@ async def test_directory_becomes_a_version_once(plane: ControlPlane, source: Pat
 @pytest.mark.parametrize(
     ("fields", "reason", "field"),
     [
-        ({"name": "Bot"}, "MODEL_INVALID", "name"),
+        ({"name": "Bot"}, "INVALID_NAME", "name"),
         ({"path": ""}, "MODEL_INVALID", "path"),
         ({"path": "relative"}, "MODEL_INVALID", "path"),
         ({"path": "/etc"}, "MODEL_INVALID", "path"),

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from test_ray_jobs import launcher_for, settings_for, until_view
+from control_plane import settings_for
+from test_ray_jobs import launcher_for, until_view
 
 from cluster.deployer import Deployer
 from cluster.ids import new_installation_id, new_job_uid, ray_job_id

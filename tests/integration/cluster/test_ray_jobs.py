@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from athanor.v1 import job_pb2, job_service_pb2
-from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel
+from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel, settings_for
 
 from cluster.errors import RayUnreachable
 from cluster.ids import new_job_uid
@@ -25,19 +25,6 @@ from cluster.settings import Settings
 
 pytestmark = pytest.mark.ray
 LONG = f"{sys.executable} -c 'import time; time.sleep(600)'"
-
-
-def settings_for(head: RayHead, home: Path, **changes: object) -> Settings:
-    known = {
-        "home": home,
-        "listen": "127.0.0.1:0",
-        "ray_dashboard_url": head.dashboard_url,
-        "ray_token_path": Path(head.token_path),
-        "lease_s": 3.0,
-        "cancel_grace_s": 5.0,
-        "shutdown_grace_s": 1.0,
-    }
-    return Settings.model_validate({**known, **changes})
 
 
 @asynccontextmanager

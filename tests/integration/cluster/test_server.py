@@ -151,7 +151,7 @@ def test_port_in_use_is_one_clear_line_and_exit_code_1(tmp_path: Path) -> None:
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == f"{listen} is in use; stop the other process or set ATHANOR_LISTEN\n"
+    assert done.stderr == f"error: [CANNOT_LISTEN] {listen} is in use; stop the other process or set ATHANOR_LISTEN\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

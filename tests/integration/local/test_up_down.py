@@ -21,8 +21,21 @@ from cluster.home import ClusterRecord, Home
 from cluster.local import down
 from cluster.process import marked
 from cluster.ray_head import RayHead
+from tests.tiny_jobs import write_chats
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+HELD = """
+apiVersion: athanor/v1
+kind: FineTune
+metadata: {name: held}
+spec:
+  student: {config: {model_type: llama}}
+  data: {train: %s}
+  training: {max_steps: 3}
+  schedule: {hold_until: 2999-01-01T00:00:00Z}
+"""
 
 
 class Athanor:
@@ -68,6 +81,7 @@ def test_up_again_changes_nothing(athanor: Athanor) -> None:
     before = athanor.record
     again = athanor.run("up")
     assert (again.returncode, again.stderr.splitlines()[0]) == (0, "already up")
+    assert f"Admin token    {athanor.home.admin_token_path}" in again.stdout
     assert athanor.record == before
 
 
@@ -98,8 +112,12 @@ def test_down_ends_everything_keeps_the_data_and_is_friendly_twice(athanor: Atha
     record = athanor.record
     assert record.ray_process is not None
     assert record.control_plane_process is not None
+    held = athanor.home.root / "job.yaml"
+    held.write_text(HELD % write_chats(athanor.home.root / "train.jsonl", 2))
+    assert athanor.run("job", "submit", "-f", str(held)).returncode == 0
     ended = athanor.run("down")
     assert ended.returncode == 0
+    assert "one job has not ended: " in ended.stderr
     assert "ended control plane" in ended.stderr
     assert "ended Ray" in ended.stderr
     assert marked(record.ray_process.mark) == marked(record.control_plane_process.mark) == []
@@ -109,6 +127,8 @@ def test_down_ends_everything_keeps_the_data_and_is_friendly_twice(athanor: Atha
     assert unreachable.returncode == ExitCode.UNAVAILABLE
     words = f"no control plane at {record.control_plane}; start one with `athanor up`"
     assert unreachable.stderr == f"error: [NO_CONTROL_PLANE] {words}\n"
+    nowhere = athanor.run("job", "list", XDG_CONFIG_HOME=str(athanor.home.root))
+    assert nowhere.stderr.startswith("error: [NO_CONTROL_PLANE] no local cluster is up in ")
 
 
 def test_a_running_ray_is_attached_to_and_never_ended(ray_cluster: RayHead, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whole attempts on a real Ray: every stage with a sharded teacher, what dies on the way, and what ends them early."""
+"""Whole attempts on a real Ray: every stage with a sharded teacher, and what ends them early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from athanor.v1 import worker_service_pb2
 from athanor.v1.worker_service_pb2 import ReportProgressRequest, ReportTerminalRequest, TerminalRecord
-from drivers import STUDENT, Driver, actors_of, kill, no_actors, until, write_attempt
+from drivers import STUDENT, Driver, no_actors, until, write_attempt
 from worker_service import ControlPlane, serving
 
 from cluster.driver.attempt import CANCELLED, INFRASTRUCTURE_ERROR, SUCCEEDED, USER_ERROR, Attempt
@@ -93,7 +93,9 @@ def test_the_log_holds_what_the_workers_said(undisturbed: Undisturbed) -> None:
     assert "Traceback" not in undisturbed.log
 
 
-def test_every_option_of_training_and_packing_goes_with_every_other(distill_spec, tmp_path: Path, drive: Drive) -> None:
+def test_every_option_of_training_and_packing_goes_with_every_other(
+    distill_spec, tmp_path: Path, drive: Drive, control_plane: tuple[ControlPlane, str]
+) -> None:
     """Two students under ZeRO-3 with all that can be asked of them at once."""
     options = {
         "zero_stage": 3,
@@ -108,7 +110,7 @@ def test_every_option_of_training_and_packing_goes_with_every_other(distill_spec
         "training": distill_spec["training"] | options,
         "objective": {},
     }
-    driver = drive(write_attempt(tmp_path, distill_spec | changes))
+    driver = drive(write_attempt(tmp_path, distill_spec | changes, control_plane=control_plane[1]))
     record = driver.ended()
     assert record is not None, driver.log
     assert record.outcome == SUCCEEDED, driver.log
@@ -121,37 +123,14 @@ def test_every_option_of_training_and_packing_goes_with_every_other(distill_spec
     assert published["training"].items() >= options.items()
 
 
-def test_whatever_dies_on_the_way_the_student_is_the_same(
-    undisturbed: Undisturbed, distill_spec, tmp_path: Path, drive: Drive
-) -> None:
-    """A shard, a student worker and the driver are killed; the second attempt goes on from the last checkpoint (I4)."""
-    first = drive(write_attempt(tmp_path, distill_spec))
-    first.until(lambda: actors_of("TeacherShard") and stage(first.attempt) == "prepare", "teacher and students begin")
-    kill(actors_of("TeacherShard")[-1])
-    first.until(lambda: has_event(first.attempt, "student: step 4"), "the first checkpoint")
-    kill(actors_of("RayTrainWorker")[-1])
-    first.until(lambda: has_event(first.attempt, "student: step 8"), "the second checkpoint")
-    first.process.kill()
-    until(no_actors, "Ray ends what the driver started")
-    second = drive(write_attempt(tmp_path, distill_spec, number=2))
-    record = second.ended()
-    assert record is not None, second.log
-    assert record.outcome == SUCCEEDED, second.log
-    assert weights(second.attempt) == weights(undisturbed.attempt)
-    assert record.summary == undisturbed.record.summary
-
-
 def stage(attempt: Attempt) -> str | None:
     path = attempt.ctx.progress_path
     return json.loads(path.read_text())["stage"] if path.exists() else None
 
 
-def has_event(attempt: Attempt, words: str) -> bool:
-    path = attempt.events_path(0)
-    return path.exists() and words in path.read_text()
-
-
-def test_a_wrong_job_is_the_users_error_and_tried_once(tmp_path: Path, data_dir: Path, drive: Drive) -> None:
+def test_a_wrong_job_is_the_users_error_and_tried_once(
+    tmp_path: Path, data_dir: Path, drive: Drive, control_plane: tuple[ControlPlane, str]
+) -> None:
     (tmp_path / "other.jsonl").write_text('{"question": "my card?"}\n')
     spec = {
         "student": STUDENT,
@@ -159,7 +138,7 @@ def test_a_wrong_job_is_the_users_error_and_tried_once(tmp_path: Path, data_dir:
         "training": {"max_steps": 1},
         "resources": {"student": {"cpus_per_worker": 0.5}},
     }
-    driver = drive(write_attempt(tmp_path, spec))
+    driver = drive(write_attempt(tmp_path, spec, control_plane=control_plane[1]))
     record = driver.ended()
     assert record is not None
     assert (record.outcome, record.reason) == (USER_ERROR, "COLUMN_MISSING"), driver.log
@@ -168,6 +147,7 @@ def test_a_wrong_job_is_the_users_error_and_tried_once(tmp_path: Path, data_dir:
 
 
 def test_a_spec_that_this_code_does_not_know_is_the_users_error(tmp_path: Path, endless_spec, drive: Drive) -> None:
+    """No control plane is there to hear of it: the driver waits for one a while, and ends."""
     record = drive(write_attempt(tmp_path, endless_spec | {"magic": True})).ended()
     assert record is not None
     assert (record.outcome, record.reason) == (USER_ERROR, "INVALID_SPEC")
@@ -196,8 +176,10 @@ def test_an_attempt_that_lost_its_lease_ends_without_a_word(
     until(no_actors, "all actors ended")
 
 
-def test_a_terminated_driver_says_so(tmp_path: Path, endless_spec, drive: Drive) -> None:
-    driver = drive(write_attempt(tmp_path, endless_spec))
+def test_a_terminated_driver_says_so(
+    tmp_path: Path, endless_spec, drive: Drive, control_plane: tuple[ControlPlane, str]
+) -> None:
+    driver = drive(write_attempt(tmp_path, endless_spec, control_plane=control_plane[1]))
     driver.until(lambda: stage(driver.attempt) == "train", "learning")
     driver.process.terminate()
     record = driver.ended()

@@ -133,7 +133,9 @@ def test_metrics_are_drawn(shell: Shell, plane: FakeControlPlane) -> None:
     assert "terms.divergence" in lines[0]
     assert lines[1].startswith("   4 ┤")
     assert any(0x2800 < ord(character) <= 0x28FF for line in lines for character in line)
-    assert err == "there are no figures of 'none' yet\n"
+    assert err == "there is no figure 'none'; there are loss, terms.divergence\n"
+    plane.metrics = []
+    assert shell.run("job", "metrics", "bot", "--plot", "--figure", "loss")[2] == "there are no figures yet\n"
 
 
 @pytest.mark.usefixtures("job")

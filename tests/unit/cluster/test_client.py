@@ -217,16 +217,12 @@ def test_a_server_that_does_not_know_a_call_is_an_older_one(client: AthanorClien
     assert "of an older release" in failure.value.message
 
 
-@pytest.mark.parametrize(
-    "address", ["", "localhost", "host:", "host:port", "host:0", "a b:1", "http://host:1", "unix:"]
-)
+@pytest.mark.parametrize("address", ["", "localhost", "host:", "host:port", "host:0", "a b:1", "http://h:1", "unix:"])
 def test_what_is_no_address_is_refused_before_anything_is_asked(address: str) -> None:
     with pytest.raises(InvalidInput, match="is no address"):
         AthanorClient(address)
 
 
-@pytest.mark.parametrize(
-    "address", ["localhost:1", "10.0.0.1:50051", "[::1]:50051", "a-b.example:443", "unix:/run/a.sock"]
-)
+@pytest.mark.parametrize("address", ["localhost:1", "10.0.0.1:50051", "[::1]:50051", "a-b.example:443", "unix:/a.sock"])
 def test_what_is_an_address_is_taken(address: str) -> None:
     AthanorClient(address).close()

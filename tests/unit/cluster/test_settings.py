@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from cluster.errors import StartUpError
 from cluster.server import check_advertise
-from cluster.settings import Settings
+from cluster.settings import Settings, unknown_variables
 from cluster.store.store import Store
 
 
@@ -90,3 +91,31 @@ def test_tables_of_a_newer_release_are_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(StartUpError, match="newer than this release") as caught:
         Store.open(f"sqlite:///{path}")
     assert caught.value.reason == "STORE_IS_NEWER"
+
+
+def test_a_wrong_value_is_told_by_its_variable_in_plain_words() -> None:
+    with pytest.raises(StartUpError) as caught:
+        Settings.from_env({"ATHANOR_SERVE_PORT": "99999", "ATHANOR_LEASE_S": "soon", "ATHANOR_AUTH": "tokens"})
+    assert caught.value.reason == "INVALID_SETTINGS"
+    assert {each.path: each.message for each in caught.value.violations} == {
+        "ATHANOR_SERVE_PORT": "'99999' is too large; it must be at most 65535",
+        "ATHANOR_LEASE_S": "'soon' is not a number; write for example 3.0e-4",
+        "ATHANOR_AUTH": "'tokens' is not one of token, none; did you mean 'token'?",
+    }
+
+
+def test_a_variable_that_says_nothing_to_anybody_is_named_with_what_was_meant() -> None:
+    known = dict.fromkeys(("ATHANOR_LISTEN", "ATHANOR_TOKEN", "ATHANOR_SECRET_HUB", "PATH"), "x")
+    assert unknown_variables(known) == {}
+    assert unknown_variables({**known, "ATHANOR_LISTN": "x", "ATHANOR_Q": ""}) == {
+        "ATHANOR_LISTN": "; did you mean 'ATHANOR_LISTEN'?",
+        "ATHANOR_Q": unknown_variables({"ATHANOR_Q": ""})["ATHANOR_Q"],
+    }
+
+
+def test_every_variable_of_ours_in_the_code_is_known() -> None:
+    root = Path(__file__).parents[3]
+    texts = [path.read_text() for name in ("cluster", "trainer") for path in (root / name).rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"\"(ATHANOR_[A-Z_]*[A-Z])\"", text)}
+    assert len(named) > 20
+    assert unknown_variables(dict.fromkeys(named, "x")) == {}

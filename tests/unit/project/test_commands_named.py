@@ -35,7 +35,7 @@ def command_line() -> Any:
 
 
 def refusal(words: list[str], *, is_whole: bool) -> str:
-    """Why the parser does not take it; empty where it does. What is left out (`athanor job list NAME ...`) is no fault."""
+    """Why the parser does not take it; empty where it does. What is left out is no fault."""
     command, path = command_line(), list[str]()
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command = command.commands[words[0]]
@@ -43,9 +43,9 @@ def refusal(words: list[str], *, is_whole: bool) -> str:
     if hasattr(command, "commands") and (not words or PLACEHOLDER.fullmatch(words[0])):
         return ""
     if hasattr(command, "commands") and not words[0].startswith("-"):
-        alone = getattr(command, "invoke_without_command", False) or path[-1:] == ["alias"]
-        return "" if alone or (path and not is_whole) else f"there is no command {words[0]!r} behind {path}"
-    # Prose may follow; and options of the whole command act when they are read. There what begins with a dash is looked at.
+        sets_by_default = path[-1:] == ["alias"]
+        return "" if sets_by_default else f"there is no command {words[0]!r} behind {path}"
+    # Prose may follow, and options of the whole command act when they are read: there only the options are looked at.
     if not is_whole or hasattr(command, "commands"):
         known = {"--help", "-h"} | {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
         return next((f"no option {word}" for word in words if word.startswith("--") and word not in known), "")

@@ -184,7 +184,7 @@ def test_the_storage_has_one_path_everywhere() -> None:
 
 
 def test_the_control_plane_reads_every_variable_that_is_set() -> None:
-    known = set(settings._VARIABLES.values()) | set(settings.DRIVER_VARIABLES)
+    known = set(settings.VARIABLES.values()) | set(settings.DRIVER_VARIABLES)
     assert environment().keys() <= known
 
 

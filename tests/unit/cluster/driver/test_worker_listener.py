@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from attempts import written_attempt
 
 from cluster.driver.attempt import Attempt
@@ -127,3 +129,15 @@ def test_a_worker_stops_when_the_driver_says_so_and_says_that_it_listens(tmp_pat
     assert attempt.listening_path.exists()
     attempt.pause_path.touch()
     assert listener.should_stop()
+
+
+def test_the_first_worker_prints_a_line_for_each_loss_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in (0, 1):
+        listener = WorkerListener(written_attempt(tmp_path / str(rank)), rank, clock=Clock())
+        listener.progress("student", 10, 200, loss=2.51239, tokens_per_second=5678.4)
+        listener.progress("student", 15, 200)
+        listener.progress("student", 20, 200, loss=math.nan)
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["student", "student 10/200  loss 2.512  5,678 tokens/s", "student"]

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +31,7 @@ from cluster.deployer import DeploymentStatus
 from cluster.errors import RayUnreachable
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.policy import View
+from cluster.ray_head import RayHead
 from cluster.ray_state import ListedJob
 from cluster.server import running_server
 from cluster.settings import Settings
@@ -196,3 +198,17 @@ async def served(settings: Settings, ray: ScriptedRay) -> AsyncIterator[ControlP
 def admin_channel(settings: Settings, address: str) -> grpc.aio.Channel:
     """A channel with the first admin token of a control plane that runs."""
     return open_async_channel(address, settings.admin_token_path.read_text().strip())
+
+
+def settings_for(head: RayHead, home: Path, **changes: object) -> Settings:
+    """Of a control plane in front of a real Ray."""
+    known = {
+        "home": home,
+        "listen": "127.0.0.1:0",
+        "ray_dashboard_url": head.dashboard_url,
+        "ray_token_path": Path(head.token_path),
+        "lease_s": 3.0,
+        "cancel_grace_s": 5.0,
+        "shutdown_grace_s": 1.0,
+    }
+    return Settings.model_validate({**known, **changes})

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 from athanor.v1 import job_pb2, job_service_pb2
-from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel
+from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel, settings_for
 from drivers import STUDENT, TRAINING, no_actors, until
 from google.protobuf import json_format, struct_pb2
-from test_ray_jobs import settings_for
 from tiny_jobs import write_chats
 
 from cluster.ray_head import RayHead
