@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from workers import fit_all, fit_until_killed, fit_with_a_stop, keep_frequencies, run_workers
+from workers import fit_all, fit_until_killed, fit_whole_and_cut, keep_frequencies, run_workers
 
 from tests.tiny_jobs import TINY_LLAMA, fine_tune_job
 from trainer.job import JobContext
@@ -70,22 +71,42 @@ def by_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
     return jobs
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Every case by the same workers: whole, with gradient checkpointing, and stopped and resumed."""
+
+    whole: dict[str, JobContext]
+    checkpointed: dict[str, JobContext]
+    cut: dict[str, JobContext]
+
+
+def learned(root: Path, world: int) -> Learned:
+    jobs = Learned(make_jobs(root / "whole"), make_jobs(root / "checkpointed", CHECKPOINTED), make_jobs(root / "cut"))
+    whole = [*jobs.whole.values(), *jobs.checkpointed.values()]
+    assert run_workers(fit_whole_and_cut, world, root, whole, list(jobs.cut.values())) == [0] * world
+    return jobs
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
+def by_one(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    return learned(tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    return learned(tmp_path_factory.mktemp("together"), 2)
+
+
+@pytest.fixture
+def alone(by_one: Learned) -> dict[str, JobContext]:
     """By one worker, whole."""
-    root = tmp_path_factory.mktemp("alone")
-    jobs = make_jobs(root)
-    assert run_workers(fit_all, 1, root, list(jobs.values())) == [0]
-    return jobs
+    return by_one.whole
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
+@pytest.fixture
+def together(by_two: Learned) -> dict[str, JobContext]:
     """By two workers, whole."""
-    root = tmp_path_factory.mktemp("together")
-    jobs = make_jobs(root)
-    assert run_workers(fit_all, 2, root, list(jobs.values())) == [0, 0]
-    return jobs
+    return by_two.whole
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -106,12 +127,11 @@ def test_two_workers_equal_one(alone, together, stage):
     assert_close(together[f"bf16-{stage}"], alone[f"bf16-{stage}"], weight=0.05, loss=0.02)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_stopped_and_resumed_equals_never_stopped_in_every_stage(alone, together, world, tmp_path):
-    jobs = make_jobs(tmp_path)
-    assert run_workers(fit_with_a_stop, world, tmp_path, list(jobs.values())) == [0] * world
-    for name, ctx in jobs.items():
-        assert_same_bits(ctx, (alone if world == 1 else together)[name])
+@pytest.mark.parametrize("workers", ["by_one", "by_two"])
+def test_stopped_and_resumed_equals_never_stopped_in_every_stage(workers, request):
+    jobs: Learned = request.getfixturevalue(workers)
+    for name, ctx in jobs.cut.items():
+        assert_same_bits(ctx, jobs.whole[name])
 
 
 @pytest.mark.parametrize(("name", "world"), [("fp32-0", 1), ("fp32-2", 1), ("fp32-2", 2)])
@@ -128,26 +148,24 @@ def test_killed_and_resumed_equals_never_killed(alone, together, name, world, tm
 def test_tied_weights_are_learned_and_resumed_in_every_stage(tmp_path):
     whole, cut = make_jobs(tmp_path / "whole", student=TIED), make_jobs(tmp_path / "cut", student=TIED)
     names = [f"fp32-{stage}" for stage in range(4)]
-    assert run_workers(fit_all, 1, tmp_path, [whole[name] for name in names]) == [0]
-    assert run_workers(fit_with_a_stop, 1, tmp_path, [cut[name] for name in names]) == [0]
+    jobs = [[whole[name] for name in names], [cut[name] for name in names]]
+    assert run_workers(fit_whole_and_cut, 1, tmp_path, *jobs) == [0]
     for name in names:
         assert_same_bits(cut[name], whole[name])
         assert_close(whole[name], whole["fp32-0"], weight=5e-5, loss=1e-5)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_gradient_checkpointing_changes_no_bit_in_any_stage(alone, together, world, tmp_path):
-    jobs = make_jobs(tmp_path, CHECKPOINTED)
-    assert run_workers(fit_all, world, tmp_path, list(jobs.values())) == [0] * world
-    for name, ctx in jobs.items():
-        assert_same_bits(ctx, (alone if world == 1 else together)[name])
+@pytest.mark.parametrize("workers", ["by_one", "by_two"])
+def test_gradient_checkpointing_changes_no_bit_in_any_stage(workers, request):
+    jobs: Learned = request.getfixturevalue(workers)
+    for name, ctx in jobs.checkpointed.items():
+        assert_same_bits(ctx, jobs.whole[name])
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_an_optimizer_on_the_host_learns_the_same_and_is_resumed_to_the_bit(alone, together, world, tmp_path):
     whole, cut = make_jobs(tmp_path / "whole", OFFLOADED), make_jobs(tmp_path / "cut", OFFLOADED)
-    assert run_workers(fit_all, world, tmp_path, list(whole.values())) == [0] * world
-    assert run_workers(fit_with_a_stop, world, tmp_path, list(cut.values())) == [0] * world
+    assert run_workers(fit_whole_and_cut, world, tmp_path, list(whole.values()), list(cut.values())) == [0] * world
     for name, ctx in whole.items():
         assert_same_bits(cut[name], ctx)
         plain = (alone if world == 1 else together)[name]
@@ -160,7 +178,6 @@ def test_two_workers_learn_wrapped_rows_as_one_does_and_are_resumed(tmp_path):
     cases, wrapped = {"fp32-2": CASES["fp32-2"]}, {"packing_strategy": "wrapped"}
     one, two, cut = (make_jobs(tmp_path / name, cases, data=wrapped)["fp32-2"] for name in ("one", "two", "cut"))
     assert run_workers(fit_all, 1, tmp_path, [one]) == [0]
-    assert run_workers(fit_all, 2, tmp_path, [two]) == [0, 0]
-    assert run_workers(fit_with_a_stop, 2, tmp_path, [cut]) == [0, 0]
+    assert run_workers(fit_whole_and_cut, 2, tmp_path, [two], [cut]) == [0, 0]
     assert_close(two, one, weight=5e-5, loss=1e-5)
     assert_same_bits(cut, two)

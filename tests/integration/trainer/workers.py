@@ -95,6 +95,12 @@ def fit_with_a_stop(peers: Peers, jobs: list[JobContext]) -> None:
             raise AssertionError("it was to stop")
 
 
+def fit_whole_and_cut(peers: Peers, whole: list[JobContext], cut: list[JobContext]) -> None:
+    """Some to their ends, some with a stop: by the same processes, which take longer to begin than to learn."""
+    fit_all(peers, whole)
+    fit_with_a_stop(peers, cut)
+
+
 def fit_until_killed(peers: Peers, ctx: JobContext, step: int) -> None:
     """The first worker is killed when it tells of step `step`."""
     from trainer.fit import fit

@@ -184,8 +184,29 @@ def test_the_storage_has_one_path_everywhere() -> None:
 
 
 def test_the_control_plane_reads_every_variable_that_is_set() -> None:
-    known = set(settings.VARIABLES.values()) | set(settings.DRIVER_VARIABLES)
+    known = {*settings.VARIABLES.values(), *settings.DRIVER_VARIABLES, *settings.OTHERS_VARIABLES}
     assert environment().keys() <= known
+
+
+def test_commands_in_the_pod_find_the_control_plane_and_its_token() -> None:
+    read = settings.Settings.from_env(environment())
+    assert environment()["ATHANOR_ADDRESS"] == f"127.0.0.1:{read.listen.rpartition(':')[2]}"
+    assert environment()["ATHANOR_TOKEN_FILE"] == str(read.admin_token_path)
+
+
+def test_metrics_are_served_scraped_and_let_through_on_one_port() -> None:
+    read = settings.Settings.from_env(environment())
+    port = int(read.metrics_listen.rpartition(":")[2])
+    assert {"name": "metrics", "containerPort": port} in control_plane()["ports"]
+    annotations = one("Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(port),
+        "prometheus.io/path": "/metrics",
+    }
+    rules = one("NetworkPolicy", "athanor-control-plane")["spec"]["ingress"]
+    (rule,) = [rule for rule in rules if rule["ports"] == [{"port": port}]]
+    assert [peer["podSelector"]["matchLabels"] for peer in rule["from"]] == [{"athanor.dev/metrics": "true"}]
 
 
 def test_the_settings_accept_what_is_set() -> None:
@@ -207,7 +228,7 @@ def test_the_settings_accept_what_is_set() -> None:
 
 def test_ports_are_the_defaults_of_the_code() -> None:
     plain = settings.Settings.from_env({})
-    (port,) = control_plane()["ports"]
+    port = next(port for port in control_plane()["ports"] if port["name"] == "grpc")
     assert plain.listen.endswith(f":{port['containerPort']}")
     assert environment()["ATHANOR_SERVE_PORT"] == str(plain.serve_port)
     assert environment()["ATHANOR_RAY_DASHBOARD_URL"].rsplit(":", 1)[1] == plain.ray_dashboard_url.rsplit(":", 1)[1]
@@ -225,7 +246,7 @@ def test_the_token_is_where_kuberay_puts_it() -> None:
 def test_probes_ask_for_services_that_exist() -> None:
     container = control_plane()
     probes = [container[f"{name}Probe"]["grpc"] for name in ("startup", "readiness", "liveness")]
-    assert {probe["port"] for probe in probes} == {port["containerPort"] for port in container["ports"]}
+    assert {probe["port"] for probe in probes} == {container["ports"][0]["containerPort"]}
     known = {"", *(service.full_name for service in job_service_pb2.DESCRIPTOR.services_by_name.values())}
     assert {probe.get("service", "") for probe in probes} <= known
 
