@@ -106,6 +106,7 @@ async def test_wrong_spec_names_the_field(plane: ControlPlane, changes: dict[str
         ({"kind": "Distil"}, "kind"),
         ({"uid": "bot-1"}, "job.uid"),
         ({"labels": {"ü": "x"}}, "metadata.labels['ü']"),
+        ({"labels": {"a": "${secret:HUB}"}}, "metadata.labels['a']"),
     ],
 )
 async def test_wrong_envelope_names_the_field(plane: ControlPlane, change: dict[str, Any], field: str) -> None:

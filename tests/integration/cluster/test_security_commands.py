@@ -85,6 +85,8 @@ async def test_a_token_on_stdout_is_nothing_but_the_token(athanor: Athanor) -> N
     assert (await athanor("token", "create", "ann", "--role", "king")).exit_code == 2
     assert (await athanor("token", "create", "ann", "--ttl", "soon")).exit_code == 2
     assert reason(await athanor("token", "create", "ann")) == "TOKEN_NAME_TAKEN"
+    assert "(ann) is revoked" in (await athanor("token", "revoke", "ann")).output
+    assert reason(await athanor("token", "revoke", "ann")) == "TOKEN_NOT_FOUND", "its name is free again"
 
 
 async def test_a_kept_head_shows_that_the_end_was_cut_off(athanor: Athanor, plane: ControlPlane) -> None:

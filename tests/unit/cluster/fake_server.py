@@ -178,6 +178,10 @@ class FakeControlPlane(
     def GetServerInfo(self, request, context):
         return cluster_service_pb2.GetServerInfoResponse(ray_dashboard_url="http://127.0.0.1:8265")
 
+    def ListNodes(self, request, context):
+        self._seen(context)
+        refuse(context, code_pb2.UNAVAILABLE, "RAY_UNREACHABLE", "Ray cannot be seen")
+
     def GetCaller(self, request, context):
         return token_service_pb2.GetCallerResponse(token=token_service_pb2.Token(name="sue"))
 

@@ -12,6 +12,8 @@ from athanor.v1 import deployment_service_pb2, job_pb2, model_service_pb2
 from command_line import JOB
 from fake_server import FakeControlPlane, change, serving
 
+from cluster.cli.exit_codes import ExitCode
+from cluster.cli.failures import code_of
 from cluster.client import AthanorClient
 from cluster.errors import InvalidInput
 from cluster.rpc import NotFinished, RequestFailed
@@ -226,3 +228,13 @@ def test_what_is_no_address_is_refused_before_anything_is_asked(address: str) ->
 @pytest.mark.parametrize("address", ["localhost:1", "10.0.0.1:50051", "[::1]:50051", "a-b.example:443", "unix:/a.sock"])
 def test_what_is_an_address_is_taken(address: str) -> None:
     AthanorClient(address).close()
+
+
+def test_a_ray_that_is_away_is_told_at_once_and_is_no_control_plane_that_is_away(
+    client: AthanorClient, plane: FakeControlPlane
+) -> None:
+    with pytest.raises(RequestFailed) as failure:
+        client.list_nodes()
+    assert (failure.value.code, failure.value.reason) == (grpc.StatusCode.UNAVAILABLE, "RAY_UNREACHABLE")
+    assert len(plane.deadlines) == 1
+    assert code_of(failure.value) is ExitCode.ERROR

@@ -54,3 +54,9 @@ def test_the_licence_is_named_in_both_places() -> None:
 
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_package_of_the_wheel_says_that_it_is_typed() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    packages = document["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert [name for name in packages if not (ROOT / name / "py.typed").is_file()] == []
