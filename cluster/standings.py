@@ -47,6 +47,11 @@ def standing_of(job: StoredJob, decided_us: int, known: Mapping[str, Standing], 
     return Standing(0, "", "the scheduler has not looked at it yet")
 
 
+def newest_standing(job: StoredJob) -> Standing | None:
+    """Of a job that was stored just now, when no decision can know it."""
+    return standing_of(job, 0, {}, job.create_time_us)
+
+
 def moment(time_us: int) -> str:
     """To the second, in UTC."""
     return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"

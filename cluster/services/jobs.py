@@ -31,6 +31,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self._settings = settings
         self._store = store
         self._wake_up = wake_up
+        self._creations = creation.Creations(store)
         self._feed = watching.Feed(store, wake_up)
 
     async def CreateJob(
@@ -39,7 +40,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         del context
         if request.validate_only:
             return await asyncio.to_thread(creation.preview, self._store, request)
-        return messages.CreateJobResponse(job=await self._job(creation.create, request))
+        return messages.CreateJobResponse(job=await self._creations.create(request))
 
     async def GetJob(self, request: messages.GetJobRequest, context: grpc.ServicerContext) -> messages.GetJobResponse:
         del context

@@ -19,7 +19,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -57,6 +57,9 @@ _PRAGMAS = (
     f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys=ON",
 )
+_TAKE_VERSIONS = (
+    update(log_position).values(value=log_position.c.value + bindparam("taken")).returning(log_position.c.value)
+)
 
 
 def _nobody_listens(*_: object) -> None:
@@ -73,11 +76,10 @@ class Write:
     moves: list[tuple[StoredJob, StoredJob]] = field(default_factory=list)
     """Jobs before and after each step: told to whoever counts them, after the commit."""
 
-    def next_version(self) -> int:
-        """Take the next resource version; whoever watches is told after the commit."""
+    def next_version(self, count: int = 1) -> int:
+        """Take the next resource versions, the last of which it is; whoever watches is told after the commit."""
         self.changed = True
-        taken = update(log_position).values(value=log_position.c.value + 1).returning(log_position.c.value)
-        return int(self.connection.execute(taken).scalar_one())
+        return int(self.connection.execute(_TAKE_VERSIONS, {"taken": count}).scalar_one())
 
 
 class Database:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from cluster.errors import PreconditionFailed
+from sqlalchemy.exc import SQLAlchemyError
+
+from cluster.errors import PreconditionFailed, StoreUnavailable
 from cluster.lifecycle import State
 from cluster.scheduler import Quota
 from cluster.standings import Standing, standing_of
 from cluster.store import (
+    creation_rows,
     deployment_rows,
     job_lists,
     job_rows,
@@ -21,6 +24,7 @@ from cluster.store import (
     replica_rows,
     request_rows,
 )
+from cluster.store.creation_rows import CREATE_JOB, Created, Creation
 from cluster.store.database import Database, Write, open_database
 from cluster.store.installation_store import InstallationStore
 from cluster.store.job_counts import JobCount, job_counts
@@ -38,7 +42,6 @@ from cluster.store.records import (
 )
 from cluster.store.security_store import SecurityStore
 
-_CREATE_JOB = "CreateJob"
 LEADER = "leader"
 """The lease of the replica that does what only one may do."""
 
@@ -63,21 +66,28 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
     # Jobs
 
     def create_job(
-        self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = _CREATE_JOB
+        self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = CREATE_JOB
     ) -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
-        scope = f"{method}/{new.project}"
-        with self.database.write() as write:
-            known = request_rows.find(write.connection, scope, request_id, request_sha256)
-            if known:
-                return job_rows.get_job(write.connection, known)
-            model_rows.check_there(write.connection, new.resolved_models.values())
-            job = job_rows.insert_job(write, new)
-            request_rows.remember(write, scope, request_id, request_sha256, job.uid)
-            return job
+        created = self.create_jobs([Creation(new, request_id, request_sha256, method)])[0]
+        if isinstance(created, Exception):
+            raise created
+        return created.job
+
+    def create_jobs(self, asked: Sequence[Creation]) -> Sequence[Created | Exception]:
+        """As `create_job`, all of them in one transaction; one that cannot be stored fails alone."""
+        try:
+            with self.database.write() as write:
+                return creation_rows.create(write, asked)
+        except StoreUnavailable:
+            raise
+        except (SQLAlchemyError, ValueError) as error:  # the database refused what one of them holds, and with it all
+            if len(asked) == 1:
+                return [error]
+            return [created for one in asked for created in self.create_jobs([one])]
 
     def find_request(
-        self, request_id: str, request_sha256: str, project: str = "default", method: str = _CREATE_JOB
+        self, request_id: str, request_sha256: str, project: str = "default", method: str = CREATE_JOB
     ) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
