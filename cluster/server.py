@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 
 import grpc
 import structlog
@@ -145,7 +146,7 @@ async def running_server(
     check_exposure(settings)
     _make_directories(settings)
     async with contextlib.AsyncExitStack() as stack:
-        store = await asyncio.to_thread(Store.open, settings.database_url)
+        store = await asyncio.to_thread(partial(Store.open, settings.database_url, rules=settings.scheduling))
         stack.callback(store.close)
         wake_up = WakeUp()
         store.database.on_change = wake_up.ring

@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cluster.clock import SteadyClock
 from cluster.errors import StartUpError, StoreUnavailable
+from cluster.scheduler import Rules
 from cluster.store.records import StoredJob
 from cluster.store.tables import log_position
 
@@ -72,6 +73,8 @@ class Write:
 
     connection: Connection
     now_us: int
+    rules: Rules
+    """By which places in the queue are counted."""
     changed: bool = False
     moves: list[tuple[StoredJob, StoredJob]] = field(default_factory=list)
     """Jobs before and after each step: told to whoever counts them, after the commit."""
@@ -85,9 +88,10 @@ class Write:
 class Database:
     """One database, migrated and ready."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] | None) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] | None, rules: Rules) -> None:
         """Without a clock: this machine's, held steady; on PostgreSQL, which several machines share, the server's."""
         self.engine = engine
+        self._rules = rules
         self._follows_server = clock is None and not self.is_sqlite
         self._ahead_us = 0
         self.on_change: Callable[[], None] = lambda: None
@@ -120,7 +124,7 @@ class Database:
             with connection.begin():
                 if not self.is_sqlite:
                     self._take_turn(connection)
-                write = Write(connection, self.now_us())
+                write = Write(connection, self.now_us(), self._rules)
                 yield write
         self.on_write(time.perf_counter() - began)
         for before, after in write.moves:
@@ -150,7 +154,7 @@ def _database_errors() -> Iterator[None]:
         raise StoreUnavailable("STORE_UNAVAILABLE", f"the store could not be asked: {error}") from error
 
 
-def open_database(url: str, clock: Callable[[], float] | None) -> Database:
+def open_database(url: str, clock: Callable[[], float] | None, rules: Rules) -> Database:
     """Connect and migrate to the newest tables. StartUpError, in words, when that is not possible."""
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -169,7 +173,7 @@ def open_database(url: str, clock: Callable[[], float] | None) -> Database:
         engine.dispose()
         message = f"the tables of {parsed} are newer than this release ({error}); start the release that made them"
         raise StartUpError("STORE_IS_NEWER", message) from error
-    return Database(engine, clock)
+    return Database(engine, clock, rules)
 
 
 def _make_private(path: Path) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, insert, select, union
 
 from cluster.errors import Conflict, NotFound
 from cluster.lifecycle import ACTIVE, PREEMPTED, TERMINAL, State, check
-from cluster.scheduler import place_in_queue
+from cluster.scheduler import queue_key
 from cluster.store import alias_rows, dependency_rows
 from cluster.store.database import Write
 from cluster.store.records import Change, NewJob, StoredAttempt, StoredJob
@@ -129,7 +129,8 @@ def _new_row(write: Write, new: NewJob, version: int) -> dict[str, Any]:
         "state": State.QUEUED.value,
         "create_time_us": write.now_us,
         "update_time_us": write.now_us,
-        **place_in_queue(new.priority, write.now_us),
+        "queue_since_us": write.now_us,
+        "queue_key": queue_key(new.priority, write.now_us / 1e6, 0, write.rules)[0],
         "num_unmet": dependency_rows.note(write, new.uid, new.depends_on),
         "resource_version": version,
     }
@@ -143,6 +144,7 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
         model = alias_rows.publish(write, change.publication, job.uid)
         values["published_model"] = model.reference
     values |= _state_values(write, job, change)
+    values |= _place(write, job, values)
     values |= {"resource_version": version, "update_time_us": write.now_us}
     guarded = update(jobs).where(jobs.c.uid == job.uid, jobs.c.resource_version == job.resource_version)
     if write.connection.execute(guarded.values(**values)).rowcount != 1:
@@ -153,6 +155,14 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
     after = _log(write, job.uid, change.reason, change.message)
     write.moves.append((job, after))
     return after
+
+
+def _place(write: Write, job: StoredJob, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Its place in the queue, where one of the things changes by which it is counted."""
+    since_us = values.get("queue_since_us", job.queue_since_us)
+    if since_us is None or not values.keys() & {"priority", "queue_since_us"}:
+        return {}
+    return {"queue_key": queue_key(values.get("priority", job.priority), since_us / 1e6, job.seq, write.rules)[0]}
 
 
 def _state_values(write: Write, job: StoredJob, change: Change) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from cluster.store.job_rows import jobs_by
 from cluster.store.records import QueueEntry, StoredJob
 from cluster.store.tables import attempts, deletions, events, jobs, projects, standings
 
+_HOUR_US = 3.6e9
+_SAME_KEY = 1e-3
+"""Of a point of priority."""
 _ONLY = 1
 """The id of the one row."""
 _IS_QUEUED = jobs.c.state == State.QUEUED.value
@@ -47,6 +50,13 @@ def heads(connection: Connection, now_us: int, most: int) -> list[QueueEntry]:
         rows = connection.execute(first.order_by(jobs.c.queue_key, jobs.c.seq).limit(most))
         found += [QueueEntry._make(row) for row in rows]
     return found
+
+
+def put_in_order(write: Write) -> None:
+    """Waiting jobs whose place was counted by other rules than these are put where these have them."""
+    key = jobs.c.queue_since_us * (write.rules.ageing_per_hour / _HOUR_US) - jobs.c.priority
+    other = func.abs(jobs.c.queue_key - key) > _SAME_KEY
+    write.connection.execute(update(jobs).where(_IS_QUEUED, other).values(queue_key=key))
 
 
 def _projects(connection: Connection) -> Iterator[str]:

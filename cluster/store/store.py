@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.errors import PreconditionFailed, StoreUnavailable
 from cluster.lifecycle import State
-from cluster.scheduler import Quota
+from cluster.scheduler import Quota, Rules
 from cluster.standings import Standing, standing_of
 from cluster.store import (
     creation_rows,
@@ -53,9 +53,12 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         self.database = database
 
     @classmethod
-    def open(cls, url: str, clock: Callable[[], float] | None = None) -> Self:
-        """Connect, and bring the tables to their newest form."""
-        return cls(open_database(url, clock))
+    def open(cls, url: str, clock: Callable[[], float] | None = None, rules: Rules | None = None) -> Self:
+        """Connect, bring the tables to their newest form, and the queue into the order of these rules."""
+        store = cls(open_database(url, clock, rules or Rules()))
+        with store.database.write() as write:
+            queue_rows.put_in_order(write)
+        return store
 
     def close(self) -> None:
         self.database.close()

@@ -98,7 +98,7 @@ def main() -> None:
         make_slow(wishes["slow_s"])
     if wishes.get("clock"):
         open_store, clock = Store.open, off_clock(Path(wishes["clock"]))
-        Store.open = lambda url: open_store(url, clock)  # type: ignore[method-assign, assignment]
+        Store.open = lambda url, **more: open_store(url, clock, **more)  # type: ignore[method-assign, assignment]
     serve(Settings.model_validate(wishes["settings"]))
 
 
