@@ -157,14 +157,25 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             rpc.policy.check(await self._caller(self._tokens, rpc.host, metadata))
 
     async def _caller(self, tokens: Tokens, host: str, metadata: Any) -> Caller:
-        """Whoever fails too often from one host is only told to wait."""
+        """Whoever fails too often from one host is only told to wait, and the store is not asked."""
         sent = _authorization(metadata)
         try:
             known_caller = tokens.remembered(sent)
-            return known_caller if known_caller is not None else await asyncio.to_thread(tokens.ask, sent)
         except Unauthenticated:
             self._failures.check(host)
             raise
+        if known_caller is not None:
+            return known_caller
+        self._failures.check(host)
+        failed = False
+        try:
+            return await asyncio.to_thread(tokens.ask, sent)
+        except Unauthenticated:
+            failed = True
+            raise
+        finally:
+            if not failed:
+                self._failures.give_back(host)
 
     async def _foreign(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
         """Reflection: any token will do."""

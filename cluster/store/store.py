@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.errors import PreconditionFailed, StoreUnavailable
+from cluster.errors import NotFound, PreconditionFailed, StoreUnavailable
 from cluster.lifecycle import State
 from cluster.scheduler import Quota, Rules
 from cluster.standings import Standing, standing_of
@@ -188,7 +189,7 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""
         with self.database.write() as write:
             if lease is not None:
-                _holder(write, lease)
+                _holder(write.connection, lease)
             return job_rows.apply(write, job, change)
 
     def mark_attempt(self, job: StoredJob, **values: object) -> None:
@@ -198,10 +199,16 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
 
     # Workers
 
+    def leased(self, lease: Lease) -> StoredJob:
+        """The lease's job, for its holder. Anybody may ask, and nobody who writes waits for it."""
+        with self.database.read() as connection:
+            return _holder(connection, lease)
+
     def renew_lease(self, lease: Lease, lease_s: float) -> StoredJob:
         """Note that the attempt's driver lives; PreconditionFailed / LEASE_LOST for anybody else."""
+        self.leased(lease)
         with self.database.write() as write:
-            job = _holder(write, lease)
+            job = _holder(write.connection, lease)
             _renew(write, job, lease_s)
             return job
 
@@ -209,8 +216,9 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         self, lease: Lease, lease_s: float, progress: Mapping[str, Any] | None, lines: Sequence[tuple[str, str]]
     ) -> StoredJob:
         """Store how far the attempt is, add (reason, message) lines to the history, renew the lease."""
+        self.leased(lease)
         with self.database.write() as write:
-            job = _holder(write, lease)
+            job = _holder(write.connection, lease)
             _renew(write, job, lease_s)
             for reason, message in lines:
                 job = job_rows.apply(write, job, Change(reason, message))
@@ -263,9 +271,12 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
             deployment_rows.forget(write, name)
 
 
-def _holder(write: Write, lease: Lease) -> StoredJob:
+def _holder(connection: Connection, lease: Lease) -> StoredJob:
     """The job, if `lease` is the open, current attempt's. The answer never says which part was wrong."""
-    job = job_rows.get_job(write.connection, lease.job_uid)
+    try:
+        job = job_rows.get_job(connection, lease.job_uid)
+    except NotFound:
+        raise lease_lost(lease) from None
     attempt = job.last_attempt
     if (
         attempt is None
@@ -274,8 +285,15 @@ def _holder(write: Write, lease: Lease) -> StoredJob:
         or not attempt.lease_token_sha256
         or attempt.lease_token_sha256 != lease.token_sha256
     ):
-        raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease; end at once")
+        raise lease_lost(lease)
     return job
+
+
+def lease_lost(lease: Lease) -> PreconditionFailed:
+    """One answer, whatever of it is wrong."""
+    return PreconditionFailed(
+        "LEASE_LOST", f"this attempt of {lease.job_uid[:80]} does not hold the lease; end at once"
+    )
 
 
 def _renew(write: Write, job: StoredJob, lease_s: float) -> None:
