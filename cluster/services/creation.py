@@ -30,7 +30,7 @@ from cluster.services.submission import (
 from cluster.services.visible import shown, visible_job
 from cluster.settings import Settings
 from cluster.standings import newest_standing
-from cluster.storage_copies import copy_job, has_progress, remove_copy, settle_copy
+from cluster.storage_copies import copy_job, has_progress, keep_copy, remove_copy, settle_copy
 from cluster.store.audit_rows import Call
 from cluster.store.creation_rows import Created, Creation
 from cluster.store.records import NewJob, StoredJob
@@ -96,6 +96,7 @@ def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -
     new = _like(old)
     if request.from_checkpoint:
         _copy(settings, old, new.uid)
+        _keep(settings, new.uid)
     job = store.create_job(new, request.request_id, sha256, _RETRY)
     if request.from_checkpoint:
         settle_copy(settings, new.uid)
@@ -109,6 +110,14 @@ def _copy(settings: Settings, old: StoredJob, new: str) -> None:
         copy_job(settings, old.uid, new)
     except OSError as error:
         message = f"the directory of {old.uid} cannot be copied: {error.strerror or error}; it is safe to try again"
+        raise StoreUnavailable("STORAGE_UNAVAILABLE", message) from error
+
+
+def _keep(settings: Settings, new: str) -> None:
+    try:
+        keep_copy(settings, new)
+    except OSError as error:
+        message = "what was copied was cleared away before its job could be stored; try again"
         raise StoreUnavailable("STORAGE_UNAVAILABLE", message) from error
 
 
