@@ -97,7 +97,7 @@ class Database:
         self.on_change: Callable[[], None] = lambda: None
         self.on_move: Callable[[StoredJob, StoredJob], None] = _nobody_listens
         self.on_write: Callable[[float], None] = _nobody_listens
-        self._clock = clock or SteadyClock()
+        self._clock, self._wall = clock or SteadyClock(), clock or time.time
         self._write_lock = threading.Lock()
 
     @property
@@ -106,6 +106,10 @@ class Database:
 
     def now_us(self) -> int:
         return int(self._clock() * 1e6) + self._ahead_us
+
+    def wall_us(self) -> int:
+        """What a clock on the wall shows, even where it was set: the server's where several machines share one."""
+        return self.now_us() if self._follows_server else int(self._wall() * 1e6)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

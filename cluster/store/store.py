@@ -65,7 +65,12 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         self.database.close()
 
     def now_us(self) -> int:
+        """For how long something has lasted: steady, whoever sets the clock."""
         return self.database.now_us()
+
+    def wall_us(self) -> int:
+        """For what shall be at a moment that people name."""
+        return self.database.wall_us()
 
     # Jobs
 
@@ -121,10 +126,10 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         with self.database.read() as connection:
             return queue_rows.version(connection)
 
-    def queue_heads(self, most: int) -> list[QueueEntry]:
-        """The first `most` jobs of each project's queue that may begin now."""
+    def queue_heads(self, most: int, behind: Mapping[str, QueueEntry] | None = None) -> list[QueueEntry]:
+        """The first `most` jobs of each project's queue that may begin now; those `behind` some, of their projects."""
         with self.database.read() as connection:
-            return queue_rows.heads(connection, self.now_us(), most)
+            return queue_rows.heads(connection, self.wall_us(), most, behind)
 
     def doomed(self, most: int) -> list[StoredJob]:
         """Waiting jobs that depend on one that did not succeed."""
@@ -132,9 +137,9 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
             return queue_rows.doomed(connection, most)
 
     def next_hold(self) -> int | None:
-        """When the next held job is held no more, in microseconds since 1970."""
+        """When the next held job is held no more, by `wall_us`."""
         with self.database.read() as connection:
-            return queue_rows.next_hold(connection, self.now_us())
+            return queue_rows.next_hold(connection, self.wall_us())
 
     def specs_of(self, uids: Sequence[str]) -> list[tuple[str, str, Mapping[str, Any]]]:
         """(uid, kind, spec) of the jobs that are there."""
@@ -170,7 +175,7 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         """Of those of these jobs that wait."""
         if all(job.state is not State.QUEUED for job in found):
             return {}
-        (decided_us, known), now_us = self.standings(), self.now_us()
+        (decided_us, known), now_us = self.standings(), self.wall_us()
         each = {job.uid: standing_of(job, decided_us, known, now_us) for job in found}
         return {uid: standing for uid, standing in each.items() if standing is not None}
 
