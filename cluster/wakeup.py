@@ -51,6 +51,10 @@ class WakeUp:
         if self._is_closed:
             raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")
 
+    async def sleep(self, seconds: float) -> None:
+        """Return when the time is over, whatever rings."""
+        await self.wait(self._end, seconds)
+
     async def rounds(self, one: Callable[[], Awaitable[None]], interval_s: float, *, hears_bell: bool = True) -> None:
         """`one` again and again, until the end: now and then, and at each ring of the bell if it shall hear it.
 
@@ -63,4 +67,4 @@ class WakeUp:
                 ended_s = self._loop.time()
                 await self.wait(ticket, interval_s)
                 rest_s = min(max(_REST_S, (ended_s - began_s) * _REST_SHARE), interval_s)
-                await self.wait(self._end, ended_s + rest_s - self._loop.time())
+                await self.sleep(ended_s + rest_s - self._loop.time())
