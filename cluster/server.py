@@ -264,7 +264,7 @@ def _add_services(
 
 @contextlib.asynccontextmanager
 async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeUp) -> AsyncIterator[None]:
-    """Started and healthy; at the end first NOT_SERVING, then streams end, then the calls in flight, then nothing."""
+    """Started and healthy; at the end first NOT_SERVING and a pause, then streams end, then the calls in flight."""
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -275,6 +275,7 @@ async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeU
         yield
     finally:
         await servicer.enter_graceful_shutdown()
+        await asyncio.sleep(settings.drain_s)
         wake_up.close()
         await server.stop(settings.shutdown_grace_s)
 
