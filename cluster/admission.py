@@ -6,6 +6,7 @@ Ray may have put it elsewhere, which does not matter to what is free in all. Wha
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -21,7 +22,11 @@ from cluster.store.store import Store
 
 _S = 1e-6
 _LOOK = 100
-"""Jobs of each project's queue that are looked at in one decision."""
+"""Jobs of each project's queue that are looked at at first in one decision."""
+_FURTHEST_LOOK = 1600
+"""At once, behind those that cannot begin: about three thousand of a project in all."""
+_ITS_OWN_FAULT = frozenset({"TOO_LARGE", "QUOTA", "OVER_QUOTA"})
+"""Reasons to wait that say nothing of whoever stands behind."""
 _MOST_STANDINGS = 1000
 _LOOK_AGAIN_US = 5_000_000
 """While jobs wait, nodes that came or went are noticed after this long."""
@@ -60,12 +65,14 @@ class Admission:
         self._seen: object = None
         self._decided_on: object = None
         self._due_us: float = 0.0
+        self._hold_us: float = 0.0
         self._said: Mapping[str, Standing] | None = None
 
     def is_due(self, holding: Sequence[StoredJob], *, ray_is_seen: bool) -> bool:
         """Whether anything has changed since the last decision, or its time is over."""
         self._seen = (self._store.queue_version(), tuple(job.uid for job in holding), ray_is_seen)
-        return self._seen != self._decided_on or self._store.now_us() >= self._due_us
+        is_over = self._store.now_us() >= self._due_us or self._store.wall_us() >= self._hold_us
+        return is_over or self._seen != self._decided_on
 
     def again(self) -> None:
         """A step that was decided on could not be made: the next round decides anew."""
@@ -79,21 +86,51 @@ class Admission:
         self._demands.forget()
         decided_on, entries = self._seen, self._store.queue_heads(_LOOK)
         self._learn([*(entry.uid for entry in entries), *(job.uid for job in holding)])
-        steps = self._given_up(entries)
-        lost = {job.uid for job, _ in steps}
-        ready = [entry for entry in entries if not entry.is_releasing and entry.uid not in lost]
         if nodes is None:
-            order = sorted(ready, key=lambda entry: (entry.queue_key, entry.seq))
+            steps = self._given_up(entries)
+            order = sorted(_ready(entries, steps), key=lambda entry: (entry.queue_key, entry.seq))
             self._say({entry.uid: "RAY_UNREACHABLE" for entry in order}, {})
         else:
-            verdict = self.decide(nodes, ready, holding)
-            steps += [*self._admitted(verdict), *self._yielding(verdict, holding)]
-            releasing = {entry.uid: "RELEASING" for entry in entries if entry.is_releasing}
-            self._say({**verdict.reasons, **releasing}, self._details(verdict, nodes, ready))
-        next_hold_us = self._store.next_hold() or inf
+            steps = self._decided(nodes, entries, holding)
         look_again_us = self._store.now_us() + _LOOK_AGAIN_US if entries else inf
-        self._decided_on, self._due_us = decided_on, min(next_hold_us, look_again_us)
+        self._decided_on, self._due_us, self._hold_us = decided_on, look_again_us, self._store.next_hold() or inf
         return steps
+
+    def _decided(
+        self, nodes: Sequence[Resources], entries: list[QueueEntry], holding: Sequence[StoredJob]
+    ) -> list[JobStep]:
+        """What comes of one look at the queue; of several, while those who cannot begin hide who stands behind them."""
+        page = _LOOK
+        while True:
+            steps = self._given_up(entries)
+            ready = _ready(entries, steps)
+            verdict = self.decide(nodes, ready, holding)
+            hidden = self._hidden(entries, verdict, holding)
+            page *= 2
+            if not hidden or page > _FURTHEST_LOOK:
+                break
+            more = self._store.queue_heads(page, hidden)
+            self._learn([entry.uid for entry in more])
+            entries += more
+        releasing = {entry.uid: "RELEASING" for entry in entries if entry.is_releasing}
+        self._say({**verdict.reasons, **releasing}, self._details(verdict, nodes, ready))
+        return [*steps, *self._admitted(verdict), *self._yielding(verdict, holding)]
+
+    def _hidden(
+        self, entries: Sequence[QueueEntry], verdict: Verdict, holding: Sequence[StoredJob]
+    ) -> dict[str, QueueEntry]:
+        """Project -> the last one seen, where more wait behind a page of those that nothing but themselves holds up.
+
+        A project that holds as many jobs as it may is looked at no further: nobody of it can begin.
+        """
+        quotas, held = self._store.quotas(), Counter(job.project for job in holding)
+        found = {}
+        for project, queue in _by_project(entries).items():
+            stuck = sum(verdict.reasons.get(entry.uid) in _ITS_OWN_FAULT for entry in queue)
+            is_shut = project in quotas and held[project] >= quotas[project].jobs
+            if len(queue) >= _LOOK and len(queue) - stuck < _LOOK and not is_shut:
+                found[project] = queue[-1]
+        return found
 
     def decide(self, nodes: Sequence[Resources], ready: Sequence[QueueEntry], holding: Sequence[StoredJob]) -> Verdict:
         """The scheduler's verdict on what is stored."""
@@ -187,6 +224,18 @@ class Admission:
             can_yield=job.state is State.RUNNING and not _is_spent(job),
             is_leaving=job.state not in ACTIVE or job.state in _LEAVING,
         )
+
+
+def _ready(entries: Sequence[QueueEntry], given_up: Sequence[JobStep]) -> list[QueueEntry]:
+    lost = {job.uid for job, _ in given_up}
+    return [entry for entry in entries if not entry.is_releasing and entry.uid not in lost]
+
+
+def _by_project(entries: Sequence[QueueEntry]) -> dict[str, list[QueueEntry]]:
+    found = defaultdict[str, list[QueueEntry]](list)
+    for entry in entries:
+        found[entry.project].append(entry)
+    return found
 
 
 def _dependency_failed(job: StoredJob, states: Mapping[str, State]) -> Change:

@@ -22,6 +22,8 @@ BLOCKED = "Blocked"
 LONGEST_PAUSE_S = 60.0
 """Before the next attempt after a failure of the machinery."""
 _US = 1_000_000
+_PAUSED = "PAUSED"
+"""What a driver says, and what is said for it, of an attempt that ended because it was asked to pause."""
 
 
 def open_attempt(job: StoredJob) -> Change:
@@ -110,10 +112,20 @@ def paused(job: StoredJob, message: str, more: Mapping[str, object] | None = Non
     return Change(reason, message, State.PAUSED, job={**quiet(job), **(more or {})})
 
 
-def requeued(job: StoredJob) -> Change:
-    """It made room, and waits again, in the place that it had: what it gained by waiting is not lost."""
-    again = {"preemptions": job.preemptions + 1, "cancel_time_us": None}
+def requeued(job: StoredJob, now_us: int) -> Change:
+    """It made room, and waits again: what it gained by waiting is not lost, and by running it has gained nothing."""
+    since_us = job.create_time_us if job.queue_since_us is None else job.queue_since_us
+    waited_us = max(_left_queue_us(job, now_us) - since_us, 0)
+    again = {"preemptions": job.preemptions + 1, "cancel_time_us": None, "queue_since_us": now_us - waited_us}
     return Change("REQUEUED", "made room, and waits for its turn again", State.QUEUED, job={**quiet(job), **again})
+
+
+def _left_queue_us(job: StoredJob, now_us: int) -> int:
+    """When the first attempt began of those since its turn came last: a pause ends what came before."""
+    earlier = job.attempts[:-1]
+    paused_at = max((attempt.number for attempt in earlier if attempt.reason == _PAUSED), default=0)
+    begun = (attempt.start_time_us for attempt in job.attempts[paused_at:])
+    return min((start_us for start_us in begun if start_us is not None), default=now_us)
 
 
 def _succeeded(job: StoredJob, terminal: Terminal, closed: Mapping[str, object]) -> Change:

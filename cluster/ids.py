@@ -14,7 +14,11 @@ _JOB_UID = re.compile(rf"[a-z][a-z0-9-]{{0,39}}-[{_ALPHABET}]{{{_SUFFIX_LENGTH}}
 
 
 def _random_suffix(length: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+    number, letters = secrets.randbelow(len(_ALPHABET) ** length), ""
+    for _ in range(length):
+        number, at = divmod(number, len(_ALPHABET))
+        letters += _ALPHABET[at]
+    return letters
 
 
 def new_job_uid(name: str) -> str:

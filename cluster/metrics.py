@@ -108,7 +108,8 @@ class Metrics:
         if after.preemptions > before.preemptions:
             self._preemptions.inc()
         if after.state is State.ADMITTED and before.queue_since_us is not None:
-            self._waits.observe((after.update_time_us - before.queue_since_us) / 1e6)
+            ended_us = max((attempt.end_time_us or 0 for attempt in before.attempts), default=0)
+            self._waits.observe(max(after.update_time_us - max(before.queue_since_us, ended_us), 0) / 1e6)
         if before.start_time_us is None and after.start_time_us is not None and after.state not in TERMINAL:
             self._starts.observe((after.start_time_us - after.create_time_us) / 1e6)
 

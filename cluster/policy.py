@@ -159,7 +159,7 @@ def _rest(job: StoredJob, sight: Sight, settings: Settings) -> Decision:
     attempt = job.last_attempt
     if attempt is not None and not attempt.released:
         return _release(job, sight, settings)
-    return Step(changes.requeued(job)) if job.reason == PREEMPTED else Wait()
+    return Step(changes.requeued(job, sight.now_us)) if job.reason == PREEMPTED else Wait()
 
 
 def _release(job: StoredJob, sight: Sight, settings: Settings) -> Decision:

@@ -138,11 +138,6 @@ def queue_key(priority: int, since_s: float, seq: int, rules: Rules) -> tuple[fl
     return rules.ageing_per_hour * since_s / _HOUR_S - priority, seq
 
 
-def place_in_queue(priority: int, now_us: int) -> dict[str, object]:
-    """What is stored of a job that begins to wait now."""
-    return {"queue_since_us": now_us, "queue_key": queue_key(priority, now_us / 1e6, 0, Rules())[0]}
-
-
 def _in_order(snapshot: Snapshot, desk: _Desk) -> Iterator[Waiting]:
     """By score. What a project holds changes as its jobs are admitted, so its next one is ranked after that."""
     rules, queues = snapshot.rules, defaultdict[str, list[tuple[tuple[float, int], Waiting]]](list)

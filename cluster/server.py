@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 
 import grpc
 import structlog
@@ -146,7 +147,7 @@ async def running_server(
     check_exposure(settings)
     _make_directories(settings)
     async with contextlib.AsyncExitStack() as stack:
-        store = await asyncio.to_thread(Store.open, settings.database_url)
+        store = await asyncio.to_thread(partial(Store.open, settings.database_url, rules=settings.scheduling))
         stack.callback(store.close)
         wake_up = WakeUp()
         store.database.on_change = wake_up.ring
@@ -264,7 +265,7 @@ def _add_services(
 
 @contextlib.asynccontextmanager
 async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeUp) -> AsyncIterator[None]:
-    """Started and healthy; at the end first NOT_SERVING, then streams end, then the calls in flight, then nothing."""
+    """Started and healthy; at the end first NOT_SERVING and a pause, then streams end, then the calls in flight."""
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -275,6 +276,7 @@ async def _answering(server: grpc.aio.Server, settings: Settings, wake_up: WakeU
         yield
     finally:
         await servicer.enter_graceful_shutdown()
+        await asyncio.sleep(settings.drain_s)
         wake_up.close()
         await server.stop(settings.shutdown_grace_s)
 

@@ -159,6 +159,8 @@ class Settings(BaseModel):
     """How long a Ray job or a Serve application of ours that nothing wants is looked at before it is ended."""
     orphan_files_grace_s: Annotated[float, Field(ge=0)] = 86_400.0
     """How old a directory that no job and no model knows must be before it is removed; `inf` keeps them all."""
+    drain_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long a server that ends says NOT_SERVING and answers all the same, so that load balancers hear of it."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0
     """How long calls in flight may take when the server is told to end."""
 

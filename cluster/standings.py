@@ -64,6 +64,11 @@ def quota_words(quota: Quota, held: Held, asked: Resources) -> str:
     return ""
 
 
+def newest_standing(job: StoredJob) -> Standing | None:
+    """Of a job that was stored just now, when no decision can know it."""
+    return standing_of(job, 0, {}, job.create_time_us)
+
+
 def moment(time_us: int) -> str:
     """To the second, in UTC."""
     return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,7 +1,7 @@
 """What a repeated job takes over from the one before: its directory, without its attempts.
 
-A copy appears whole or not at all, and before its job is stored; a mark beside it says so until the job is there. What
-a control plane that died left behind is known by the mark, or by its temporary name, and cleared away.
+A copy appears whole or not at all, and before its job is stored; a mark beside it, which is touched while it is made,
+says so until the job is there. What a control plane that died left behind is known by the mark, and cleared away.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -38,13 +38,21 @@ def copy_job(settings: Settings, old: str, new: str) -> None:
     root, final = settings.job_dir(old), settings.job_dir(new)
     temporary, mark = _temporary(settings, new), _mark(settings, new)
     try:
-        shutil.copytree(root, temporary, symlinks=True, ignore=_left_out(settings, old), copy_function=_copying(root))
         mark.touch()
+        shutil.copytree(
+            root, temporary, symlinks=True, ignore=_left_out(settings, old), copy_function=_copying(root, mark)
+        )
+        keep_copy(settings, new)
         temporary.rename(final)
         sync_directory(final.parent)
     except OSError:
         remove_copy(settings, new)
         raise
+
+
+def keep_copy(settings: Settings, new: str) -> None:
+    """It is needed still. OSError when it was taken for forsaken, and is no longer there."""
+    os.utime(_mark(settings, new))
 
 
 def settle_copy(settings: Settings, new: str) -> None:
@@ -53,7 +61,7 @@ def settle_copy(settings: Settings, new: str) -> None:
 
 
 def remove_copy(settings: Settings, new: str) -> None:
-    for path in (_temporary(settings, new), settings.job_dir(new)):
+    for path in (_temporary(settings, new), settings.job_dir(new), _aside(settings, new)):
         shutil.rmtree(path, ignore_errors=True)
     _mark(settings, new).unlink(missing_ok=True)
 
@@ -61,10 +69,10 @@ def remove_copy(settings: Settings, new: str) -> None:
 def remove_forsaken(settings: Settings, store: Store) -> list[str]:
     """Copies that nobody will use any more; the uids that they were made for."""
     removed = []
-    for uid, path in _marks(settings):
-        if time.time() - path.lstat().st_mtime < _FORSAKEN_S:
+    for uid in sorted(_copied(settings)):
+        if time.time() - _touched_at(settings, uid) < _FORSAKEN_S:
             continue
-        if store.states_of([uid]):
+        if _is_stored(settings, store, uid):
             settle_copy(settings, uid)
             shutil.rmtree(_temporary(settings, uid), ignore_errors=True)
         else:
@@ -74,12 +82,39 @@ def remove_forsaken(settings: Settings, store: Store) -> list[str]:
     return removed
 
 
-def _marks(settings: Settings) -> Iterator[tuple[str, Path]]:
+def _is_stored(settings: Settings, store: Store, uid: str) -> bool:
+    """Asked again when the copy is out of the way: who stored the job meanwhile gets it back."""
+    final, aside = settings.job_dir(uid), _aside(settings, uid)
+    if not store.states_of([uid]):
+        _mark(settings, uid).unlink(missing_ok=True)
+        if final.exists():
+            final.rename(aside)
+        if not store.states_of([uid]):
+            return False
+    if aside.exists():
+        aside.rename(final)
+    return True
+
+
+def _copied(settings: Settings) -> set[str]:
+    """Uids of which there is a mark, or something half-way."""
     with os.scandir(settings.storage / "jobs") as entries:
-        for entry in entries:
-            path = Path(entry.path)
-            if entry.name.startswith(".") and path.suffix in (".tmp", ".copied"):
-                yield path.stem[1:], path
+        paths = [Path(entry.name) for entry in entries if entry.name.startswith(".")]
+    return {path.stem[1:] for path in paths if path.suffix in (".tmp", ".copied", ".aside")}
+
+
+def _touched_at(settings: Settings, uid: str) -> float:
+    """A mark counts alone: what is copied keeps the times that it had."""
+    for path in (_mark(settings, uid), _temporary(settings, uid), _aside(settings, uid)):
+        try:
+            return path.lstat().st_mtime
+        except FileNotFoundError:
+            continue
+    return time.time()
+
+
+def _aside(settings: Settings, uid: str) -> Path:
+    return settings.storage / "jobs" / f".{uid}.aside"
 
 
 def _temporary(settings: Settings, uid: str) -> Path:
@@ -100,8 +135,9 @@ def _left_out(settings: Settings, old: str) -> Callable[[str, list[str]], set[st
     return ignore
 
 
-def _copying(root: Path) -> Callable[[str, str], None]:
+def _copying(root: Path, mark: Path) -> Callable[[str, str], None]:
     def copy(source: str, target: str) -> None:
+        os.utime(mark)
         if _NEVER_ALTERED.intersection(Path(source).relative_to(root).parts):
             try:
                 os.link(source, target, follow_symlinks=False)

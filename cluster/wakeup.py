@@ -11,6 +11,10 @@ from collections.abc import Awaitable, Callable
 
 from cluster.errors import ShuttingDown
 
+_REST_S = 0.1
+_REST_SHARE = 4.0
+"""A round is followed by at least that much more time without one."""
+
 
 class WakeUp:
     """Take a `ticket` before you look, `wait` on it afterwards: a change in between is not missed."""
@@ -47,10 +51,20 @@ class WakeUp:
         if self._is_closed:
             raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")
 
+    async def sleep(self, seconds: float) -> None:
+        """Return when the time is over, whatever rings."""
+        await self.wait(self._end, seconds)
+
     async def rounds(self, one: Callable[[], Awaitable[None]], interval_s: float, *, hears_bell: bool = True) -> None:
-        """`one` again and again, until the end: now and then, and at each ring of the bell if it shall hear it."""
+        """`one` again and again, until the end: now and then, and at each ring of the bell if it shall hear it.
+
+        The first ring after a quiet time is heard at once; while it rings and rings, rounds take a share of the time.
+        """
         with contextlib.suppress(ShuttingDown):
             while True:
-                ticket = self.ticket() if hears_bell else self._end
+                ticket, began_s = self.ticket() if hears_bell else self._end, self._loop.time()
                 await one()
+                ended_s = self._loop.time()
                 await self.wait(ticket, interval_s)
+                rest_s = min(max(_REST_S, (ended_s - began_s) * _REST_SHARE), interval_s)
+                await self.sleep(ended_s + rest_s - self._loop.time())

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 
 from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.lifecycle import PREEMPTED, State
-from cluster.scheduler import Rules, place_in_queue, queue_key
 from cluster.store.records import Change, StoredJob
 
 Wish = Callable[[StoredJob, int], Change | None]
@@ -54,7 +53,7 @@ def resume(job: StoredJob, now_us: int) -> Change | None:
         return Change("HOLD_ENDED", "is held no longer, and waits for its turn", job={"hold_until_us": None})
     if job.state is not State.PAUSED:
         return None
-    values = {"cancel_time_us": None, **place_in_queue(job.priority, now_us)}
+    values = {"cancel_time_us": None, "queue_since_us": now_us}
     return Change("RESUMED", "waits for its turn again", State.QUEUED, job=values)
 
 
@@ -73,9 +72,6 @@ def update(job: StoredJob, changes: Mapping[str, object]) -> Change | None:
     if not values:
         return None
     words = ", ".join(f"{name.removesuffix('_us')} changed" for name in sorted(values))
-    if "priority" in values and job.queue_since_us is not None:
-        key, _ = queue_key(int(str(values["priority"])), job.queue_since_us / 1e6, job.seq, Rules())
-        values["queue_key"] = key
     return Change("UPDATED", words, job=values)
 
 

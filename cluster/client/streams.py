@@ -93,7 +93,10 @@ class JobWatch(Stream[pb.WatchJobsResponse, pb.WatchJobsResponse]):
         self._check_time()
 
     def failed(self, failure: RequestFailed) -> None:
+        """Of one job the newest is enough; whoever keeps a picture of all has to be told that a piece is missing."""
         if failure.code == grpc.StatusCode.OUT_OF_RANGE:
+            if not self._follows:
+                raise failure
             self._cursor = 0
         self._check_time()
 
@@ -157,7 +160,10 @@ class FileReading(Stream[models.DownloadModelVersionResponse, bytes]):
 def watch_jobs(
     uid: str = "", *, after_resource_version: int = 0, project: str = "", until: float | None = None
 ) -> JobWatch:
-    """A snapshot, then every stored change, with no gap where the connection was cut. Ends at `until` (monotonic)."""
+    """A snapshot, then every stored change, with no gap where the connection was cut. Ends at `until` (monotonic).
+
+    RequestFailed / RESOURCE_VERSION_TOO_OLD when it was cut for so long that changes are not kept any more: begin anew.
+    """
     return JobWatch(uid, after_resource_version, project, until=until)
 
 

@@ -7,9 +7,9 @@ there were: else the log itself would fill the disk.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -18,6 +18,7 @@ from cluster.errors import DataLoss
 from cluster.security.limits import Rate
 from cluster.store.audit_rows import FIRST_HASH, Call, StoredEntry
 from cluster.store.store import Store
+from cluster.together import Together
 from cluster.wire import clean
 
 log = structlog.get_logger(__name__)
@@ -31,13 +32,37 @@ _IN_RESPONSE = ("job.uid", "token.id", "deployment.name", "project.name")
 _IN_REQUEST = ("uid", "id", "reference", "project", "name", "job.name", "token.name", "deployment.name")
 
 
+@dataclass
+class Line:
+    """What will be said of the call that is being handled, if it ends well.
+
+    A handler that writes may write it in the same transaction, and leaves its entry here.
+    """
+
+    call: Call
+    entry: StoredEntry | None = None
+
+
+_LINE: ContextVar[Line | None] = ContextVar("athanor_audit_line", default=None)
+
+
+def line() -> Line | None:
+    """Of the call that is being handled; None: nothing is written of it."""
+    return _LINE.get()
+
+
+def begin_line(call: Call) -> Line:
+    """From here to the end of this task, which is the call's own."""
+    begun = Line(call)
+    _LINE.set(begun)
+    return begun
+
+
 class AuditLog:
     """Writes entries, many at a time when many wait."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._waiting: list[tuple[Call, asyncio.Future[None]]] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._together: Together[Call, StoredEntry] = Together(lambda calls: store.append_audit(calls))
         self._cheap = Rate(_CHEAP_PER_S, _CHEAP_AT_ONCE)
         self._unwritten = 0
 
@@ -48,33 +73,11 @@ class AuditLog:
                 self._unwritten += 1
                 return
             call, self._unwritten = replace(call, resource=_more(call.resource, self._unwritten)), 0
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, done))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_waiting())
-        await done
+        self.written(await self._together.add(call))
 
-    async def _write_waiting(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                entries = await asyncio.to_thread(self._store.append_audit, [call for call, _ in batch])
-            except Exception as error:  # noqa: BLE001  a process boundary within: each caller is told
-                _tell([done for _, done in batch], error)
-                continue
-            for entry in entries:
-                log.info("audit.entry", number=entry.number, hash=entry.hash, **vars(entry.call))
-            _tell([done for _, done in batch], None)
-
-
-def _tell(waiting: Iterable[asyncio.Future[None]], error: Exception | None) -> None:
-    for done in waiting:
-        if done.done():  # its caller went away
-            continue
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+    def written(self, entry: StoredEntry) -> None:
+        """It is durable: the server's log has it too, so that the chain's head is known elsewhere."""
+        log.info("audit.entry", number=entry.number, hash=entry.hash, **vars(entry.call))
 
 
 def _more(resource: str, unwritten: int) -> str:

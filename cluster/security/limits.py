@@ -56,6 +56,11 @@ class Rate:
             self._buckets.popitem(last=False)
         return bucket.take(now)
 
+    def give_back(self, key: str) -> None:
+        """One that was taken, and was none of what is counted."""
+        if bucket := self._buckets.get(key):
+            bucket.level = min(bucket.level + 1.0, bucket.burst)
+
     def check(self, key: str) -> None:
         """ResourceExhausted / RATE_LIMITED, with the time to wait."""
         if wait_s := self.wait_s(key):

@@ -96,7 +96,7 @@ class Tokens:
             raise _unknown()
         if token.revoke_time_us is not None:
             raise Unauthenticated("TOKEN_REVOKED", f"the token {token.name!r} was revoked; ask an admin for another")
-        if token.expire_time_us is not None and token.expire_time_us <= self._store.now_us():
+        if token.expire_time_us is not None and token.expire_time_us <= self._store.wall_us():
             raise Unauthenticated("TOKEN_EXPIRED", f"the token {token.name!r} has expired; ask an admin for another")
         return Caller(token.name, Role[token.role], token.projects, token.id)
 

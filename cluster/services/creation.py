@@ -1,19 +1,22 @@
 """How jobs come to be: from a job file, or from one that ended.
 
-An id of a request counts within its method and project. A repeated request gets its job before anything is checked
-again, for the world may have moved on.
+An id of a request counts within its method and project. A repeated request gets its job whatever a check would say
+now, for the world may have moved on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
+from athanor.v1 import job_pb2
 from athanor.v1 import job_service_pb2 as messages
 
 from cluster import wishes
-from cluster.errors import NotFound, PreconditionFailed, StoreUnavailable
+from cluster.errors import ClusterError, NotFound, PreconditionFailed, StoreUnavailable
 from cluster.ids import new_job_uid
 from cluster.registry import resolve
+from cluster.security.audit import line
 from cluster.security.caller import caller
 from cluster.services.submission import (
     DEFAULT_PROJECT,
@@ -24,32 +27,61 @@ from cluster.services.submission import (
     parsed,
     request_sha256,
 )
-from cluster.services.visible import visible_job
+from cluster.services.visible import shown, visible_job
 from cluster.settings import Settings
-from cluster.storage_copies import copy_job, has_progress, remove_copy, settle_copy
+from cluster.standings import newest_standing
+from cluster.storage_copies import copy_job, has_progress, keep_copy, remove_copy, settle_copy
+from cluster.store.audit_rows import Call
+from cluster.store.creation_rows import Created, Creation
 from cluster.store.records import NewJob, StoredJob
 from cluster.store.store import Store
+from cluster.together import Together
+from cluster.wire import job_to_preview, job_to_proto
 
 _RETRY = "RetryJob"
 
 
-def create(store: Store, request: messages.CreateJobRequest) -> StoredJob:
-    """Durable when this returns."""
+class Creations:
+    """Makes jobs durable, those that are asked for at once in one transaction, with their lines in the audit log."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._together: Together[Creation, Created] = Together(store.create_jobs)
+
+    async def create(self, request: messages.CreateJobRequest) -> job_pb2.Job:
+        """Durable when this returns."""
+        said = line()
+        with self._together.expected():
+            found = await asyncio.to_thread(_checked, self._store, request, said.call if said else None)
+        if isinstance(found, StoredJob):
+            return await asyncio.to_thread(shown, self._store, found)
+        created = await self._together.add(found)
+        if said is not None:
+            said.entry = created.entry
+        if not created.is_new:
+            return await asyncio.to_thread(shown, self._store, created.job)
+        return job_to_proto(created.job, newest_standing(created.job))
+
+
+def _checked(store: Store, request: messages.CreateJobRequest, call: Call | None) -> Creation | StoredJob:
+    """What is to be stored. Where that may not be, any more, whoever asks again gets the job of the first time."""
     check_request_id(request.request_id)
     sha256 = request_sha256(request.job)
-    project = request.job.project or DEFAULT_PROJECT
-    if request.request_id and caller().reaches(project):
-        known = store.find_request(request.request_id, sha256, project)
-        if known is not None:
-            return known
-    checked = check_job(store, request.job, caller().name)
-    return store.create_job(checked.new, request.request_id, sha256)
+    try:
+        new = check_job(store, request.job, caller().name)
+    except ClusterError:
+        project = request.job.project or DEFAULT_PROJECT
+        known = store.find_request(request.request_id, sha256, project) if caller().reaches(project) else None
+        if known is None:
+            raise
+        return known
+    return Creation(new, request.request_id, sha256, call=call)
 
 
 def preview(store: Store, request: messages.CreateJobRequest) -> messages.CreateJobResponse:
-    """All checks of `create`, and nothing stored."""
+    """All checks of `Creations.create`, and nothing stored."""
     check_request_id(request.request_id)
-    return messages.CreateJobResponse(job=check_job(store, request.job, caller().name).preview)
+    return messages.CreateJobResponse(job=job_to_preview(check_job(store, request.job, caller().name)))
 
 
 def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -> StoredJob:
@@ -64,6 +96,7 @@ def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -
     new = _like(old)
     if request.from_checkpoint:
         _copy(settings, old, new.uid)
+        _keep(settings, new.uid)
     job = store.create_job(new, request.request_id, sha256, _RETRY)
     if request.from_checkpoint:
         settle_copy(settings, new.uid)
@@ -77,6 +110,14 @@ def _copy(settings: Settings, old: StoredJob, new: str) -> None:
         copy_job(settings, old.uid, new)
     except OSError as error:
         message = f"the directory of {old.uid} cannot be copied: {error.strerror or error}; it is safe to try again"
+        raise StoreUnavailable("STORAGE_UNAVAILABLE", message) from error
+
+
+def _keep(settings: Settings, new: str) -> None:
+    try:
+        keep_copy(settings, new)
+    except OSError as error:
+        message = "what was copied was cleared away before its job could be stored; try again"
         raise StoreUnavailable("STORAGE_UNAVAILABLE", message) from error
 
 

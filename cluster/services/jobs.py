@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -15,6 +14,7 @@ from athanor.v1 import job_pb2, job_service_pb2_grpc
 from athanor.v1 import job_service_pb2 as messages
 
 from cluster.services import creation, job_changes, listing, logs, metrics, reports, watching
+from cluster.services.file_work import on_files
 from cluster.services.visible import shown, visible_job
 from cluster.settings import Settings
 from cluster.store.records import StoredJob
@@ -31,6 +31,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self._settings = settings
         self._store = store
         self._wake_up = wake_up
+        self._creations = creation.Creations(store)
         self._feed = watching.Feed(store, wake_up)
 
     async def CreateJob(
@@ -39,7 +40,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         del context
         if request.validate_only:
             return await asyncio.to_thread(creation.preview, self._store, request)
-        return messages.CreateJobResponse(job=await self._job(creation.create, request))
+        return messages.CreateJobResponse(job=await self._creations.create(request))
 
     async def GetJob(self, request: messages.GetJobRequest, context: grpc.ServicerContext) -> messages.GetJobResponse:
         del context
@@ -61,7 +62,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, request: messages.DeleteJobRequest, context: grpc.ServicerContext
     ) -> messages.DeleteJobResponse:
         del context
-        await asyncio.to_thread(job_changes.delete, self._settings, self._store, request)
+        await on_files(job_changes.delete, self._settings, self._store, request)
         return messages.DeleteJobResponse()
 
     async def CancelJob(
@@ -86,7 +87,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, request: messages.RetryJobRequest, context: grpc.ServicerContext
     ) -> messages.RetryJobResponse:
         del context
-        return messages.RetryJobResponse(job=await self._job(partial(creation.retry, self._settings), request))
+        job = await on_files(creation.retry, self._settings, self._store, request)
+        return messages.RetryJobResponse(job=await asyncio.to_thread(shown, self._store, job))
 
     async def WatchJobs(
         self, request: messages.WatchJobsRequest, context: grpc.ServicerContext
@@ -119,7 +121,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, request: messages.GetJobReportRequest, context: grpc.ServicerContext
     ) -> messages.GetJobReportResponse:
         del context
-        return await asyncio.to_thread(reports.get_report, self._settings, self._store, request)
+        return await on_files(reports.get_report, self._settings, self._store, request)
 
     async def _job(self, call: Callable[[Store, Request], StoredJob], request: Request) -> job_pb2.Job:
         """What the call makes of the request, as people see it."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -16,8 +15,9 @@ from athanor.v1 import job_service_pb2 as messages
 from cluster.attempt_files import attempt_dir, log_path
 from cluster.errors import InvalidInput, NotFound, Violation
 from cluster.security.caller import caller
+from cluster.services.file_work import on_files
 from cluster.services.job_files import last_lines_offset, open_inside
-from cluster.services.visible import job_for
+from cluster.services.visible import Look
 from cluster.settings import Settings
 from cluster.store.records import StoredAttempt, StoredJob
 from cluster.store.store import Store
@@ -107,20 +107,20 @@ async def stream(
     """Pieces of the log. What is known of the attempt is looked up before the bytes: the last ones are never missed."""
     who, reader = caller(), LogReader(settings, request)
     number, printed_at = request.attempt, time.monotonic()
+    look = Look(store, who, request.uid)
     while True:
-        ticket = wake_up.ticket()
-        job = await asyncio.to_thread(job_for, store, who, request.uid)
+        job = await look.job(wake_up.ticket())
         attempt = _attempt_of(job, number)
         is_ending = job.is_terminal if attempt is None else not attempt.is_open
         is_over = is_ending and (attempt is None or attempt.released or time.monotonic() - printed_at > _QUIET_S)
         if attempt is not None:
             number = attempt.number
-            while data := await asyncio.to_thread(reader.read, attempt):
+            while data := await on_files(reader.read, attempt):
                 printed_at = time.monotonic()
                 yield messages.StreamJobLogsResponse(data=data, next_offset=reader.offset, attempt=number)
         if is_over or not request.follow:
             if attempt is not None:
-                await asyncio.to_thread(reader.check_there, attempt)
+                await on_files(reader.check_there, attempt)
             return
         printed_at = printed_at if is_ending else time.monotonic()
-        await wake_up.wait(ticket, _POLL_S)
+        await wake_up.sleep(_POLL_S)

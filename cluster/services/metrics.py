@@ -5,7 +5,6 @@ What was sent is remembered by a checksum for each line: so a cut is noticed, an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from array import array
@@ -17,8 +16,9 @@ from athanor.v1 import job_service_pb2 as messages
 
 from cluster.errors import InvalidInput, Violation
 from cluster.security.caller import caller
+from cluster.services.file_work import on_files
 from cluster.services.job_files import open_inside
-from cluster.services.visible import job_for
+from cluster.services.visible import Look
 from cluster.settings import Settings
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
@@ -114,15 +114,15 @@ async def stream(
     role, who = request.role or _ROLES[0], caller()
     _check(role, request.after_step)
     figures = Figures(settings, request.uid, role, request.after_step)
+    look = Look(store, who, request.uid)
     while True:
-        ticket = wake_up.ticket()
-        job = await asyncio.to_thread(job_for, store, who, request.uid)
-        while (found := await asyncio.to_thread(figures.read)) or figures.has_more:
+        job = await look.job(wake_up.ticket())
+        while (found := await on_files(figures.read)) or figures.has_more:
             for message in found:
                 yield message
         if job.is_terminal or not request.follow:
             return
-        await wake_up.wait(ticket, _POLL_S)
+        await wake_up.sleep(_POLL_S)
 
 
 def _check(role: str, after_step: int) -> None:

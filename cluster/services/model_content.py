@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,7 @@ from cluster.model_files import Comparison, altered, check_storage, comparing, m
 from cluster.model_import import find_source, importing, job_of, remove
 from cluster.registry import NAME_RULE, is_name, parse_reference, resolve
 from cluster.security.caller import Caller, caller
+from cluster.services.file_work import on_files
 from cluster.services.submission import check_request_id
 from cluster.settings import Settings
 from cluster.steps import in_steps
@@ -40,6 +42,8 @@ from cluster.store.store import Store
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 2
+_MOST_WAITING = 8
+"""Imports of one caller that are under way or wait for their turn."""
 _PIECE = 1024 * 1024
 _LONGEST_DESCRIPTION = 4000
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -53,6 +57,7 @@ class ModelContent:
         self._store = store
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._imports: dict[tuple[str, str], asyncio.Task[StoredModel]] = {}
+        self._asked_by: dict[tuple[str, str], str] = {}
 
     async def create(self, request: messages.CreateModelVersionRequest) -> StoredModel:
         """The new version. Who goes away while it is copied may ask again with the same request id, and waits on."""
@@ -63,13 +68,21 @@ class ModelContent:
             return known
         key = (request.request_id or new_request_id(), sha256)
         if key not in self._imports:
+            self._check_room(caller().token_id)
             task = asyncio.create_task(self._import(request, caller(), key[0], sha256))
             self._imports[key] = task
+            self._asked_by[key] = caller().token_id
             task.add_done_callback(lambda done: self._forget(key, done))
         return await asyncio.shield(self._imports[key])
 
+    def _check_room(self, who: str) -> None:
+        """ResourceExhausted / TOO_MANY_IMPORTS: each goes on though its caller went away."""
+        if Counter(self._asked_by.values())[who] >= _MOST_WAITING:
+            words = f"{_MOST_WAITING} models are being brought in for you already; wait until one is there"
+            raise ResourceExhausted("TOO_MANY_IMPORTS", words)
+
     def _forget(self, key: tuple[str, str], done: asyncio.Task[StoredModel]) -> None:
-        del self._imports[key]
+        del self._imports[key], self._asked_by[key]
         if not done.cancelled() and (error := done.exception()) is not None:
             log.warning("model.not_created", error=str(error))
 
@@ -77,8 +90,8 @@ class ModelContent:
         self, request: messages.CreateModelVersionRequest, who: Caller, request_id: str, sha256: str
     ) -> StoredModel:
         with _storage_errors(request.path):
-            await asyncio.to_thread(check_storage, self._settings)
-            source = await asyncio.to_thread(self._source, request.path, who)
+            await on_files(check_storage, self._settings)
+            source = await on_files(self._source, request.path, who)
             facts = {"source": str(source), "description": request.description, "actor": who.name}
             async with self._room:
                 found = await in_steps(importing(self._settings, request.name, source, facts))
@@ -86,10 +99,10 @@ class ModelContent:
         try:
             model = await asyncio.to_thread(self._store.create_model, new, request_id, sha256)
         except AlreadyExists:
-            await asyncio.to_thread(self._remove, found.path)
+            await on_files(self._remove, found.path)
             raise
         if model.path != str(found.path):  # the same request, answered by another control plane meanwhile
-            await asyncio.to_thread(self._remove, found.path)
+            await on_files(self._remove, found.path)
         log.info("model.created", model=model.reference, path=model.path)
         return model
 
@@ -108,7 +121,7 @@ class ModelContent:
             raise InvalidInput("INVALID_REFERENCE", words, [Violation("reference", words)])
         model = await asyncio.to_thread(self._store.delete_model, reference.name, reference.version)
         log.info("model.deleted", model=model.reference, path=model.path)
-        await asyncio.shield(asyncio.to_thread(self._remove, Path(model.path)))
+        await asyncio.shield(on_files(self._remove, Path(model.path)))
 
     def _remove(self, path: Path) -> None:
         try:
@@ -128,7 +141,7 @@ class ModelContent:
             raise
 
     async def _find(self, reference: str) -> StoredModel:
-        await asyncio.to_thread(check_storage, self._settings)
+        await on_files(check_storage, self._settings)
         return await asyncio.to_thread(resolve, self._store, reference)
 
     async def pieces(
@@ -139,7 +152,7 @@ class ModelContent:
             words = "is the offset in `file`, at least 0; name the file too"
             raise InvalidInput("INVALID_OFFSET", f"after_offset {words}", [Violation("after_offset", words)])
         model = await self._find(request.reference)
-        listed = await asyncio.to_thread(manifest_files, model)
+        listed = await on_files(manifest_files, model)
         if request.file and request.file not in listed:
             words = f"{model.reference} has no file {request.file[:200]!r}; there are: {', '.join(listed)}"[:1000]
             raise InvalidInput("MODEL_FILE_UNKNOWN", words, [Violation("file", words)])
@@ -151,14 +164,14 @@ class ModelContent:
         self, model: StoredModel, name: str, sha256: str, offset: int
     ) -> AsyncIterator[messages.DownloadModelVersionResponse]:
         with _storage_errors(model.path):
-            file, size = await asyncio.to_thread(_opened, model, name)
+            file, size = await on_files(_opened, model, name)
         with contextlib.closing(file):
             if offset > size:
                 raise OutOfRange("OFFSET_TOO_LARGE", f"{name} has {size} bytes, after_offset is {offset}")
             file.seek(offset)
             digest, at, is_whole = hashlib.sha256(), offset, offset == 0
             while True:
-                data = await asyncio.to_thread(file.read, _PIECE)
+                data = await on_files(file.read, _PIECE)
                 digest.update(data)
                 at += len(data)
                 if data or at == offset:  # an empty file is told once, too

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +21,7 @@ from cluster.security.caller import caller
 from cluster.security.limits import MAX_SPEC_BYTES
 from cluster.store.records import NewJob
 from cluster.store.store import Store
-from cluster.wire import from_struct, job_to_preview
+from cluster.wire import from_struct
 from trainer.errors import SpecError
 from trainer.preflight import check_inputs
 from trainer.spec import DistillSpec, FineTuneSpec, parse_spec
@@ -33,15 +32,6 @@ _LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?$")
 _REQUEST_ID = re.compile(r"^[!-~]{1,64}$")
 _MAX_LABELS = 64
 _MAX_LABEL_LENGTH = 256
-
-
-@dataclass(frozen=True)
-class CheckedJob:
-    """A job that may be stored."""
-
-    new: NewJob
-    preview: job_pb2.Job
-    """As it would be stored, without uid."""
 
 
 def request_sha256(job: job_pb2.Job) -> str:
@@ -56,8 +46,11 @@ def check_request_id(request_id: str) -> None:
         raise InvalidInput("INVALID_REQUEST_ID", f"request_id: {message}", [Violation("request_id", message)])
 
 
-def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
-    """The whole check. InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong."""
+def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> NewJob:
+    """A job that may be stored.
+
+    InvalidInput / INVALID_SPEC, NotFound / MODEL_NOT_FOUND, each with the fields that are wrong.
+    """
     _check_envelope(job)
     caller().check_writes_to(job.project or DEFAULT_PROJECT)
     _check_size(job)
@@ -66,7 +59,7 @@ def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
     pinned = pin(store, spec)
     check_inputs_of(spec, {text: model.path for text, model in pinned.items()})
     hold_until = spec.schedule.hold_until
-    new = NewJob(
+    return NewJob(
         uid=new_job_uid(job.name),
         name=job.name,
         kind=job.kind,
@@ -80,7 +73,6 @@ def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> CheckedJob:
         hold_until_us=None if hold_until is None else int(hold_until.timestamp() * 1e6),
         depends_on=spec.schedule.depends_on,
     )
-    return CheckedJob(new, job_to_preview(new))
 
 
 def _microseconds(duration: timedelta | None) -> int | None:

@@ -50,7 +50,7 @@ class TokenService(token_service_pb2_grpc.TokenServiceServicer):
     def _expire_time_us(self, request: messages.CreateTokenRequest) -> int | None:
         if not request.HasField("ttl"):
             return None
-        return self._store.now_us() + request.ttl.seconds * 1_000_000 + request.ttl.nanos // 1000
+        return self._store.wall_us() + request.ttl.seconds * 1_000_000 + request.ttl.nanos // 1000
 
     async def ListTokens(
         self, request: messages.ListTokensRequest, context: grpc.ServicerContext

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 
 from athanor.v1 import job_pb2
@@ -10,6 +12,8 @@ from cluster.security.caller import Caller, caller
 from cluster.store.records import StoredJob
 from cluster.store.store import Store
 from cluster.wire import job_to_proto
+
+_STALE_S = 1.0
 
 
 def visible_job(store: Store, uid: str) -> StoredJob:
@@ -22,6 +26,24 @@ def job_for(store: Store, who: Caller, uid: str) -> StoredJob:
     job = store.get_job(uid)
     who.check_sees_job(job.uid, job.project)
     return job
+
+
+class Look:
+    """One job again and again, read when anything has changed since, and now and then for what others write."""
+
+    def __init__(self, store: Store, who: Caller, uid: str) -> None:
+        self._store, self._who, self._uid = store, who, uid
+        self._job: StoredJob | None = None
+        self._ticket: asyncio.Event | None = None
+        self._read_at = 0.0
+
+    async def job(self, ticket: asyncio.Event) -> StoredJob:
+        """As it is, or as it was a second ago where the bell has not rung since: `ticket` is the present one."""
+        now = time.monotonic()
+        if self._job is None or self._ticket is not ticket or now - self._read_at >= _STALE_S:
+            self._job = await asyncio.to_thread(job_for, self._store, self._who, self._uid)
+            self._ticket, self._read_at = ticket, now
+        return self._job
 
 
 def shown(store: Store, job: StoredJob) -> job_pb2.Job:

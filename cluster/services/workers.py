@@ -14,13 +14,13 @@ from athanor.v1 import worker_service_pb2_grpc
 
 from cluster import changes
 from cluster.attempt_files import checked
-from cluster.errors import Conflict, PreconditionFailed
+from cluster.errors import Conflict, NotFound
 from cluster.ids import hash_token
 from cluster.lifecycle import State
 from cluster.replicas import Replicas
 from cluster.settings import Settings
-from cluster.store.records import Change, Lease, StoredJob
-from cluster.store.store import Store
+from cluster.store.records import Change, Lease, StoredJob, Terminal
+from cluster.store.store import Store, lease_lost
 from cluster.wire import lines_from_proto, progress_from_proto, terminal_from_proto
 
 _TRIES = 8
@@ -83,15 +83,21 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     def _terminal(self, request: messages.ReportTerminalRequest) -> None:
         """The record may be known already, from storage or from the same call before: then there is nothing to do."""
         terminal, lease = terminal_from_proto(request.record), _lease(request.attempt)
-        job = self._store.get_job(lease.job_uid)
-        attempt = next((each for each in job.attempts if each.number == lease.attempt), None)
-        if attempt is not None and attempt.terminal == changes.as_json(terminal):
-            if attempt.lease_token_sha256 != lease.token_sha256:
-                raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease")
+        if self._is_known(terminal, lease):
             return
         job = self._store.renew_lease(lease, self._settings.lease_s)
         terminal = checked(self._settings, job, terminal)
         self._advance(job, lease, lambda job, now_us: changes.next_to_conclusion(job, terminal, now_us))
+
+    def _is_known(self, terminal: Terminal, lease: Lease) -> bool:
+        try:
+            job = self._store.get_job(lease.job_uid)
+        except NotFound:
+            raise lease_lost(lease) from None
+        attempt = next((each for each in job.attempts if each.number == lease.attempt), None)
+        if attempt is None or attempt.lease_token_sha256 != lease.token_sha256:
+            raise lease_lost(lease)
+        return attempt.terminal == changes.as_json(terminal)
 
     def _advance(self, job: StoredJob, lease: Lease, decide: Callable[[StoredJob, int], Change | None]) -> StoredJob:
         """Make steps until there are none; when the job moved meanwhile, decide again on what it is now."""

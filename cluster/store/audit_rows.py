@@ -19,6 +19,8 @@ from cluster.store.tables import audit
 FIRST_HASH = "0" * 64
 """What the first entry holds as the hash before it."""
 _BATCH = 1000
+_LAST = select(audit.c.number, audit.c.hash).order_by(audit.c.number.desc()).limit(1)
+_APPEND = insert(audit)
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ class StoredEntry:
 
 def append(write: Write, calls: Sequence[Call]) -> list[StoredEntry]:
     """Add entries in this order."""
-    last = write.connection.execute(select(audit.c.number, audit.c.hash).order_by(audit.c.number.desc()).limit(1))
-    number, head = last.one_or_none() or (0, FIRST_HASH)
+    number, head = write.connection.execute(_LAST).one_or_none() or (0, FIRST_HASH)
     entries = []
     for number, call in enumerate(calls, start=number + 1):  # noqa: B020  goes on where the log ends
         entry = StoredEntry(number, write.now_us, call, "")
@@ -63,7 +64,7 @@ def append(write: Write, calls: Sequence[Call]) -> list[StoredEntry]:
         for each in entries
     ]
     if rows:
-        write.connection.execute(insert(audit), rows)
+        write.connection.execute(_APPEND, rows)
     return entries
 
 

@@ -19,12 +19,13 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cluster.clock import SteadyClock
 from cluster.errors import StartUpError, StoreUnavailable
+from cluster.scheduler import Rules
 from cluster.store.records import StoredJob
 from cluster.store.tables import log_position
 
@@ -57,6 +58,9 @@ _PRAGMAS = (
     f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys=ON",
 )
+_TAKE_VERSIONS = (
+    update(log_position).values(value=log_position.c.value + bindparam("taken")).returning(log_position.c.value)
+)
 
 
 def _nobody_listens(*_: object) -> None:
@@ -69,29 +73,31 @@ class Write:
 
     connection: Connection
     now_us: int
+    rules: Rules
+    """By which places in the queue are counted."""
     changed: bool = False
     moves: list[tuple[StoredJob, StoredJob]] = field(default_factory=list)
     """Jobs before and after each step: told to whoever counts them, after the commit."""
 
-    def next_version(self) -> int:
-        """Take the next resource version; whoever watches is told after the commit."""
+    def next_version(self, count: int = 1) -> int:
+        """Take the next resource versions, the last of which it is; whoever watches is told after the commit."""
         self.changed = True
-        taken = update(log_position).values(value=log_position.c.value + 1).returning(log_position.c.value)
-        return int(self.connection.execute(taken).scalar_one())
+        return int(self.connection.execute(_TAKE_VERSIONS, {"taken": count}).scalar_one())
 
 
 class Database:
     """One database, migrated and ready."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] | None) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] | None, rules: Rules) -> None:
         """Without a clock: this machine's, held steady; on PostgreSQL, which several machines share, the server's."""
         self.engine = engine
+        self._rules = rules
         self._follows_server = clock is None and not self.is_sqlite
         self._ahead_us = 0
         self.on_change: Callable[[], None] = lambda: None
         self.on_move: Callable[[StoredJob, StoredJob], None] = _nobody_listens
         self.on_write: Callable[[float], None] = _nobody_listens
-        self._clock = clock or SteadyClock()
+        self._clock, self._wall = clock or SteadyClock(), clock or time.time
         self._write_lock = threading.Lock()
 
     @property
@@ -100,6 +106,10 @@ class Database:
 
     def now_us(self) -> int:
         return int(self._clock() * 1e6) + self._ahead_us
+
+    def wall_us(self) -> int:
+        """What a clock on the wall shows, even where it was set: the server's where several machines share one."""
+        return self.now_us() if self._follows_server else int(self._wall() * 1e6)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -118,7 +128,7 @@ class Database:
             with connection.begin():
                 if not self.is_sqlite:
                     self._take_turn(connection)
-                write = Write(connection, self.now_us())
+                write = Write(connection, self.now_us(), self._rules)
                 yield write
         self.on_write(time.perf_counter() - began)
         for before, after in write.moves:
@@ -148,7 +158,7 @@ def _database_errors() -> Iterator[None]:
         raise StoreUnavailable("STORE_UNAVAILABLE", f"the store could not be asked: {error}") from error
 
 
-def open_database(url: str, clock: Callable[[], float] | None) -> Database:
+def open_database(url: str, clock: Callable[[], float] | None, rules: Rules) -> Database:
     """Connect and migrate to the newest tables. StartUpError, in words, when that is not possible."""
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -167,7 +177,7 @@ def open_database(url: str, clock: Callable[[], float] | None) -> Database:
         engine.dispose()
         message = f"the tables of {parsed} are newer than this release ({error}); start the release that made them"
         raise StartUpError("STORE_IS_NEWER", message) from error
-    return Database(engine, clock)
+    return Database(engine, clock, rules)
 
 
 def _make_private(path: Path) -> None:

@@ -46,7 +46,7 @@ class ModelStore:
             if known:
                 return model_rows.get_version(write.connection, *_key(known))
             model = model_rows.create(write, new)
-            request_rows.remember(write, _CREATE_MODEL, request_id, request_sha256, model.reference)
+            request_rows.remember(write, [(_CREATE_MODEL, request_id, request_sha256, model.reference)])
             return model
 
     def find_model_request(self, request_id: str, request_sha256: str) -> StoredModel | None:

@@ -20,6 +20,9 @@ from cluster.store.job_rows import jobs_by
 from cluster.store.records import QueueEntry, StoredJob
 from cluster.store.tables import attempts, deletions, events, jobs, projects, standings
 
+_HOUR_US = 3.6e9
+_SAME_KEY = 1e-3
+"""Of a point of priority."""
 _ONLY = 1
 """The id of the one row."""
 _IS_QUEUED = jobs.c.state == State.QUEUED.value
@@ -33,20 +36,35 @@ def version(connection: Connection) -> tuple[object, ...]:
     return last_event, last_deletion, tuple(sorted(quotas(connection).items(), key=lambda item: item[0]))
 
 
-def heads(connection: Connection, now_us: int, most: int) -> list[QueueEntry]:
-    """The first `most` jobs of each project's queue that neither are held nor wait for others, in their order."""
+def heads(
+    connection: Connection, now_us: int, most: int, behind: Mapping[str, QueueEntry] | None = None
+) -> list[QueueEntry]:
+    """The first `most` jobs of each project's queue that neither are held nor wait for others, in their order.
+
+    `behind`: only of these projects, the next ones behind these.
+    """
     entry = (  # in the order of QueueEntry
         *(jobs.c.uid, jobs.c.project, jobs.c.priority, jobs.c.seq, jobs.c.queue_since_us, jobs.c.queue_key),
         *(jobs.c.max_run_duration_us, jobs.c.ran_us, _IS_RELEASING.label("is_releasing")),
     )
     is_held = jobs.c.hold_until_us > now_us
     found: list[QueueEntry] = []
-    for project in _projects(connection):
+    for project in _projects(connection) if behind is None else behind:
         first = select(*entry).where(_IS_QUEUED, jobs.c.project == project, jobs.c.num_unmet == 0)
         first = first.where(jobs.c.hold_until_us.is_(None) | ~is_held)
+        if behind is not None:
+            key, seq = behind[project].queue_key, behind[project].seq
+            first = first.where((jobs.c.queue_key > key) | ((jobs.c.queue_key == key) & (jobs.c.seq > seq)))
         rows = connection.execute(first.order_by(jobs.c.queue_key, jobs.c.seq).limit(most))
         found += [QueueEntry._make(row) for row in rows]
     return found
+
+
+def put_in_order(write: Write) -> None:
+    """Waiting jobs whose place was counted by other rules than these are put where these have them."""
+    key = jobs.c.queue_since_us * (write.rules.ageing_per_hour / _HOUR_US) - jobs.c.priority
+    other = func.abs(jobs.c.queue_key - key) > _SAME_KEY
+    write.connection.execute(update(jobs).where(_IS_QUEUED, other).values(queue_key=key))
 
 
 def _projects(connection: Connection) -> Iterator[str]:

@@ -27,16 +27,16 @@ class SecurityStore:
 
     def has_admin_token(self) -> bool:
         with self.database.read() as connection:
-            return token_rows.has_admin(connection, self.database.now_us())
+            return token_rows.has_admin(connection, self.database.wall_us())
 
     def create_token(self, new: StoredToken) -> StoredToken:
         with self.database.write() as write:
-            return token_rows.create(write, new)
+            return token_rows.create(write, new, self.database.wall_us())
 
     def create_first_token(self, new: StoredToken) -> bool:
         """Whether it was stored: only where no admin token is in use."""
         with self.database.write() as write:
-            if token_rows.has_admin(write.connection, write.now_us):
+            if token_rows.has_admin(write.connection, self.database.wall_us()):
                 return False
             token_rows.insert_row(write, new)
             return True

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from cluster.errors import PreconditionFailed
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from cluster.errors import NotFound, PreconditionFailed, StoreUnavailable
 from cluster.lifecycle import State
-from cluster.scheduler import Quota
+from cluster.scheduler import Quota, Rules
 from cluster.standings import Standing, standing_of
 from cluster.store import (
+    creation_rows,
     deployment_rows,
     job_lists,
     job_rows,
@@ -21,6 +25,7 @@ from cluster.store import (
     replica_rows,
     request_rows,
 )
+from cluster.store.creation_rows import CREATE_JOB, Created, Creation
 from cluster.store.database import Database, Write, open_database
 from cluster.store.installation_store import InstallationStore
 from cluster.store.job_counts import JobCount, job_counts
@@ -38,7 +43,6 @@ from cluster.store.records import (
 )
 from cluster.store.security_store import SecurityStore
 
-_CREATE_JOB = "CreateJob"
 LEADER = "leader"
 """The lease of the replica that does what only one may do."""
 
@@ -50,34 +54,49 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         self.database = database
 
     @classmethod
-    def open(cls, url: str, clock: Callable[[], float] | None = None) -> Self:
-        """Connect, and bring the tables to their newest form."""
-        return cls(open_database(url, clock))
+    def open(cls, url: str, clock: Callable[[], float] | None = None, rules: Rules | None = None) -> Self:
+        """Connect, bring the tables to their newest form, and the queue into the order of these rules."""
+        store = cls(open_database(url, clock, rules or Rules()))
+        with store.database.write() as write:
+            queue_rows.put_in_order(write)
+        return store
 
     def close(self) -> None:
         self.database.close()
 
     def now_us(self) -> int:
+        """For how long something has lasted: steady, whoever sets the clock."""
         return self.database.now_us()
+
+    def wall_us(self) -> int:
+        """For what shall be at a moment that people name."""
+        return self.database.wall_us()
 
     # Jobs
 
     def create_job(
-        self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = _CREATE_JOB
+        self, new: NewJob, request_id: str = "", request_sha256: str = "", method: str = CREATE_JOB
     ) -> StoredJob:
         """Store a job, or answer with the one that the same request stored before."""
-        scope = f"{method}/{new.project}"
-        with self.database.write() as write:
-            known = request_rows.find(write.connection, scope, request_id, request_sha256)
-            if known:
-                return job_rows.get_job(write.connection, known)
-            model_rows.check_there(write.connection, new.resolved_models.values())
-            job = job_rows.insert_job(write, new)
-            request_rows.remember(write, scope, request_id, request_sha256, job.uid)
-            return job
+        created = self.create_jobs([Creation(new, request_id, request_sha256, method)])[0]
+        if isinstance(created, Exception):
+            raise created
+        return created.job
+
+    def create_jobs(self, asked: Sequence[Creation]) -> Sequence[Created | Exception]:
+        """As `create_job`, all of them in one transaction; one that cannot be stored fails alone."""
+        try:
+            with self.database.write() as write:
+                return creation_rows.create(write, asked)
+        except StoreUnavailable:
+            raise
+        except (SQLAlchemyError, ValueError) as error:  # the database refused what one of them holds, and with it all
+            if len(asked) == 1:
+                return [error]
+            return [created for one in asked for created in self.create_jobs([one])]
 
     def find_request(
-        self, request_id: str, request_sha256: str, project: str = "default", method: str = _CREATE_JOB
+        self, request_id: str, request_sha256: str, project: str = "default", method: str = CREATE_JOB
     ) -> StoredJob | None:
         """The job that this very request stored before; AlreadyExists when the id was used for another one."""
         with self.database.read() as connection:
@@ -107,10 +126,10 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         with self.database.read() as connection:
             return queue_rows.version(connection)
 
-    def queue_heads(self, most: int) -> list[QueueEntry]:
-        """The first `most` jobs of each project's queue that may begin now."""
+    def queue_heads(self, most: int, behind: Mapping[str, QueueEntry] | None = None) -> list[QueueEntry]:
+        """The first `most` jobs of each project's queue that may begin now; those `behind` some, of their projects."""
         with self.database.read() as connection:
-            return queue_rows.heads(connection, self.now_us(), most)
+            return queue_rows.heads(connection, self.wall_us(), most, behind)
 
     def doomed(self, most: int) -> list[StoredJob]:
         """Waiting jobs that depend on one that did not succeed."""
@@ -118,9 +137,9 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
             return queue_rows.doomed(connection, most)
 
     def next_hold(self) -> int | None:
-        """When the next held job is held no more, in microseconds since 1970."""
+        """When the next held job is held no more, by `wall_us`."""
         with self.database.read() as connection:
-            return queue_rows.next_hold(connection, self.now_us())
+            return queue_rows.next_hold(connection, self.wall_us())
 
     def specs_of(self, uids: Sequence[str]) -> list[tuple[str, str, Mapping[str, Any]]]:
         """(uid, kind, spec) of the jobs that are there."""
@@ -156,7 +175,7 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         """Of those of these jobs that wait."""
         if all(job.state is not State.QUEUED for job in found):
             return {}
-        (decided_us, known), now_us = self.standings(), self.now_us()
+        (decided_us, known), now_us = self.standings(), self.wall_us()
         each = {job.uid: standing_of(job, decided_us, known, now_us) for job in found}
         return {uid: standing for uid, standing in each.items() if standing is not None}
 
@@ -175,7 +194,7 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         """Make one step from what was read; Conflict / JOB_CHANGED if it moved on. With a lease: its holder only."""
         with self.database.write() as write:
             if lease is not None:
-                _holder(write, lease)
+                _holder(write.connection, lease)
             return job_rows.apply(write, job, change)
 
     def mark_attempt(self, job: StoredJob, **values: object) -> None:
@@ -185,10 +204,16 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
 
     # Workers
 
+    def leased(self, lease: Lease) -> StoredJob:
+        """The lease's job, for its holder. Anybody may ask, and nobody who writes waits for it."""
+        with self.database.read() as connection:
+            return _holder(connection, lease)
+
     def renew_lease(self, lease: Lease, lease_s: float) -> StoredJob:
         """Note that the attempt's driver lives; PreconditionFailed / LEASE_LOST for anybody else."""
+        self.leased(lease)
         with self.database.write() as write:
-            job = _holder(write, lease)
+            job = _holder(write.connection, lease)
             _renew(write, job, lease_s)
             return job
 
@@ -196,8 +221,9 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
         self, lease: Lease, lease_s: float, progress: Mapping[str, Any] | None, lines: Sequence[tuple[str, str]]
     ) -> StoredJob:
         """Store how far the attempt is, add (reason, message) lines to the history, renew the lease."""
+        self.leased(lease)
         with self.database.write() as write:
-            job = _holder(write, lease)
+            job = _holder(write.connection, lease)
             _renew(write, job, lease_s)
             for reason, message in lines:
                 job = job_rows.apply(write, job, Change(reason, message))
@@ -250,9 +276,12 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
             deployment_rows.forget(write, name)
 
 
-def _holder(write: Write, lease: Lease) -> StoredJob:
+def _holder(connection: Connection, lease: Lease) -> StoredJob:
     """The job, if `lease` is the open, current attempt's. The answer never says which part was wrong."""
-    job = job_rows.get_job(write.connection, lease.job_uid)
+    try:
+        job = job_rows.get_job(connection, lease.job_uid)
+    except NotFound:
+        raise lease_lost(lease) from None
     attempt = job.last_attempt
     if (
         attempt is None
@@ -261,8 +290,15 @@ def _holder(write: Write, lease: Lease) -> StoredJob:
         or not attempt.lease_token_sha256
         or attempt.lease_token_sha256 != lease.token_sha256
     ):
-        raise PreconditionFailed("LEASE_LOST", f"this attempt of {lease.job_uid} does not hold the lease; end at once")
+        raise lease_lost(lease)
     return job
+
+
+def lease_lost(lease: Lease) -> PreconditionFailed:
+    """One answer, whatever of it is wrong."""
+    return PreconditionFailed(
+        "LEASE_LOST", f"this attempt of {lease.job_uid[:80]} does not hold the lease; end at once"
+    )
 
 
 def _renew(write: Write, job: StoredJob, lease_s: float) -> None:

@@ -47,9 +47,9 @@ def has_admin(connection: Connection, now_us: int) -> bool:
     return connection.execute(usable).first() is not None
 
 
-def create(write: Write, new: StoredToken) -> StoredToken:
+def create(write: Write, new: StoredToken, wall_us: int) -> StoredToken:
     """AlreadyExists / TOKEN_NAME_TAKEN: of two tokens of one name nobody could tell who did what."""
-    same = select(tokens.c.id).where(tokens.c.name == new.name, *_usable(write.now_us)).limit(1)
+    same = select(tokens.c.id).where(tokens.c.name == new.name, *_usable(wall_us)).limit(1)
     if (other := write.connection.execute(same).scalar()) is not None:
         mend = f"take another name, or revoke that one (`athanor token revoke {other}`)"
         raise AlreadyExists("TOKEN_NAME_TAKEN", f"the token {other} in use has the name {new.name!r}; {mend}")

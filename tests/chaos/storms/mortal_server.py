@@ -40,7 +40,7 @@ def strike(deaths: list[dict[str, str]], effect: str, when: str) -> None:
 
 def make_mortal(deaths: list[dict[str, str]]) -> None:
     """Steps of jobs count as effects by their reason; so do the making of jobs and what Ray is asked for."""
-    transition, create, mark = Store.transition, Store.create_job, Store.mark_attempt
+    transition, create, mark = Store.transition, Store.create_jobs, Store.mark_attempt
     submit, stop = RayLauncher.submit, RayLauncher.stop
 
     def transition_(self: Store, job: Any, change: Any, *args: Any, **more: Any) -> Any:
@@ -51,9 +51,9 @@ def make_mortal(deaths: list[dict[str, str]]) -> None:
 
     def create_(self: Store, *args: Any, **more: Any) -> Any:
         strike(deaths, "create", "before")
-        job = create(self, *args, **more)
+        created = create(self, *args, **more)
         strike(deaths, "create", "after")
-        return job
+        return created
 
     def mark_(self: Store, *args: Any, **more: Any) -> None:
         strike(deaths, "mark", "before")
@@ -71,7 +71,7 @@ def make_mortal(deaths: list[dict[str, str]]) -> None:
         strike(deaths, "stop", "after")
 
     for owner, name, mortal in (
-        *((Store, "transition", transition_), (Store, "create_job", create_), (Store, "mark_attempt", mark_)),
+        *((Store, "transition", transition_), (Store, "create_jobs", create_), (Store, "mark_attempt", mark_)),
         *((RayLauncher, "submit", submit_), (RayLauncher, "stop", stop_)),
     ):
         setattr(owner, name, mortal)
@@ -98,7 +98,7 @@ def main() -> None:
         make_slow(wishes["slow_s"])
     if wishes.get("clock"):
         open_store, clock = Store.open, off_clock(Path(wishes["clock"]))
-        Store.open = lambda url: open_store(url, clock)  # type: ignore[method-assign, assignment]
+        Store.open = lambda url, **more: open_store(url, clock, **more)  # type: ignore[method-assign, assignment]
     serve(Settings.model_validate(wishes["settings"]))
 
 

@@ -39,6 +39,30 @@ class Follower:
         self._ends.append((self._name, why))
 
 
+async def test_who_has_not_heard_yet_that_it_ends_is_answered_for_a_while(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, listen="127.0.0.1:0", drain_s=4.0, shutdown_grace_s=1.0)
+    ray, serving = ScriptedRay(), ScriptedServing()
+    has_begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    may_end = asyncio.Event()
+
+    async def serve() -> None:
+        async with running_server(settings, ray, serving) as address:
+            has_begun.set_result(address)
+            await may_end.wait()
+
+    async with asyncio.timeout(120):
+        server = asyncio.create_task(serve())
+        async with admin_channel(settings, await has_begun) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+            may_end.set()
+            assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            health.cancel()
+            plane = ControlPlane("", settings, ray, serving, channel)
+            assert (await plane.get(await plane.create())).name == "bot"
+        await server
+
+
 async def test_streams_end_after_health_and_long_before_the_grace_is_over(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, listen="127.0.0.1:0", shutdown_grace_s=300.0)
     ends: list[tuple[str, str]] = []

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cluster.errors import AlreadyExists, Conflict, NotFound, OutOfRange, Precon
 from cluster.filters import NEWEST_FIRST
 from cluster.ids import hash_token, new_job_uid
 from cluster.lifecycle import State
-from cluster.scheduler import Quota
+from cluster.scheduler import Quota, Rules
 from cluster.standings import WORDS, Standing
 from cluster.store import alias_rows
 from cluster.store.job_lists import cursor_of
@@ -454,3 +455,24 @@ def test_time_in_running_is_added_up(database_url: str) -> None:
         job = store.transition(job, Change("", "", State.RECOVERING))
     assert (job.ran_us, job.running_since_us) == (90_000_000, None)
     store.close()
+
+
+def test_the_queue_goes_by_the_rules_that_are_given(database_url: str) -> None:
+    """An hour of waiting is worth a point by the first rules, and 10 000 points by the second."""
+    started = 1_000_000.0
+    with_rules = partial(Store.open, database_url)
+    slow, fast = Rules(ageing_per_hour=1.0), Rules(ageing_per_hour=10_000.0)
+    first = with_rules(lambda: started, slow)
+    old = first.create_job(new_job(priority=100)).uid
+    first.close()
+    second = with_rules(lambda: started + 3600.0, slow)
+    young = second.create_job(new_job(priority=200)).uid
+    assert [entry.uid for entry in second.queue_heads(9)] == [young, old]
+    second.close()
+    third = with_rules(lambda: started + 7200.0, fast)
+    assert [entry.uid for entry in third.queue_heads(9)] == [old, young], "put in order when the rules are others"
+    third.transition(third.get_job(young), Change("UPDATED", "", job={"priority": 1000}))
+    assert [entry.uid for entry in third.queue_heads(9)] == [old, young]
+    last = third.create_job(new_job(priority=1000)).uid
+    assert [entry.uid for entry in third.queue_heads(9)] == [old, young, last]
+    third.close()

@@ -323,3 +323,29 @@ async def test_a_decision_survives_a_restart(world: World) -> None:
     await run(world, first)
     await finish(world, first)
     assert world.state(second) is State.STARTING
+
+
+async def test_a_hundred_and_more_who_never_fit_keep_nobody_behind_them(wide: World) -> None:
+    wide.store.set_quota("a", {"cpus": 2.0}, 1.0)
+    for number in range(250):
+        wide.create(project="ab"[number % 2], resources=asking(64 if number % 2 else 3))
+    behind, allowed = wide.create(project="b"), wide.create(project="a", resources=asking(2))
+    await wide.rounds(2)
+    assert (wide.state(behind), wide.state(allowed)) == (State.STARTING, State.STARTING)
+
+
+async def test_a_project_that_holds_as_many_jobs_as_it_may_is_not_looked_through(
+    wide: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide.store.set_quota("default", {"jobs": 0.0}, 1.0)
+    for _ in range(150):
+        wide.create()
+    pages, heads = [], wide.store.queue_heads
+
+    def counted(most: int, *behind: Any) -> Any:
+        pages.append(most)
+        return heads(most, *behind)
+
+    monkeypatch.setattr(wide.store, "queue_heads", counted)
+    await wide.rounds()
+    assert pages == [100]

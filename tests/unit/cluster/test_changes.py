@@ -109,6 +109,22 @@ def test_who_made_room_comes_back_once_more_and_quietly() -> None:
     unseen = [{"type": "Unreachable", "status": True, "reason": "RAY_UNREACHABLE"}]
     job = a_job(State.PAUSING, reason=PREEMPTED, preemptions=1, conditions=unseen)
     assert paused(job, "room").job["conditions"] == []
-    change = requeued(job)
+    change = requeued(job, NOW_US)
     assert (change.state, change.job["preemptions"], change.job["conditions"]) == (State.QUEUED, 2, [])
-    assert "queue_since_us" not in change.job, "it keeps its place"
+
+
+S_US = 1_000_000
+
+
+def test_who_made_room_keeps_what_it_gained_by_waiting_and_gains_nothing_by_running() -> None:
+    """Waited 10 s, ran 500 s in two attempts, made room; waited 20 s, ran 700 s, made room again."""
+    attempts = (
+        StoredAttempt("j", 1, "j-1", start_time_us=10 * S_US, end_time_us=100 * S_US, reason="DRIVER_LOST"),
+        StoredAttempt("j", 2, "j-2", start_time_us=110 * S_US, end_time_us=510 * S_US, reason="PAUSED"),
+    )
+    job = a_job(State.PAUSED, reason=PREEMPTED, queue_since_us=0, attempts=attempts)
+    since_us = requeued(job, 512 * S_US).job["queue_since_us"]
+    assert since_us == 502 * S_US, "10 s ago"
+    third = StoredAttempt("j", 3, "j-3", start_time_us=532 * S_US, end_time_us=1232 * S_US, reason="PAUSED")
+    job = replace(job, queue_since_us=since_us, attempts=(*attempts, third), preemptions=1)
+    assert requeued(job, 1240 * S_US).job["queue_since_us"] == 1210 * S_US, "30 s ago"

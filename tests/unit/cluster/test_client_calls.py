@@ -6,6 +6,7 @@ import inspect
 import re
 from datetime import timedelta
 
+import grpc
 import pytest
 from athanor.v1 import (
     audit_service_pb2,
@@ -23,6 +24,7 @@ from cluster.client import installation_calls as installation
 from cluster.client import job_calls as jobs
 from cluster.client import model_calls as models
 from cluster.client.call import Call, Listing
+from cluster.rpc import RequestFailed
 
 FILES = (
     audit_service_pb2,
@@ -154,6 +156,16 @@ def test_metrics_go_on_behind_the_step_that_they_went_back_to() -> None:
     for step, rewound in ((1, False), (2, False), (1, True)):
         reading.take(job_service_pb2.StreamJobMetricsResponse(step=step, rewound=rewound))
     assert reading.request().after_step == 1
+
+
+def test_a_gap_is_told_to_whoever_watches_all_and_does_not_matter_to_who_follows_one() -> None:
+    too_old = RequestFailed(grpc.StatusCode.OUT_OF_RANGE, "RESOURCE_VERSION_TOO_OLD", "begin with 0")
+    watch, follow = streams.watch_jobs(after_resource_version=7), streams.follow_job("u")
+    with pytest.raises(RequestFailed, match="begin with 0"):
+        watch.failed(too_old)
+    follow.take(job_service_pb2.WatchJobsResponse(resource_version=12))
+    follow.failed(too_old)
+    assert follow.request().after_resource_version == 0
 
 
 def test_a_bookmark_moves_the_cursor_and_is_not_shown() -> None:

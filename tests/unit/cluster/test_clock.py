@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 from fakes import World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.clock import SteadyClock
+from cluster.clock import SteadyClock, _since_boot
 from cluster.lifecycle import State
 
 HOUR_S = 3600.0
@@ -95,3 +97,22 @@ async def test_a_clock_set_back_does_not_hold_up_the_next_attempt(world: World) 
     world.restart()
     await world.rounds(2)
     assert (world.state(uid), len(world.job(uid).attempts)) == (State.STARTING, 2)
+
+
+def test_the_time_that_a_machine_sleeps_counts() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= _since_boot() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def test_what_shall_be_at_a_moment_that_people_name_goes_by_the_wall(world: World) -> None:
+    """The wall's clock was an hour slow, and is set right: a hold ends by it, and not ten hours later."""
+    wall_s = world.clock.now_s
+    world.store.database._wall = lambda: wall_s
+    until = datetime.fromtimestamp(wall_s + 2 * HOUR_S, UTC)
+    uid = world.create(schedule={"hold_until": until.isoformat()})
+    await world.rounds(2)
+    assert world.state(uid) is State.QUEUED
+    wall_s += 2 * HOUR_S + 1
+    world.clock.advance(60)
+    await world.rounds(2)
+    assert world.state(uid) is State.STARTING

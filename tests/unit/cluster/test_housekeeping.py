@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,58 @@ def test_a_copy_without_a_job_is_removed_when_it_is_old(world: World, is_whole: 
         os.utime(path, (0, 0))
     assert storage_copies.remove_forsaken(world.settings, world.store) == ["new-abcdefgh"]
     assert [path.name for path in jobs.iterdir()] == [old.name]
+
+
+def test_a_copy_that_is_being_made_is_known_by_its_mark_however_old_its_files_are(world: World) -> None:
+    """What is copied keeps its times, so those of the half-made directory say nothing."""
+    jobs = world.settings.storage / "jobs"
+    (jobs / ".new-abcdefgh.tmp").mkdir()
+    (jobs / ".new-abcdefgh.copied").touch()
+    os.utime(jobs / ".new-abcdefgh.tmp", (0, 0))
+    assert storage_copies.remove_forsaken(world.settings, world.store) == []
+    assert (jobs / ".new-abcdefgh.tmp").is_dir()
+
+
+def test_the_mark_is_there_first_and_is_touched_with_each_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, ages = old_job(world), []
+    mark, copy = world.settings.storage / "jobs" / ".new-abcdefgh.copied", shutil.copy2
+
+    def copying(*arguments: str, **more: bool) -> None:
+        ages.append(mark.stat().st_mtime)
+        os.utime(mark, (0, 0))
+        copy(*arguments, **more)
+
+    monkeypatch.setattr(shutil, "copy2", copying)
+    storage_copies.copy_job(world.settings, old.name, "new-abcdefgh")
+    assert ages
+    assert 0 not in [*ages, mark.stat().st_mtime]
+
+
+def test_a_copy_whose_job_is_stored_while_it_is_cleared_away_is_put_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid, old, asked = world.create(), old_job(world), []
+    storage_copies.copy_job(world.settings, old.name, uid)
+    for path in (world.settings.storage / "jobs").iterdir():
+        os.utime(path, (0, 0))
+    states_of = world.store.states_of
+
+    def late(uids: list[str]) -> dict[str, State]:
+        asked.append(world.settings.job_dir(uid).exists())
+        return states_of(uids) if len(asked) > 1 else {}
+
+    monkeypatch.setattr(world.store, "states_of", late)
+    assert storage_copies.remove_forsaken(world.settings, world.store) == []
+    assert asked == [True, False]
+    assert (world.settings.job_dir(uid) / "student" / "metrics.jsonl").is_file()
+
+
+def test_a_copy_that_was_cleared_away_makes_no_job(world: World) -> None:
+    old = old_job(world)
+    storage_copies.copy_job(world.settings, old.name, "new-abcdefgh")
+    storage_copies.remove_copy(world.settings, "new-abcdefgh")
+    with pytest.raises(FileNotFoundError):
+        storage_copies.keep_copy(world.settings, "new-abcdefgh")
 
 
 def test_a_copy_whose_job_is_there_stays_whatever_died_between(world: World) -> None:

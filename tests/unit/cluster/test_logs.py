@@ -16,10 +16,10 @@ class Steps:
     def __init__(self, *steps: Callable[[], Awaitable[None]]) -> None:
         self._steps = list(steps)
 
-    def ticket(self) -> None:
-        return None
+    def ticket(self) -> object:
+        return object()
 
-    async def wait(self, _ticket: None, _timeout_s: float) -> None:
+    async def sleep(self, _seconds: float) -> None:
         if self._steps:
             await self._steps.pop(0)()
 

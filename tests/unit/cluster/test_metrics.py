@@ -63,6 +63,7 @@ async def test_recoveries_and_preemptions_are_told_apart(world: World) -> None:
     metrics, uid = counted(world), world.create()
     lost, made_room = "athanor_job_recoveries_total", "athanor_job_preemptions_total"
     driver = await world.running(uid)
+    world.clock.advance(500)
     world.wish(uid, lambda job, now_us: wishes.preempt(job, now_us, "urgent-abcdefgh"))
     driver.write(driver.record("PAUSED"))
     driver.exit()
@@ -70,6 +71,7 @@ async def test_recoveries_and_preemptions_are_told_apart(world: World) -> None:
     assert "REQUEUED" in world.history(uid)
     assert (value(metrics, lost, reason="DRIVER_LOST"), value(metrics, made_room)) == (None, 1)
     (await world.running(uid)).exit()
+    assert value(metrics, "athanor_job_queue_wait_seconds_sum") == pytest.approx(0), "it ran, and did not wait"
     world.clock.advance(world.settings.lease_s + 1)
     await world.rounds(2)
     assert (value(metrics, lost, reason="DRIVER_LOST"), value(metrics, made_room)) == (1, 1)

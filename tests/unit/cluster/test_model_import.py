@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable, Generator
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from athanor.v1.model_service_pb2 import CreateModelVersionRequest
 from model_dirs import NUM_PARAMETERS, write_model
 
 from cluster import model_files
-from cluster.errors import ClusterError, DataLoss, InvalidInput, PreconditionFailed
+from cluster.errors import ClusterError, DataLoss, InvalidInput, PreconditionFailed, ResourceExhausted
 from cluster.model_files import comparing, manifest_files, open_plain
 from cluster.model_import import Imported, find_source, importing, job_of, remove
+from cluster.security.caller import Caller, Role, calling
+from cluster.services.model_content import ModelContent
 from cluster.settings import Settings
 from cluster.store.records import StoredModel
+from cluster.store.store import Store
 from serving.model_dir import verify
 from trainer.atomic import sha256_file
 
@@ -231,3 +236,27 @@ def test_only_what_lies_in_the_registrys_place_is_removed(settings: Settings, so
     remove(settings, found.path)
     remove(settings, found.path)
     assert left(settings) == []
+
+
+async def test_who_asks_and_goes_away_again_and_again_is_told_to_wait(settings: Settings, tmp_path: Path) -> None:
+    """Each import goes on without its caller, who has no request id to find it again by."""
+    store = Store.open(settings.database_url)
+    source = write_model(tmp_path / "source")
+    content = ModelContent(settings, store)
+    request = CreateModelVersionRequest(name="bot", path=str(source))
+    for _ in range(2):
+        await content._room.acquire()  # nothing is brought in meanwhile
+    with calling(Caller("ann", Role.SUBMITTER, token_id="a")):
+        asked = [asyncio.create_task(content.create(request)) for _ in range(12)]
+        refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+        while len(refused) < 4:
+            refused, _ = await asyncio.wait(asked, timeout=0.05)
+    assert {type(task.exception()) for task in refused} == {ResourceExhausted}
+    with calling(Caller("bob", Role.SUBMITTER, token_id="b")):
+        other = asyncio.create_task(content.create(request))
+    content._room.release()
+    content._room.release()
+    assert (await other).name == "bot"
+    assert {(await task).name for task in asked if task not in refused} == {"bot"}
+    assert not content._asked_by
+    store.close()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
+from cluster import wakeup
 from cluster.errors import ShuttingDown
 from cluster.wakeup import WakeUp
 
@@ -40,3 +42,35 @@ async def test_close_ends_every_wait() -> None:
     wake_up.close()
     with pytest.raises(ShuttingDown):
         await waiter
+
+
+async def test_rounds_take_a_share_of_the_time_while_it_rings_and_rings() -> None:
+    wake_up, began = WakeUp(), list[float]()
+
+    async def one() -> None:
+        began.append(asyncio.get_running_loop().time())
+        wake_up.ring()
+        if len(began) == 4:
+            wake_up.close()
+
+    async with asyncio.timeout(5):
+        await wake_up.rounds(one, FOR_EVER_S)
+    pauses = [after - before for before, after in itertools.pairwise(began)]
+    assert min(pauses) > 0.9 * wakeup._REST_S
+
+
+async def test_the_first_ring_after_a_quiet_time_is_heard_at_once() -> None:
+    wake_up, rounds = WakeUp(), asyncio.Semaphore(0)
+
+    async def one() -> None:
+        rounds.release()
+
+    task = asyncio.create_task(wake_up.rounds(one, FOR_EVER_S))
+    async with asyncio.timeout(5):
+        await rounds.acquire()
+        await asyncio.sleep(2 * wakeup._REST_S)
+        for _ in range(3):  # each is heard long before the interval is over
+            wake_up.ring()
+            await rounds.acquire()
+        wake_up.close()
+        await task

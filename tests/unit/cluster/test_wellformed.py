@@ -74,3 +74,14 @@ def test_nul_deep_inside_a_spec_is_found_and_zeros_are_no_texts() -> None:
     job.spec.update({"data": {"train": ["x", {"deep": "a\0"}]}})
     with pytest.raises(InvalidInput, match="NUL"):
         check_text(job_service_pb2.CreateJobRequest(job=job))
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\\\0"])
+def test_a_nul_shows_where_protobuf_prints_the_message(text: str) -> None:
+    """The gate walks through a message only then."""
+    request = job_service_pb2.CreateJobRequest()
+    request.job.spec.update({"a": [{"b": text}]})
+    assert r"\000" in str(request)
+    request.job.spec.update({"a": 0.0, "b": "\\"})
+    request.job.labels[text] = "x"
+    assert r"\000" in str(request)

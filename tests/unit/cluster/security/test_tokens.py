@@ -89,7 +89,7 @@ def test_an_expired_token_is_refused_from_memory_too(store: Store) -> None:
     text = made(store, expire_time_us=int(1_000_000.5e6))
     tokens = Tokens(store, lambda: 0.0)
     tokens.ask(f"Bearer {text}")
-    store.database._clock = lambda: 1_000_001.0
+    store.database._wall = lambda: 1_000_001.0
     assert refusal(tokens, f"Bearer {text}") == "TOKEN_EXPIRED"
 
 
