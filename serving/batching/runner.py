@@ -8,6 +8,7 @@ Shapes: B rows, T new tokens of the longest row, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,7 @@ from transformers import DynamicCache
 
 from serving.batching.cache import Segment, Slots, Span
 from serving.batching.masks import Windows, masks, windows
+from serving.errors import ModelDirectoryError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,11 +63,14 @@ class Runner(Protocol):
 
 
 def choose_runner(model: PreTrainedModel, *, bound: int, max_rows: int) -> Runner:
-    """The fast way, if a trial shows that it computes what the model computes."""
-    found = windows(model.config)
-    if found is not None and model.config._attn_implementation in ("sdpa", "eager") and _agrees(model, found):
+    """The fast way if a trial shows that it computes what the model computes, else the slow one if that does."""
+    found, name = windows(model.config), type(model).__name__
+    takes_masks = model.config._attn_implementation in ("sdpa", "eager")
+    if found and takes_masks and _agrees(model, SlottedRunner(model, found, bound=2 * 8, max_rows=2)):
         return SlottedRunner(model, found, bound=bound, max_rows=max_rows)
-    logger.warning("%s cannot share one cache among requests; they will run one by one", type(model).__name__)
+    if not _agrees(model, SeparateRunner(model)):
+        raise ModelDirectoryError(f"{name} cannot be served: with a cache it computes something else than without")
+    logger.warning("%s cannot share one cache among requests; they will run one by one", name)
     return SeparateRunner(model)
 
 
@@ -124,6 +129,8 @@ class SeparateRunner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        takes = inspect.signature(model.forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
         self._caches: dict[int, DynamicCache] = {}
 
     def reserve(self, rows: int, length: int) -> None:
@@ -139,9 +146,9 @@ class SeparateRunner:
             self._caches[row] = DynamicCache(config=self._model.config)
         output = self._model(
             input_ids=torch.tensor([list(chunk)], device=self._model.device),
-            past_key_values=self._caches[row],
             use_cache=True,
             logits_to_keep=min(keep, len(chunk)),
+            **{self._cache_name: self._caches[row]},
         )
         logits_TV: Tensor = output.logits[0]
         return torch.nn.functional.pad(logits_TV, (0, 0, keep - len(logits_TV), 0))
@@ -172,19 +179,26 @@ class SeparateRunner:
 
 
 @torch.inference_mode()
-def _agrees(model: PreTrainedModel, found: Windows) -> bool:
-    """Two rows of unequal length, in parts and with one step behind, against the model on each of them alone."""
+def _agrees(model: PreTrainedModel, runner: Runner) -> bool:
+    """Two rows of unequal length and one step behind them, against the model on each of them alone."""
     limit = model.get_input_embeddings().num_embeddings
     rows = [[(7 * at + 3) % limit for at in range(6)], [(5 * at + 1) % limit for at in range(3)]]
-    runner = SlottedRunner(model, found, bound=2 * 8, max_rows=2)
-    runner.reserve(2, 8)
     try:
-        runner.run(0, [row[:-2] for row in rows], [0, 0], keep=1)
-        runner.run(0, [row[-2:-1] for row in rows], [len(row) - 2 for row in rows], keep=1)
+        runner.reserve(2, 8)
+        if runner.splits_prompts:
+            runner.run(0, [row[:-2] for row in rows], [0, 0], keep=1)
+        seen = [len(row) - 2 if runner.splits_prompts else 0 for row in rows]
+        runner.run(0, [row[at:-1] for row, at in zip(rows, seen, strict=True)], seen, keep=1)
         together = runner.run(0, [row[-1:] for row in rows], [len(row) - 1 for row in rows], keep=1)[:, -1]
-        alone = torch.stack([model(input_ids=torch.tensor([row], device=model.device)).logits[0, -1] for row in rows])
+        alone = torch.stack([_last_logits(model, row) for row in rows])
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         logger.info("the trial of %s failed: %s", type(model).__name__, error)
         return False
     allowed = _TOLERANCE.get(alone.dtype, 0.05) * float(alone.abs().max())
     return float((together - alone).abs().max()) <= allowed
+
+
+def _last_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
+    ids = torch.tensor([list(row)], device=model.device)
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
+    return logits
