@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
@@ -27,10 +27,12 @@ from serving.pooling import Pooling, PoolingOptions, TransformersPoolingEngine
 from serving.prompts import Prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from serving.model_dir import ModelDirectory
 
+EngineName = Literal["transformers", "vllm"]
+_SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _AUTO_CLASS: Mapping[Task, str] = {
     "generate": "AutoModelForCausalLM",
     "classify": "AutoModelForSequenceClassification",
@@ -54,10 +56,21 @@ class LoadedModel:
     pooling: PoolingEngine | None = None
 
 
-def load(directory: ModelDirectory, *, observer: Observer | None = None, limits: Limits | None = None) -> LoadedModel:
-    """Load a model, on a GPU if one is visible, in the data type it was saved in."""
+def load(
+    directory: ModelDirectory,
+    *,
+    observer: Observer | None = None,
+    limits: Limits | None = None,
+    engine: EngineName = "transformers",
+) -> LoadedModel:
+    """Load a model, on a GPU if one is visible, in the data type it was saved in.
+
+    `observer` and `limits` are for causal models in our own engine; vLLM keeps its own.
+    """
     disable_progress_bar()
     task = task_of(directory.path)
+    if engine == "vllm":
+        return _in_vllm(directory.path, task)
     tokenizer, model = _read(directory.path, task)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if task == "generate":
@@ -78,9 +91,9 @@ def over(
     engine = TransformersEngine(
         model,
         prompts.decode,
-        context_length=_context_length(model, tokenizer),
+        context_length=_context_length(model.config, tokenizer),
         num_tokens=max(tokenizer.get_vocab().values()) + 1,
-        end_ids=_end_ids(model, tokenizer),
+        end_ids=_end_ids(model.generation_config, tokenizer),
         limits=limits,
         observer=observer,
     )
@@ -90,9 +103,32 @@ def over(
 def pooling_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: PoolingOptions) -> LoadedModel:
     """An engine over a model that classifies or embeds."""
     prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
-    engine = TransformersPoolingEngine(model, options, context_length=_context_length(model, tokenizer))
+    engine = TransformersPoolingEngine(model, options, context_length=_context_length(model.config, tokenizer))
     task: Task = "classify" if options.labels else "embed"
     return LoadedModel(frozenset({task}), prompts, pooling=engine)
+
+
+def _in_vllm(path: Path, task: Task) -> LoadedModel:
+    """The weights are read by vLLM alone."""
+    from serving import vllm_engine
+
+    if task != "generate":
+        raise ModelDirectoryError(f"{path} holds no causal model; the engine `vllm` is asked for those alone")
+    try:
+        tokenizer, config = AutoTokenizer.from_pretrained(path, **_SAFE), AutoConfig.from_pretrained(path, **_SAFE)
+        declared = GenerationConfig.from_model_config(config)
+        if (path / "generation_config.json").is_file():
+            declared = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelDirectoryError(f"{path} cannot be loaded: {error}") from error
+    prompts = Prompts(tokenizer, vocab_size=config.get_text_config().vocab_size)
+    engine = vllm_engine.start(
+        path,
+        prompts.decode,
+        end_ids=_end_ids(declared, tokenizer),
+        context_length=_context_length(config, tokenizer),
+    )
+    return LoadedModel(frozenset({"generate"}), prompts, engine)
 
 
 def task_of(path: Path) -> Task:
@@ -112,14 +148,9 @@ def task_of(path: Path) -> Task:
 
 def _read(path: Path, task: Task) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, **_SAFE)
         model, report = getattr(transformers, _AUTO_CLASS[task]).from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype="auto",
-            output_loading_info=True,
+            path, **_SAFE, use_safetensors=True, dtype="auto", output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelDirectoryError(f"{path} cannot be loaded: {error}") from error
@@ -180,13 +211,13 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int |
     return int(tokenizer.pad_token_id) if encoder and tokenizer.pad_token_id is not None else None
 
 
-def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
+def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    limits = (getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
     return int(min(limit for limit in limits if limit is not None))
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's, and those `model.generate` would stop at."""
-    declared = model.generation_config.eos_token_id
+    declared = config.eos_token_id
     named = declared if isinstance(declared, list) else [declared]
     return frozenset(one for one in (tokenizer.eos_token_id, *named) if one is not None)

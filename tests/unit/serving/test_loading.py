@@ -15,6 +15,7 @@ from transformers import (
     BertModel,
 )
 
+from serving import vllm_engine
 from serving.engine import GenerationRequest, Sampling
 from serving.errors import ModelDirectoryError
 from serving.loading import load, over, task_of
@@ -175,3 +176,18 @@ def test_an_encoder_decoder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True}))
     with pytest.raises(ModelDirectoryError, match="encoder-decoder"):
         task_of(tmp_path)
+
+
+def test_vllm_is_given_the_directory_and_what_ends_an_answer(chat_model_dir, tokenizer, monkeypatch):
+    """vLLM itself is not here: what would start it is stood in for."""
+    started = {}
+    monkeypatch.setattr(vllm_engine, "start", lambda path, decode, **options: started.update(path=path, **options))
+    loaded = load(ModelDirectory(chat_model_dir, 0), engine="vllm")
+    assert loaded.tasks == {"generate"}
+    assert started == {"path": chat_model_dir, "end_ids": {tokenizer.eos_token_id}, "context_length": 128}
+
+
+def test_vllm_is_asked_for_causal_models_alone(saved, tmp_path):
+    saved(BertModel)
+    with pytest.raises(ModelDirectoryError, match="holds no causal model"):
+        load(ModelDirectory(tmp_path, 0), engine="vllm")
