@@ -25,12 +25,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import answers
 from serving.answers import Document, Envelope, Kind
-from serving.engine import Engine, GenerationRequest, TokenStream
+from serving.engine import Engine, GenerationRequest, Sampling, TokenStream
 from serving.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded, RequestError, error_body
 from serving.middleware import BodyLimit, RequestIds
 from serving.model_dir import Lineage
 from serving.prompts import Prompts
-from serving.sampling import Sampling
 from serving.schemas import ChatCompletionRequest, CompletionRequest, GenerationOptions
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
