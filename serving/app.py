@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from serving.errors import ModelDirectoryError
 from serving.model_dir import verify
 
 if TYPE_CHECKING:
@@ -54,10 +53,8 @@ class Replica:
         from serving.openai_api import ModelCard, build_api
 
         options, directory = self._options, self._directory
-        if self._model.engine is None:
-            raise ModelDirectoryError(f"{directory.path} holds no model that continues text")
         card = ModelCard(options.name, options.model_name, options.version, directory.created, directory.lineage)
-        return build_api(card, self._model.engine, self._model.prompts)
+        return build_api(card, self._model)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -27,6 +27,8 @@ class Resume:
 
     token_ids: Mapping[int, tuple[int, ...]]
     """Of each choice by its index: all tokens that the client has the text of."""
+    finished: frozenset[int] = frozenset()
+    """Choices that the client has all of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class BackendRequest:
     """For a request that brings none: whoever answers it again then draws the same."""
     created: int | None = None
     """When it came in, Unix time: the same in every chunk, whichever replica wrote it."""
+    can_resume: bool = True
+    """Whoever asks has another replica go on where this one breaks off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Chunk:
     data: bytes
     token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """What this chunk added to each choice."""
+    finished: tuple[int, ...] = ()
+    """Choices that ended with it."""
 
 
 class BackendFailed(ServingError):
@@ -105,8 +111,8 @@ async def respond(app: ASGIApp, request: BackendRequest) -> AsyncGenerator[Head 
                 yield Head(message["status"], headers)
                 continue
             complete = not message.get("more_body", False)
-            if message.get("body") or message.get("token_ids"):
-                yield Chunk(message.get("body", b""), message.get("token_ids", {}))
+            if message.get("body"):
+                yield Chunk(message["body"], message.get("token_ids", {}), message.get("finished", ()))
         if not complete:
             error = None if task.cancelled() else task.exception()
             raise BackendFailed("the replica broke off in its answer") from error
