@@ -63,7 +63,7 @@ def over(
 ) -> LoadedModel:
     """An engine over a model and tokenizer that are loaded."""
     vocab_size = model.get_input_embeddings().num_embeddings
-    prompts = Prompts(tokenizer, vocab_size=vocab_size)
+    prompts = Prompts(tokenizer, vocab_size=vocab_size, end_ids=_end_ids(model, tokenizer))
     engine = TransformersEngine(
         model,
         prompts.decode,
