@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import httpx
+import uvicorn
 
 from serving.auth import Caller, Callers
 from serving.backend import Chunk, Head, respond
@@ -109,3 +111,18 @@ def entrance(backends, routes=None, **options) -> Entrance:
 def http_client(entrance: Entrance, **options) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(build_gateway(entrance, **options), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=TOKEN)
+
+
+@asynccontextmanager
+async def listening(app):
+    """Serve an ASGI application over real HTTP on a free port; gives its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none", lifespan="off"))
+    task = asyncio.ensure_future(server.serve())
+    async with asyncio.timeout(30):
+        while not server.started:
+            await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
