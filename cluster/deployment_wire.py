@@ -1,4 +1,4 @@
-"""Between stored deployments and the messages of `athanor.v1`, in both directions, with every bound on what comes in."""
+"""Between stored deployments and the messages of `athanor.v1`, in both directions, with every bound on what comes."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class DeploymentWishes:
             follow_alias=wish.follow_alias,
             followed=model.reference,
         )
-        optional = {name: _value(wish, name) for name in ("autoscaling", "gate") if wish.HasField(name)}
+        optional = {name: _value(wish, name) for name in ("autoscaling", "gate")}
         return self._checked(replace(new, **optional))
 
     def update(self, request: messages.UpdateDeploymentRequest) -> StoredDeployment:
@@ -186,9 +186,11 @@ def _mask(request: messages.UpdateDeploymentRequest) -> list[str]:
 def _value(wish: messages.Deployment, path: str) -> Any:
     """Of one field; without autoscaling or a gate in the message there is none any more."""
     if path == "autoscaling":
-        return autoscaling_from_proto(wish.autoscaling, "deployment.autoscaling") if wish.HasField(path) else None
+        return (
+            autoscaling_from_proto(wish.autoscaling, "deployment.autoscaling") if wish.HasField("autoscaling") else None
+        )
     if path == "gate":
-        return gate_from_proto(wish.gate, "deployment.gate") if wish.HasField(path) else None
+        return gate_from_proto(wish.gate, "deployment.gate") if wish.HasField("gate") else None
     if path in ("num_replicas", "cpus_per_replica"):
         return getattr(wish, path) or type(getattr(wish, path))(1)
     return getattr(wish, path)
