@@ -54,7 +54,7 @@ class Replica:
 
         options, directory = self._options, self._directory
         card = ModelCard(options.name, options.model_name, options.version, directory.created, directory.lineage)
-        return build_api(card, self._model.engine, self._model.prompts)
+        return build_api(card, self._model)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from serving.sampling import Sampling, choose
+from serving.engine import Sampling
+from serving.sampling import choose, generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ class Batch:
         """`num_tokens`: entries of the vocabulary; rows that a head has beyond them are never chosen."""
         self._model = model
         self._num_tokens = num_tokens
-        self._rows = [(each, each.generator()) for each in sampling]
+        self._rows = [(each, generator(each)) for each in sampling]
         self._input_BT, self._mask_BT = _left_padded(prompts, model.device)
         self._position_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
         self._cache = DynamicCache(config=model.config)

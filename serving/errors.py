@@ -7,7 +7,8 @@ ServingError
     ├── InvalidRequest       400
     ├── ModelNotFound        404
     ├── BodyTooLarge         413
-    └── Overloaded           429, come back later
+    ├── Overloaded           429, come back later
+    └── DeadlineExceeded     504, it took longer than the request allows
 """
 
 from __future__ import annotations
@@ -71,6 +72,14 @@ class Overloaded(RequestError):
     status = 429
     kind = "rate_limit_error"
     default_code = "overloaded"
+
+
+class DeadlineExceeded(RequestError):
+    """The answer was not complete in the time that the request had."""
+
+    status = 504
+    kind = "timeout_error"
+    default_code = "timeout"
 
 
 def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, object]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from serving.engine import TransformersEngine
+from serving.batching.engine import TransformersEngine
+from serving.engine import Engine, Observer, PoolingEngine, Task
 from serving.errors import ModelDirectoryError
 from serving.prompts import Prompts
 
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """All that answering needs."""
+    """All that answering needs: `engine` where the model continues text, `pooling` where it classifies or embeds."""
 
-    engine: TransformersEngine
+    tasks: frozenset[Task]
     prompts: Prompts
+    engine: Engine | None = None
+    pooling: PoolingEngine | None = None
 
 
-def load(directory: ModelDirectory) -> LoadedModel:
+def load(directory: ModelDirectory, *, observer: Observer | None = None) -> LoadedModel:  # noqa: ARG001
     """Load a model, on a GPU if one is visible, in the data type it was saved in."""
     disable_progress_bar()
     try:
@@ -59,7 +62,7 @@ def over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         num_tokens=max(tokenizer.get_vocab().values()) + 1,
         end_ids=_end_ids(model, tokenizer),
     )
-    return LoadedModel(engine, prompts)
+    return LoadedModel(frozenset({"generate"}), prompts, engine)
 
 
 def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,32 +6,21 @@ A row's draws come from its own generator, so that its text does not depend on w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from serving.engine import Sampling
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one request draws its tokens. Temperature 0 is greedy; without a seed every request draws anew."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0
-
-    def generator(self) -> torch.Generator:
-        """A fresh source of draws on the CPU, whatever the model runs on."""
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return generator
+def generator(sampling: Sampling) -> torch.Generator:
+    """A fresh source of draws on the CPU, whatever the model runs on."""
+    source = torch.Generator()
+    if sampling.seed is None:
+        source.seed()
+    else:
+        source.manual_seed(sampling.seed)
+    return source
 
 
 def choose(logits_BV: Tensor, rows: Sequence[tuple[Sampling, torch.Generator]]) -> list[int]:

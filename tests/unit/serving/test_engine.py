@@ -10,9 +10,9 @@ from threading import Event
 import pytest
 import torch
 
-from serving.engine import Delta, GenerationRequest, Load, TokenStream, TransformersEngine
+from serving.batching.engine import TransformersEngine
+from serving.engine import Delta, GenerationRequest, Load, Sampling, TokenStream
 from serving.errors import EngineFailed, Overloaded
-from serving.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [(9, 30, 31), (40,), tuple(range(50, 75)), (9, 30, 31, 200, 100, 7), (12, 12)]

@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serving.engine import GenerationRequest
+from serving.engine import GenerationRequest, Sampling
 from serving.loading import over
-from serving.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serving.sampling import Sampling, choose
+from serving.engine import Sampling
+from serving.sampling import choose
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0]).log_softmax(-1)
 
