@@ -25,8 +25,8 @@ class Sampling:
 
     Penalties act on the logits before anything else: `repetition_penalty` on tokens of prompt and answer (arXiv
     1909.05858), `presence_penalty` and `frequency_penalty` on those of the answer (as OpenAI defines them). Then
-    `logit_bias` is added, the guide's mask applied, the temperature divided by, and `top_k`, `min_p` (arXiv
-    2407.01082) and `top_p` (arXiv 1904.09751) cut the distribution, in this order.
+    `logit_bias` is added, the guide's mask applied, the temperature divided by, and `top_k`, `top_p` (arXiv
+    1904.09751) and `min_p` (arXiv 2407.01082) cut the distribution, in this order.
     """
 
     temperature: float = 1.0

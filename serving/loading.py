@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from serving.batching.engine import TransformersEngine
+from serving.batching.policy import Limits
 from serving.engine import Engine, Observer, PoolingEngine, Task
 from serving.errors import ModelDirectoryError
 from serving.prompts import Prompts
@@ -31,7 +32,7 @@ class LoadedModel:
     pooling: PoolingEngine | None = None
 
 
-def load(directory: ModelDirectory, *, observer: Observer | None = None) -> LoadedModel:  # noqa: ARG001
+def load(directory: ModelDirectory, *, observer: Observer | None = None, limits: Limits | None = None) -> LoadedModel:
     """Load a model, on a GPU if one is visible, in the data type it was saved in."""
     disable_progress_bar()
     try:
@@ -48,10 +49,18 @@ def load(directory: ModelDirectory, *, observer: Observer | None = None) -> Load
         raise ModelDirectoryError(f"{directory.path} cannot be loaded: {error}") from error
     if missing := report["missing_keys"]:
         raise ModelDirectoryError(f"{directory.path} has no weights for {', '.join(sorted(missing)[:3])}")
-    return over(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
+    return over(
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, observer=observer, limits=limits
+    )
 
 
-def over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+def over(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    observer: Observer | None = None,
+    limits: Limits | None = None,
+) -> LoadedModel:
     """An engine over a model and tokenizer that are loaded."""
     vocab_size = model.get_input_embeddings().num_embeddings
     prompts = Prompts(tokenizer, vocab_size=vocab_size)
@@ -61,6 +70,8 @@ def over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         context_length=_context_length(model, tokenizer),
         num_tokens=max(tokenizer.get_vocab().values()) + 1,
         end_ids=_end_ids(model, tokenizer),
+        limits=limits,
+        observer=observer,
     )
     return LoadedModel(frozenset({"generate"}), prompts, engine)
 
