@@ -91,18 +91,18 @@ class Choice:
         said = {**role, "content": text} if text or first else role
         return self._document({"delta": said}, logprobs, delta.finish_reason), added
 
-    async def whole(self) -> Document:
-        """The choice once it is complete."""
+    async def whole(self) -> tuple[Document, tuple[int, ...]]:
+        """The choice once it is complete, and its tokens."""
         async with aclosing(self.stream):
             async for delta in self.stream:
                 self.num_tokens += delta.num_tokens
                 self._unsent.append(delta)
         reason = self._unsent[-1].finish_reason
-        text, _, logprobs = self._take()
+        text, ids, logprobs = self._take()
         if self.kind == "text":
-            return self._document({"text": text}, logprobs, reason)
+            return self._document({"text": text}, logprobs, reason), ids
         message = {"role": "assistant", "content": text, "refusal": None}
-        return self._document({"message": message}, logprobs, reason)
+        return self._document({"message": message}, logprobs, reason), ids
 
     def _take(self) -> tuple[str, tuple[int, ...], Document | None]:
         """Text, token ids and log-probabilities of what was not sent yet."""
@@ -125,15 +125,17 @@ class Choice:
         return {"index": self.index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
-async def whole(envelope: Envelope, choices: Sequence[Choice]) -> Document:
+async def whole(envelope: Envelope, choices: Sequence[Choice]) -> Chunk:
     """The complete answer, once it is there. When one choice breaks, the others end with it."""
     tasks = [asyncio.ensure_future(choice.whole()) for choice in choices]
     try:
-        documents = await asyncio.gather(*tasks)
+        answers = await asyncio.gather(*tasks)
     finally:
         await _end(tasks)
-    document = envelope.document(documents, chunk=False)
-    return {**document, "usage": envelope.usage(sum(choice.num_tokens for choice in choices))}
+    document = envelope.document([document for document, _ in answers], chunk=False)
+    usage = envelope.usage(sum(choice.num_tokens for choice in choices))
+    token_ids = {choice.index: ids for choice, (_, ids) in zip(choices, answers, strict=True)}
+    return Chunk(written({**document, "usage": usage}), token_ids, tuple(token_ids))
 
 
 async def chunks(
@@ -186,4 +188,9 @@ async def _next(choice: Choice) -> Delta | None:
 
 def event(document: Mapping[str, object]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + written(document) + b"\n\n"
+
+
+def written(document: Mapping[str, object]) -> bytes:
+    """JSON in UTF-8."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

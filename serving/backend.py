@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from serving.errors import ServingError
+from serving.errors import BackendFailed
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -70,10 +70,6 @@ class Chunk:
     """What this chunk added to each choice."""
     finished: tuple[int, ...] = ()
     """Choices that ended with it."""
-
-
-class BackendFailed(ServingError):
-    """A replica died or broke over a request; another may answer it."""
 
 
 class Backends(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from serving.errors import EngineFailed, InvalidRequest, Overloaded, RequestError, error_body
+from serving.errors import EngineFailed, InvalidRequest, Overloaded, RequestError, Unavailable, error_body
 from serving.logprobs import Document
 
 RETRY_AFTER_S = 1
@@ -47,8 +48,14 @@ def reply(status: int, document: Document, headers: Mapping[str, str] | None = N
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if isinstance(error, Overloaded) else None
-    return reply(error.status, refusal(error), headers)
+    return reply(error.status, refusal(error), retry_after(error))
+
+
+def retry_after(error: RequestError) -> dict[str, str]:
+    """Whole seconds, for those errors that pass by themselves."""
+    if not isinstance(error, Overloaded | Unavailable):
+        return {}
+    return {"retry-after": str(max(math.ceil(error.retry_after_s or 0), RETRY_AFTER_S))}
 
 
 async def _refuse_invalid(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -33,6 +34,7 @@ from serving.schemas import ChatCompletionRequest, ClassifyRequest, CompletionRe
 if TYPE_CHECKING:
     from serving.loading import LoadedModel
 
+TITLE = "Athanor, OpenAI-compatible"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 logger = logging.getLogger(__name__)
 
@@ -75,17 +77,41 @@ def build_api(card: ModelCard, model: LoadedModel, *, max_body_bytes: int = MAX_
         yield
         await asyncio.to_thread(routes.close)
 
-    title = f"{card.name}, OpenAI-compatible"
-    api = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=until_shutdown)
+    api = FastAPI(title=TITLE, docs_url=None, redoc_url=None, lifespan=until_shutdown)
     api.add_api_route("/healthz", routes.healthz, methods=["GET"])
+    _add_routes(api, routes)
+    add_handlers(api)
+    return RequestIds(BodyLimit(api, max_bytes=max_body_bytes))
+
+
+def _add_routes(api: FastAPI, routes: Routes) -> None:
     api.add_api_route("/v1/models", routes.models, methods=["GET"])
     api.add_api_route("/v1/models/{name}", routes.model, methods=["GET"])
     api.add_api_route("/v1/chat/completions", routes.chat_completions, methods=["POST"], response_model=None)
     api.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
     api.add_api_route("/v1/embeddings", routes.embeddings, methods=["POST"], response_model=None)
     api.add_api_route("/v1/classify", routes.classify, methods=["POST"], response_model=None)
-    add_handlers(api)
-    return RequestIds(BodyLimit(api, max_bytes=max_body_bytes))
+
+
+@cache
+def api_document() -> Document:
+    """The OpenAPI description of what a served model answers."""
+    api = FastAPI(title=TITLE, docs_url=None, redoc_url=None)
+    _add_routes(api, Routes(None, None))  # type: ignore[arg-type]  # nobody asks them
+    document = api.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["security"] = [{"bearer": []}]
+            operation["responses"] = _RESPONSES
+    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    return document
+
+
+_RESPONSES: Document = {
+    "200": {"description": "The answer."},
+    "4XX": {"description": "What is wrong with the request, in OpenAI's shape."},
+    "5XX": {"description": "What went wrong here, in OpenAI's shape."},
+}
 
 
 class Routes:
@@ -153,7 +179,7 @@ class Routes:
         envelope = Envelope(kind, answer_id, created, self._card.name, sum(map(len, prompts)))
         if body.stream:
             return EventStream(_events(envelope, choices, body.wants_usage_chunk, exchange), choices)
-        return JSONResponse(await answers.whole(envelope, choices))
+        return WholeAnswer(await answers.whole(envelope, choices))
 
     def _document(self) -> Document:
         engine = self._model.engine or self._model.pooling
@@ -176,6 +202,19 @@ class Routes:
         self._check_task(task)
         assert self._model.pooling is not None
         return self._model.pooling
+
+
+class WholeAnswer(Response):
+    """A JSON document in one piece, with the tokens behind it."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__(chunk.data, media_type="application/json")
+        self._chunk = chunk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        extra = {"token_ids": self._chunk.token_ids, "finished": self._chunk.finished}
+        await send({"type": "http.response.body", "body": self.body, **extra})
 
 
 class EventStream(StreamingResponse):
