@@ -7,13 +7,15 @@ from collections import Counter
 from contextlib import aclosing, asynccontextmanager
 
 import httpx
+import pytest
 import uvicorn
 
 from serving.auth import Caller, Callers
 from serving.backend import Chunk, Head, respond
 from serving.errors import BackendFailed, Unauthenticated
 from serving.gateway_http import Entrance, build_gateway
-from serving.model_dir import Lineage
+from serving.loading import load
+from serving.model_dir import Lineage, verify
 from serving.openai_api import ModelCard, build_api
 from serving.routes import Backend, Route, RouteTable
 
@@ -21,6 +23,14 @@ LINEAGE = Lineage("support-bot-7k2m9qxa", ("support-teacher@3",), "ab" * 32)
 QUESTION = [{"role": "user", "content": "Where is my card?"}]
 TOKEN = {"authorization": "Bearer good"}
 STABLE, CANARY = "support-bot--r1", "support-bot--r2"
+
+
+@pytest.fixture(scope="session")
+def loaded(chat_model_dir):
+    """The model of `chat_model_dir`, for tests outside of tests/unit/serving."""
+    model = load(verify(chat_model_dir))
+    yield model
+    model.engine.close()
 
 
 def card(version: int) -> ModelCard:

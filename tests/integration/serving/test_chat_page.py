@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from fake_backends import CANARY, STABLE, TOKEN, LocalBackends, entrance, listening, table
+from fake_backends import loaded as loaded
 from playwright.async_api import Page, async_playwright, expect
 
 from serving.backend import Chunk, Head
@@ -83,7 +84,7 @@ async def ask(page: Page, text: str = "Where is my card?") -> None:
 async def test_a_talk_by_keyboard(page, backends):
     await expect(page.get_by_label("Model")).to_be_disabled()
     await log_in(page)
-    await expect(page.get_by_label("Model")).to_contain_text("support-bot · version 1")
+    await expect(page.get_by_label("Model")).to_contain_text("support-bot · v1")
     await ask(page)
     answer = page.get_by_label("Answer")
     await expect(answer.locator("footer")).to_contain_text("support-student@1")
