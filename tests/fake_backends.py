@@ -12,9 +12,10 @@ import uvicorn
 
 from serving.auth import Caller, Callers
 from serving.backend import Chunk, Head, respond
+from serving.engine import Load
 from serving.errors import BackendFailed, Unauthenticated
 from serving.gateway_http import Entrance, build_gateway
-from serving.loading import load
+from serving.loading import LoadedModel, load
 from serving.model_dir import Lineage, verify
 from serving.openai_api import ModelCard, build_api
 from serving.routes import Backend, Route, RouteTable
@@ -33,15 +34,17 @@ def loaded(chat_model_dir):
     model.engine.close()
 
 
-def card(version: int) -> ModelCard:
-    return ModelCard("support-bot", "support-student", version, 1_700_000_000, LINEAGE)
+def card(version: int, deployment: str = "support-bot") -> ModelCard:
+    return ModelCard(deployment, "support-student", version, 1_700_000_000, LINEAGE)
 
 
 class LocalBackends:
     """One application per revision. `kills[app]` holds, for each call to come, after how many items it dies."""
 
     def __init__(self, **models) -> None:
-        self.apis = {name: build_api(card(version), model) for name, (version, model) in models.items()}
+        self.apis = {
+            app: build_api(card(version, app.partition("--")[0]), model) for app, (version, model) in models.items()
+        }
         self.kills: dict[str, list[int | None]] = {}
         self.calls: list[tuple[str, object]] = []
         self.closed = Counter()
@@ -136,3 +139,24 @@ async def listening(app):
     finally:
         server.should_exit = True
         await task
+
+
+class WordPooling:
+    """Labels and vectors that tell the texts apart: by their length in tokens."""
+
+    context_length = 32
+    load = Load(running=0, waiting=0)
+    labels = ("arrival", "top_up", "other")
+
+    async def classify(self, texts):
+        return [(0.25, 0.5, 0.25) if len(text) % 2 else (0.7, 0.1, 0.2) for text in texts]
+
+    async def embed(self, texts):
+        return [(float(len(text)), -0.5, 0.125) for text in texts]
+
+    def close(self):
+        pass
+
+
+def pooling_model(prompts) -> LoadedModel:
+    return LoadedModel(frozenset({"classify", "embed"}), prompts, pooling=WordPooling())
