@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import aclosing, asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import httpx
 import pytest
@@ -160,3 +161,23 @@ class WordPooling:
 
 def pooling_model(prompts) -> LoadedModel:
     return LoadedModel(frozenset({"classify", "embed"}), prompts, pooling=WordPooling())
+
+
+@contextmanager
+def listening_in_thread(app):
+    """The same for clients that block."""
+    with ThreadPoolExecutor(1) as pool:
+        address, stop = Future(), asyncio.Event()
+
+        async def live():
+            async with listening(app) as at:
+                address.set_result((at, asyncio.get_running_loop()))
+                await stop.wait()
+
+        living = pool.submit(asyncio.run, live())
+        at, loop = address.result(60)
+        try:
+            yield at
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            living.result(60)

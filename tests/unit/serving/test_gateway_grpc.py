@@ -60,10 +60,9 @@ class Servicer(pb_grpc.InferenceServiceServicer, health_pb2_grpc.HealthServicer)
 
 @pytest.fixture
 def backends(loaded):
-    made = LocalBackends(
+    return LocalBackends(
         **{STABLE: (1, loaded), CANARY: (2, loaded), "vectors--r1": (3, pooling_model(loaded.prompts))}
     )
-    return made
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ async def test_replicas_that_die_again_and_again_are_unavailable(stub, backends,
 
 
 async def test_labels_and_vectors(stub):
-    inputs = ["Where is it?", "How?"]
+    inputs = ["Where is it?", "?"]
     labels = await stub.Classify(pb.ClassifyRequest(model="vectors", inputs=inputs), metadata=GOOD)
     vectors = await stub.Embed(pb.EmbedRequest(model="vectors", inputs=inputs), metadata=GOOD)
     assert [result.labels[0].label for result in labels.results] == ["arrival", "top_up"]
