@@ -107,7 +107,7 @@ class HttpGateway:
             await reply(error.status, refusal(error), _headers_of(error))(scope, receive, send)
         except (ClientDisconnect, OSError):
             logger.info("request %s: the client went", request.state.request_id)
-        except Exception as error:
+        except Exception as error:  # the process boundary: logged, and answered without a word of why
             logger.exception("request %s failed", request.state.request_id, exc_info=error)
             await reply(500, server_error(request.state.request_id))(scope, receive, send)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from pathlib import Path
+
 import grpc
 import pytest
 from athanor.v1 import inference_service_pb2 as pb
@@ -82,6 +86,7 @@ async def channel(gate):
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    gate.grpc_address = f"127.0.0.1:{port}"
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(None)
@@ -190,3 +195,12 @@ async def test_health_is_watched(channel, gate, monkeypatch):
     gate.table = RouteTable(routes=(ready,))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
+
+
+async def test_the_example_of_the_docs_runs(gate, channel, capsys):
+    """As it stands there, but for address and token."""
+    page = (Path(__file__).parents[3] / "docs" / "serving-api.md").read_text("utf-8")
+    [example] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "InferenceService" in block]
+    example = example.replace("127.0.0.1:9000", gate.grpc_address).replace("ath_...", "good")
+    await asyncio.to_thread(exec, compile(example, "serving-api.md", "exec"), {})
+    assert capsys.readouterr().out
