@@ -1,15 +1,15 @@
-"""Keeps Ray Serve as the stored deployments say, through Serve's REST API, and says how far each of them is.
+"""Keeps Ray Serve as planned, through Serve's REST API, and says what it shows of each application of ours.
 
 That API takes the whole configuration at once: an application which is not in it is taken down. So the applications of
-others are sent back as they were; ours are told by their import path and a model of our storage. Nothing is sent when
-nothing differs, and Serve is not started for nothing. What to deploy and what to store of it is the reconciler's part.
+others are sent back as they were; ours are told by their import path and a path of our storage. Nothing is sent when
+nothing differs, and Serve is not started for nothing. What to serve is serve_plan.py's part, what follows rollout.py's.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,24 @@ import httpx
 
 from cluster.errors import RayRefused, RayUnreachable
 from cluster.launcher import authorization
+from cluster.rollout import NOT_SEEN, Seen, Shown
+from cluster.serve_plan import GATEWAY, GATEWAY_PATH, JUDGE_PATH, REPLICA_PATH, Plan
 from cluster.settings import EVERY_INTERFACE
-from cluster.store.records import DeploymentState, StoredDeployment
 
-IMPORT_PATH = "serving.app:build"
+GRPC_SERVICERS = (
+    "athanor.v1.inference_service_pb2_grpc.add_InferenceServiceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
 _PATH = "/api/serve/applications/"
 _READ_TIMEOUT_S = 15.0
 _WRITE_TIMEOUT_S = 90.0  # the first configuration starts Serve
 _STATES = {
-    "NOT_STARTED": DeploymentState.DEPLOYING,
-    "DEPLOYING": DeploymentState.DEPLOYING,
-    "RUNNING": DeploymentState.READY,
-    "DEPLOY_FAILED": DeploymentState.FAILED,
-    "UNHEALTHY": DeploymentState.FAILED,
-    "DELETING": DeploymentState.DEPLOYING,  # by somebody else: what goes for good is told by our store alone
+    "NOT_STARTED": Shown.STARTING,
+    "DEPLOYING": Shown.STARTING,
+    "RUNNING": Shown.READY,
+    "DEPLOY_FAILED": Shown.FAILED,
+    "UNHEALTHY": Shown.UNHEALTHY,
+    "DELETING": Shown.STARTING,  # by somebody else: what goes for good is told by our store alone
 }
 _EXCEPTION_LINE = re.compile(r"^(?:ray\.exceptions\.)?[\w.]+(?:Error|Exception|Failed)\b.*$", re.MULTILINE)
 
@@ -38,65 +42,79 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class DeploymentStatus:
-    """What Ray shows of one deployment; `endpoint` is the base URL for an OpenAI client."""
+class Endpoint:
+    """Where Serve listens, for clients."""
 
-    state: DeploymentState
-    message: str
-    endpoint: str
+    host: str
+    port: int
+    grpc_port: int | None = None
+
+
+@dataclass(frozen=True)
+class ServeView:
+    """What Serve shows."""
+
+    endpoint: Endpoint
+    applications: Mapping[str, Seen] = field(default_factory=dict)
+    """Of ours, by name; also those that go."""
+    going: frozenset[str] = frozenset()
+    """Those of them that Serve is taking down."""
+    is_routed: bool = False
+    """The gateway runs, and goes by the plan."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Deployments that cannot be beside what others have there, and why."""
+    trouble: str = ""
+    """Why nobody can be answered, whatever the replicas are."""
+
+    def seen(self, application: str) -> Seen:
+        return self.applications.get(application, NOT_SEEN)
 
 
 class Deployer:
-    """Client of one Ray cluster's Serve. `host` and `port` are what Serve listens on if we are the ones to start it."""
+    """Client of one Ray cluster's Serve. `listen` is where Serve listens if we are the ones to start it."""
 
     def __init__(
         self,
         dashboard_url: str,
         token_path: Path | None,
-        host: str,
-        port: int,
+        listen: Endpoint,
         *,
         storage: Path,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """The token's file is read at each call, for it is renewed now and then.
 
-        Applications of ours that serve a model from outside `storage` belong to another installation.
+        Applications of ours that belong to another `storage` are another installation's.
         """
-        self._http_options = {"host": host, "port": port}
+        self._listen = listen
         self._dashboard_host = httpx.URL(dashboard_url).host
         self._token_path = token_path
-        self._models = storage / "models"
+        self._storage = storage
         self._client = httpx.AsyncClient(base_url=dashboard_url, transport=transport, trust_env=False)
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> dict[str, DeploymentStatus]:
-        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
+    async def apply(self, plan: Plan) -> ServeView:
+        """Make Serve equal to the plan, as far as it can be beside the applications of others, and say what it shows.
 
-        `manifests`: sha256 of the manifest of each model version (`name@version`); its replicas then serve no other.
         RayUnreachable: nothing is known. RayRefused: Ray does not take the configuration.
         """
         seen = await self._read()
-        live = [deployment for deployment in deployments if deployment.state is not DeploymentState.DELETING]
-        wanted = [deployment for deployment in live if not self._why_taken(deployment, seen)]
-        configuration = self._configuration(wanted, seen, manifests)
+        refused = self._refused(plan, seen)
+        wanted = [each for each in plan.applications if not _belongs_to_any(each, refused)]
+        if len(refused) == len(plan.prefixes):
+            wanted = []
+        configuration = self._configuration(wanted, seen)
         if configuration != _current(seen):
             await self._write(configuration, seen)
             seen = await self._read()
-        statuses = {each.name: self._status(each, seen) for each in deployments}
-        return {name: status for name, status in statuses.items() if status is not None}
+        return self._view(wanted, seen, refused)
 
     async def ours(self) -> set[str]:
         """Names of the applications on Serve that this installation has deployed, wanted or not."""
         seen = await self._read()
-        foreign = self._foreign_names(seen)
-        return {
-            name for name, each in seen["applications"].items() if name not in foreign and each["status"] != "DELETING"
-        }
+        return {name for name in self._our_names(seen) if seen["applications"][name]["status"] != "DELETING"}
 
     async def _read(self) -> Json:
         reply = await self._ask("GET", timeout_s=_READ_TIMEOUT_S)
@@ -111,9 +129,11 @@ class Deployer:
     async def _write(self, applications: Sequence[Json], seen: Json) -> None:
         document: dict[str, object] = {
             "proxy_location": seen.get("proxy_location") or "EveryNode",
-            "http_options": self._listening(seen),
+            "http_options": self._http_options(seen),
             "applications": applications,
         }
+        if self._listen.grpc_port is not None:
+            document["grpc_options"] = self._grpc_options(seen)
         await self._ask("PUT", timeout_s=_WRITE_TIMEOUT_S, document=document)
 
     async def _ask(self, method: str, *, timeout_s: float, document: Json | None = None) -> httpx.Response:
@@ -130,79 +150,96 @@ class Deployer:
             raise RayRefused("SERVE_REFUSED", f"Ray Serve refused the configuration: {reply.text[:500]}")
         return reply
 
-    def _listening(self, seen: Json) -> Json:
+    def _http_options(self, seen: Json) -> Json:
         """Where Serve listens: it keeps what it was started with."""
         options = seen.get("http_options")
-        return options if isinstance(options, dict) else self._http_options
+        return options if isinstance(options, dict) else {"host": self._listen.host, "port": self._listen.port}
 
-    def _endpoint(self, name: str, seen: Json) -> str:
-        options = self._listening(seen)
+    def _grpc_options(self, seen: Json) -> Json:
+        options = seen.get("grpc_options")
+        if isinstance(options, dict) and options.get("grpc_servicer_functions"):
+            return options
+        return {"port": self._listen.grpc_port, "grpc_servicer_functions": list(GRPC_SERVICERS)}
+
+    def _endpoint(self, seen: Json) -> Endpoint:
+        options = self._http_options(seen)
         host = self._dashboard_host if options["host"] in EVERY_INTERFACE else options["host"]
-        return f"http://{host}:{options['port']}/{name}/v1"
+        return Endpoint(host, options["port"], self._listen.grpc_port)
 
-    def _status(self, deployment: StoredDeployment, seen: Json) -> DeploymentStatus | None:
-        endpoint = self._endpoint(deployment.name, seen)
-        foreign = deployment.name in self._foreign_names(seen)
-        application = None if foreign else seen["applications"].get(deployment.name)
-        if deployment.state is DeploymentState.DELETING:
-            return DeploymentStatus(DeploymentState.DELETING, "being taken down", endpoint) if application else None
-        if words := self._why_taken(deployment, seen):
-            return DeploymentStatus(DeploymentState.FAILED, words, endpoint)
-        if application is None:
-            return DeploymentStatus(DeploymentState.PENDING, "Ray Serve does not show it yet", endpoint)
-        state = _STATES.get(application["status"], DeploymentState.DEPLOYING)
-        if state in (DeploymentState.DEPLOYING, DeploymentState.READY) and not _any_proxy_is_up(seen):
-            port = self._listening(seen)["port"]
-            words = f"Serve's HTTP proxy is not up yet; is port {port} taken by something else?"
-            return DeploymentStatus(DeploymentState.DEPLOYING, words, endpoint)
-        return DeploymentStatus(state, _message(state, deployment, application), endpoint)
+    def _view(self, wanted: Sequence[Json], seen: Json, refused: Mapping[str, str]) -> ServeView:
+        ours, applications = self._our_names(seen), seen["applications"]
+        gateway = next((each for each in wanted if each["name"] == GATEWAY), None)
+        shown = applications.get(GATEWAY) if GATEWAY in ours else None
+        trouble = ""
+        if wanted and not _any_proxy_is_up(seen):
+            port = self._http_options(seen)["port"]
+            trouble = f"Serve's HTTP proxy is not up yet; is port {port} taken by something else?"
+        elif gateway is not None and (shown is None or not _seen(shown).answers):
+            trouble = f"the gateway is not up yet: {_seen(shown).message if shown else NOT_SEEN.message}"
+        is_routed = shown is not None and shown.get("deployed_app_config") == gateway and shown["status"] == "RUNNING"
+        return ServeView(
+            self._endpoint(seen),
+            {name: _seen(applications[name]) for name in ours},
+            frozenset(name for name in ours if applications[name]["status"] == "DELETING"),
+            is_routed=is_routed,
+            refused=refused,
+            trouble=trouble,
+        )
 
-    def _configuration(self, wanted: Sequence[StoredDeployment], seen: Json, manifests: Json) -> list[Json]:
-        """The whole configuration, by name: ours as stored, others as they are."""
+    def _configuration(self, wanted: Sequence[Json], seen: Json) -> list[Json]:
+        """The whole configuration, by name: ours as planned, others as they are."""
         others = [each for each in _current(seen) if not self._is_ours(each)]
-        ours = [_application(each, manifests.get(each.resolved_model)) for each in wanted]
-        return sorted([*others, *ours], key=lambda each: str(each["name"]))
+        return sorted([*others, *wanted], key=lambda each: str(each["name"]))
 
     def _is_ours(self, config: Json | None) -> bool:
         """By configuration: applications deployed from code have none."""
-        if not config or config["import_path"] != IMPORT_PATH:
+        args = (config or {}).get("args") or {}
+        if not config or config["import_path"] not in (REPLICA_PATH, GATEWAY_PATH, JUDGE_PATH):
             return False
-        return Path(str(config.get("args", {}).get("model_path", ""))).is_relative_to(self._models)
+        if config["import_path"] == GATEWAY_PATH:
+            return bool(args.get("storage") == str(self._storage))
+        return Path(str(args.get("model_path", ""))).is_relative_to(self._storage / "models")
 
-    def _foreign_names(self, seen: Json) -> set[str]:
-        """Applications that somebody else deployed."""
+    def _our_names(self, seen: Json) -> set[str]:
         applications: Mapping[str, Json] = seen["applications"]
-        return {name for name, each in applications.items() if not self._is_ours(each.get("deployed_app_config"))}
+        return {name for name, each in applications.items() if self._is_ours(each.get("deployed_app_config"))}
 
-    def _why_taken(self, deployment: StoredDeployment, seen: Json) -> str:
-        """Why a deployment cannot be beside the applications of others; empty where it can."""
-        foreign = self._foreign_names(seen)
-        if deployment.name in foreign:
-            return "Ray Serve has an application of this name that is not ours; it is left alone"
-        prefix = f"/{deployment.name}"
-        owner = next((name for name in sorted(foreign) if _route_prefix(seen["applications"][name]) == prefix), None)
-        return f"{prefix} belongs to {owner!r} on Ray Serve, which is not ours; take another name" if owner else ""
+    def _refused(self, plan: Plan, seen: Json) -> dict[str, str]:
+        """Deployments that would take from others what is theirs: a path, or the name of an application."""
+        foreign = sorted(seen["applications"].keys() - self._our_names(seen))
+        owners = {_route_prefix(seen["applications"][name]): name for name in reversed(foreign)}
+        found: dict[str, str] = {}
+        for name in plan.prefixes:
+            theirs = [each["name"] for each in plan.applications if each["name"] in foreign and _is_of(each, name)]
+            owner = owners.get("/") or owners.get(f"/{name}")
+            if GATEWAY in foreign or theirs:
+                taken = GATEWAY if GATEWAY in foreign else theirs[0]
+                found[name] = f"Ray Serve has an application {taken!r} that is not ours; it is left alone"
+            elif owner:
+                path = "/" if owners.get("/") else f"/{name}"
+                found[name] = f"{path} belongs to {owner!r} on Ray Serve, which is not ours; it is left alone"
+        return found
 
 
-def _application(deployment: StoredDeployment, manifest_sha256: str | None) -> dict[str, object]:
-    """One deployment as Serve is told of it."""
-    model_name, _, version = deployment.resolved_model.rpartition("@")
-    required = {"manifest_sha256": manifest_sha256} if manifest_sha256 else {}
-    return {
-        "name": deployment.name,
-        "route_prefix": f"/{deployment.name}",
-        "import_path": IMPORT_PATH,
-        "args": {
-            "name": deployment.name,
-            "model_path": deployment.path,
-            "model_name": model_name,
-            "version": int(version),
-            **required,
-            "num_replicas": deployment.num_replicas,
-            "cpus_per_replica": deployment.cpus_per_replica,
-            "gpus_per_replica": deployment.gpus_per_replica,
-        },
-    }
+def _is_of(application: Json, deployment: str) -> bool:
+    return bool(application["name"] != GATEWAY and application["args"]["name"] == deployment)
+
+
+def _belongs_to_any(application: Json, deployments: Mapping[str, str]) -> bool:
+    return any(_is_of(application, name) for name in deployments)
+
+
+def _seen(application: Json) -> Seen:
+    """One application as Serve shows it, with Ray's own words where it has any."""
+    state = _STATES.get(application["status"], Shown.STARTING)
+    deployments: list[Json] = list((application.get("deployments") or {}).values())
+    replicas = [replica for each in deployments for replica in each.get("replicas") or ()]
+    num_running = sum(replica.get("state") == "RUNNING" for replica in replicas)
+    details = [str(each.get("message") or "") for each in deployments]
+    words = next((text for text in [*details, str(application.get("message") or "")] if text.strip()), "")
+    if state in (Shown.FAILED, Shown.UNHEALTHY):
+        return Seen(state, f"Ray gave up on it: {_gist(words)}" if words else "Ray gave up on it", num_running)
+    return Seen(state, f"starting: {_gist(words)}" if words else "replicas are starting", num_running)
 
 
 def _route_prefix(application: Json) -> str:
@@ -222,17 +259,6 @@ def _current(seen: Json) -> list[Json]:
 
 def _any_proxy_is_up(seen: Json) -> bool:
     return any(proxy["status"] in ("HEALTHY", "DRAINING") for proxy in seen.get("proxies", {}).values())
-
-
-def _message(state: DeploymentState, deployment: StoredDeployment, application: Json) -> str:
-    """One sentence on where it stands; Ray's own words where it has any."""
-    if state is DeploymentState.READY:
-        return f"{deployment.resolved_model} answers requests"
-    details = [str(each.get("message") or "") for each in application.get("deployments", {}).values()]
-    words = next((text for text in [*details, str(application.get("message") or "")] if text.strip()), "")
-    if state is DeploymentState.FAILED:
-        return f"Ray gave up on it: {_gist(words)}" if words else "Ray gave up on it"
-    return f"starting: {_gist(words)}" if words else "replicas are starting"
 
 
 def _gist(words: str) -> str:

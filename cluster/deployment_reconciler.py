@@ -1,26 +1,35 @@
 """The loop that keeps what is served equal to what is stored, apart from the jobs' loop: Serve may take its time.
 
-Level-triggered like that one, and as quiet where there is nothing to serve.
+Level-triggered like that one, and as quiet where there is nothing to serve. What to do next is rollout.py's part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from cluster.deployer import DeploymentStatus
-from cluster.errors import ClusterError, NotFound, RayError
+from cluster.canary import figures
+from cluster.deployer import Endpoint, ServeView
+from cluster.errors import ClusterError, Conflict, InvalidInput, NotFound, RayError
+from cluster.metrics import Metrics
 from cluster.registry import resolve
+from cluster.rollout import Look, Rules, Seen, Shown, Step, Target, advance, state_of
+from cluster.serve_plan import Plan, Surroundings, application_name, judge_name, plan
 from cluster.settings import Settings
-from cluster.store.records import DeploymentState, StoredDeployment
+from cluster.store.deployment_records import DeploymentState, Phase, StoredDeployment
 from cluster.store.store import Store
+from cluster.trials import begin_trial
 from cluster.wakeup import WakeUp
 
 log = structlog.get_logger(__name__)
+
+_DECIDED = frozenset({"CANARY_PROMOTED", "CANARY_ROLLED_BACK"})
 
 
 class Serving(Protocol):
@@ -29,78 +38,191 @@ class Serving(Protocol):
     async def ours(self) -> Collection[str]:
         """Names of the applications that this installation has deployed."""
 
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> Mapping[str, DeploymentStatus]:
-        """Make Serve equal to these and say where each is; one that is to go and is gone has no entry.
+    async def apply(self, plan: Plan) -> ServeView:
+        """Make Serve equal to the plan, as far as others leave room, and say what it shows."""
 
-        `manifests`: model version -> sha256 of its manifest; replicas serve nothing else under that name.
-        """
+
+class Patience:
+    """Bears an unhealthy application for a time: replicas that die are replaced by Serve itself."""
+
+    def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace_s, self._clock = grace_s, clock
+        self._since_s: dict[str, float] = {}
+
+    def judge(self, shown: Mapping[str, Seen]) -> dict[str, Seen]:
+        """Those that are unhealthy for too long have failed."""
+        sick = {name for name, each in shown.items() if each.state is Shown.UNHEALTHY}
+        now_s = self._clock()
+        self._since_s = {name: self._since_s.get(name, now_s) for name in sick}
+        late = {name for name, since_s in self._since_s.items() if now_s - since_s >= self._grace_s}
+        return {
+            name: replace(each, state=Shown.FAILED, num_running=0) if name in late else each
+            for name, each in shown.items()
+        }
 
 
 class DeploymentReconciler:
     """Acts for all deployments of one store."""
 
     def __init__(
-        self, settings: Settings, store: Store, serving: Serving, leads: Callable[[], bool] = lambda: True
+        self,
+        settings: Settings,
+        store: Store,
+        serving: Serving,
+        leads: Callable[[], bool] = lambda: True,
+        control_planes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`leads` tells whether this control plane is the one of several that acts."""
+        """`leads` tells whether this control plane is the one of several that acts; `control_planes` where all are."""
         self._leads = leads
+        self._control_planes = control_planes
         self._settings = settings
         self._store = store
         self._serving = serving
+        self._rules = Rules(settings.revision_timeout_s, settings.drain_s)
+        self._patience = Patience(settings.unhealthy_grace_s)
+        self.metrics: Metrics | None = None
 
     async def run(self, wake_up: WakeUp) -> None:
         await wake_up.rounds(self.round, self._settings.reconcile_interval_s)
 
     async def round(self) -> None:
-        """Bring Serve to the stored deployments, and note how far each is. Asks nothing of Ray while there are none."""
+        """Bring Serve to the stored deployments, and make the next step of each. Quiet while there are none."""
         if not self._leads():
             return
         try:
             stored = await asyncio.to_thread(self._store.list_deployments)
-            if not stored:
-                return
-            seen = await self._seen(stored)
-            for deployment in stored:
-                await asyncio.to_thread(self._note, deployment, seen.get(deployment.name))
+            if stored:
+                await self._tend(stored)
         except (ClusterError, OSError) as error:
             log.warning("deployments.not_tended", error=str(error))
         except Exception as error:  # as at the process boundary: recorded, and tried again
             log.error("deployments.crashed", exc_info=error)
 
-    async def _seen(self, stored: Sequence[StoredDeployment]) -> Mapping[str, DeploymentStatus]:
-        """Where Serve keeps quiet or says no, its users are told by each deployment."""
+    async def _tend(self, stored: Sequence[StoredDeployment]) -> None:
         try:
-            return await self._serving.apply(stored, await asyncio.to_thread(self._manifests, stored))
+            view = await self._serving.apply(await asyncio.to_thread(self._plan, stored))
         except RayError as error:
             log.warning("serve.not_seen", error=str(error))
-            return {each.name: _unseen(each, error.message) for each in stored}
+            for deployment in stored:
+                await asyncio.to_thread(self._note, deployment, *_unseen(deployment, error.message))
+            return
+        view = replace(view, applications=self._patience.judge(view.applications))
+        for deployment in stored:
+            await asyncio.to_thread(self._step, deployment, view)
+
+    def _plan(self, stored: Sequence[StoredDeployment]) -> Plan:
+        settings = self._settings
+        tls_ca = settings.tls_ca or settings.tls_cert
+        around = Surroundings(
+            storage=settings.storage,
+            control_planes=tuple(sorted(self._control_planes())),
+            tls_ca=tls_ca.read_text() if tls_ca else None,
+            tls_cert=str(settings.tls_driver_cert) if settings.tls_driver_cert else None,
+            tls_key=str(settings.tls_driver_key) if settings.tls_driver_key else None,
+            auth=settings.auth,
+            num_gateways=settings.serve_gateways,
+        )
+        return plan(stored, self._manifests(stored), around)
 
     def _manifests(self, stored: Sequence[StoredDeployment]) -> dict[str, str]:
+        living = [each for deployment in stored for each in deployment.revisions if each.is_up]
         found: dict[str, str] = {}
-        for name in {each.resolved_model for each in stored}:
+        for name in {each.model for each in living} | {each.trial.teacher for each in living if each.trial}:
             with contextlib.suppress(NotFound):
                 found[name] = resolve(self._store, name).manifest_sha256
         return {name: sha256 for name, sha256 in found.items() if sha256}
 
-    def _note(self, deployment: StoredDeployment, status: DeploymentStatus | None) -> None:
+    def _step(self, deployment: StoredDeployment, view: ServeView) -> None:
         if deployment.state is DeploymentState.DELETING:
-            if status is None:
+            if not any(_is_of(name, deployment.name) for name in view.applications):
                 self._store.forget_deployment(deployment.name)
             return
-        if status is None:
+        seen = {each.number: view.seen(application_name(deployment.name, each.number)) for each in deployment.revisions}
+        if words := view.refused.get(deployment.name):
+            self._note(deployment, DeploymentState.FAILED, words, view.endpoint)
             return
-        seen = (status.state, status.message, status.endpoint)
-        if seen != (deployment.state, deployment.message, deployment.endpoint):
-            self._store.note_deployment(deployment.name, *seen)
-            log.info("deployment.seen", deployment=deployment.name, state=status.state, message=status.message)
+        look = Look(
+            self._store.now_us(),
+            seen,
+            view.is_routed,
+            self._followed(deployment),
+            view.seen(judge_name(deployment.name)),
+        )
+        step = advance(deployment, look, self._rules)
+        if step.deployment != deployment:
+            deployment, view = self._decide(deployment, step), replace(view, is_routed=False)
+        self._note(deployment, *_told(deployment, seen, view))
+        self._count(deployment)
+
+    def _followed(self, deployment: StoredDeployment) -> Target | None:
+        """Where the alias points now; None where none is followed, or it has not moved."""
+        if not deployment.follow_alias:
+            return None
+        try:
+            model = resolve(self._store, deployment.model)
+        except NotFound:
+            return None  # the alias is gone: what answers goes on
+        if model.reference == deployment.followed:
+            return None
+        if deployment.gate is None or deployment.live is None:
+            return Target(model.reference, model.path)
+        try:
+            return Target(model.reference, model.path, begin_trial(self._store, deployment.gate, model))
+        except InvalidInput as error:
+            return Target(model.reference, model.path, trouble=error.message)
+
+    def _decide(self, deployment: StoredDeployment, step: Step) -> StoredDeployment:
+        try:
+            stored = self._store.decide_deployment(deployment, step.deployment, step.decisions)
+        except Conflict:
+            return deployment  # somebody wished something meanwhile; the next round looks again
+        for decision in step.decisions:
+            words = {"revision": decision.revision, "reason": decision.reason, "message": decision.message}
+            log.info("deployment.decided", deployment=deployment.name, **words)
+            if self.metrics is not None and decision.reason in _DECIDED:
+                self.metrics.canary_decided(deployment.name, decision.reason)
+        return stored
+
+    def _note(self, deployment: StoredDeployment, state: DeploymentState, message: str, endpoint: Endpoint) -> None:
+        if deployment.state is DeploymentState.DELETING:
+            return
+        url = f"http://{endpoint.host}:{endpoint.port}/{deployment.name}/v1" if endpoint.host else deployment.endpoint
+        if (state, message, url) != (deployment.state, deployment.message, deployment.endpoint):
+            self._store.note_deployment(deployment.name, state, message, url)
+            log.info("deployment.seen", deployment=deployment.name, state=state, message=message)
+
+    def _count(self, deployment: StoredDeployment) -> None:
+        canary = deployment.canary
+        if self.metrics is None:
+            return
+        if canary is None or canary.phase is not Phase.CANARY:
+            self.metrics.canary_over(deployment.name)
+            return
+        of_gate = figures(canary.trial.gate, canary.trial.evidence) if canary.trial else ()
+        divergence = next((each.mean for each in of_gate if each.name == "divergence"), None)
+        self.metrics.canary(deployment.name, canary.weight / 10_000, divergence)
 
 
-def _unseen(deployment: StoredDeployment, words: str) -> DeploymentStatus:
+def _told(
+    deployment: StoredDeployment, seen: Mapping[int, Seen], view: ServeView
+) -> tuple[DeploymentState, str, Endpoint]:
+    state, message = state_of(deployment, seen)
+    if view.trouble and state is not DeploymentState.FAILED:
+        return DeploymentState.DEPLOYING, view.trouble, view.endpoint
+    if state is DeploymentState.READY and deployment.state is not state and not view.is_routed:
+        return DeploymentState.DEPLOYING, "the gateway is being told of it", view.endpoint
+    return state, message, view.endpoint
+
+
+def _is_of(application: str, deployment: str) -> bool:
+    name, found, _ = application.rpartition("--")
+    return bool(found) and name == deployment
+
+
+def _unseen(deployment: StoredDeployment, words: str) -> tuple[DeploymentState, str, Endpoint]:
     """A deployment whose Serve cannot be asked: what was ready may not be; why one failed stays known."""
+    nowhere = Endpoint("", 0)
     if deployment.state is DeploymentState.FAILED:
-        return DeploymentStatus(DeploymentState.FAILED, deployment.message, deployment.endpoint)
+        return DeploymentState.FAILED, deployment.message, nowhere
     is_new = deployment.state is DeploymentState.PENDING
-    state = DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING
-    return DeploymentStatus(state, words, deployment.endpoint)
+    return DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING, words, nowhere

@@ -34,6 +34,7 @@ class Metrics:
         self._define_calls()
         self._define_jobs()
         self._define_loops()
+        self._define_canaries()
 
     def _define_calls(self) -> None:
         where = ("service", "method")
@@ -59,6 +60,16 @@ class Metrics:
             "athanor_store_transaction_seconds", "Write transactions, waiting for their turn included", _FAST_S
         )
         self._ray = self._gauge("athanor_ray_reachable", "1 while Ray answers")
+
+    def _define_canaries(self) -> None:
+        of = ("deployment",)
+        self._canary_divergence = self._gauge(
+            "athanor_canary_divergence", "Nats per token that a canary diverges more from its teacher", of
+        )
+        self._canary_weight = self._gauge("athanor_canary_weight", "Share of the requests that a canary answers", of)
+        self._canary_decisions = self._counter(
+            "athanor_canary_decision_total", "Canaries that were promoted or rolled back", (*of, "decision")
+        )
 
     def _counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, words, labels, registry=self.registry)
@@ -115,6 +126,21 @@ class Metrics:
 
     def transaction(self, seconds: float) -> None:
         self._write_s.observe(seconds)
+
+    def canary(self, deployment: str, weight: float, divergence: float | None) -> None:
+        """A canary is up; `divergence` is None while nothing was compared."""
+        self._canary_weight.labels(deployment).set(weight)
+        if divergence is not None:
+            self._canary_divergence.labels(deployment).set(divergence)
+
+    def canary_over(self, deployment: str) -> None:
+        """There is none, or not yet."""
+        for gauge in (self._canary_weight, self._canary_divergence):
+            with contextlib.suppress(KeyError):
+                gauge.remove(deployment)
+
+    def canary_decided(self, deployment: str, decision: str) -> None:
+        self._canary_decisions.labels(deployment, decision.removeprefix("CANARY_").lower()).inc()
 
     def round(self) -> contextlib.AbstractContextManager[object]:
         """Around one round of the reconciler."""

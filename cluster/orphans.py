@@ -20,6 +20,7 @@ from cluster.launcher import INSTALLATION, Launcher
 from cluster.orphan_files import OrphanFiles, remove_tree
 from cluster.policy import View
 from cluster.ray_state import ListedJob
+from cluster.serve_plan import Plan
 from cluster.settings import Settings
 from cluster.store.store import Store
 from cluster.wakeup import WakeUp
@@ -110,7 +111,7 @@ class Orphans:
         stored = await asyncio.to_thread(self._store.list_deployments)
         overdue = self._patience.overdue("application", () if stored else names, self._settings.orphan_grace_s)
         if overdue:
-            await self._serving.apply((), {})
+            await self._serving.apply(Plan())
             log.warning("orphan.ended", kind="application", name=", ".join(overdue))
 
     async def _remove_files(self) -> None:

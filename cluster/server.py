@@ -37,7 +37,7 @@ from athanor.v1 import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cluster.deployer import Deployer
+from cluster.deployer import Deployer, Endpoint
 from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
 from cluster.housekeeping import Housekeeping
@@ -160,7 +160,10 @@ async def running_server(
         replicas = _replicas(settings, store, address)
         stack.push_async_callback(replicas.leave)
         reconciler = Reconciler(settings, store, launcher, replicas)
-        deployments = DeploymentReconciler(settings, store, serving, leads=lambda: replicas.leads)
+        deployments = DeploymentReconciler(
+            settings, store, serving, leads=lambda: replicas.leads, control_planes=lambda: replicas.addresses
+        )
+        deployments.metrics = metrics
         orphans = Orphans(settings, store, launcher, serving, leads=lambda: replicas.leads)
         tidying = Housekeeping(settings, store)
         _measure(stack, settings, metrics, store, reconciler)
@@ -243,8 +246,7 @@ def _deployer(stack: contextlib.AsyncExitStack, settings: Settings) -> Deployer:
     deployer = Deployer(
         settings.ray_dashboard_url,
         settings.token_file,
-        settings.serve_host,
-        settings.serve_port,
+        Endpoint(settings.serve_host, settings.serve_port, settings.serve_grpc_port),
         storage=settings.storage,
     )
     stack.push_async_callback(deployer.aclose)

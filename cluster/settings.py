@@ -45,6 +45,10 @@ VARIABLES = {
     "ray_dashboard_url": "ATHANOR_RAY_DASHBOARD_URL",
     "serve_host": "ATHANOR_SERVE_HOST",
     "serve_port": "ATHANOR_SERVE_PORT",
+    "serve_grpc_port": "ATHANOR_SERVE_GRPC_PORT",
+    "serve_gateways": "ATHANOR_SERVE_GATEWAYS",
+    "drain_s": "ATHANOR_DRAIN_S",
+    "revision_timeout_s": "ATHANOR_REVISION_TIMEOUT_S",
     "ray_auth_mode": "RAY_AUTH_MODE",
     "ray_token_path": "RAY_AUTH_TOKEN_PATH",
     "driver_python": "ATHANOR_DRIVER_PYTHON",
@@ -120,6 +124,16 @@ class Settings(BaseModel):
     """Host of the served endpoints."""
     serve_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port of the served endpoints."""
+    serve_grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of the same over gRPC; without it there is none. Serve keeps what it was started with."""
+    serve_gateways: Annotated[int, Field(ge=1, le=64)] = 1
+    """Gateways before the replicas; they need no CPU of their own."""
+    drain_s: Annotated[float, Field(ge=0)] = 5.0
+    """How long a revision that gets no more requests is left up before it finishes the last ones and goes."""
+    revision_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """How long a new revision may take to come up beside one that answers, before it is given up."""
+    unhealthy_grace_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long a revision may have no healthy replica before it has failed; Serve replaces those that die."""
     ray_auth_mode: str = ""
     """`token` when Ray wants a bearer token."""
     ray_token_path: AbsolutePath | None = None

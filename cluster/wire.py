@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from athanor.v1 import deployment_service_pb2, job_pb2, job_service_pb2, model_service_pb2, worker_service_pb2
+from athanor.v1 import job_pb2, job_service_pb2, model_service_pb2, worker_service_pb2
 from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,7 +18,6 @@ from cluster.store.records import (
     NewJob,
     Outcome,
     StoredAttempt,
-    StoredDeployment,
     StoredEvent,
     StoredJob,
     StoredModel,
@@ -254,20 +253,4 @@ def move_to_proto(move: StoredMove) -> model_service_pb2.AliasMove:
         cause=move.cause,
         actor=move.actor,
         create_time=timestamp(move.create_time_us),
-    )
-
-
-def deployment_to_proto(deployment: StoredDeployment) -> deployment_service_pb2.Deployment:
-    return deployment_service_pb2.Deployment(
-        name=deployment.name,
-        model=deployment.model,
-        resolved_model=deployment.resolved_model,
-        num_replicas=deployment.num_replicas,
-        cpus_per_replica=deployment.cpus_per_replica,
-        gpus_per_replica=deployment.gpus_per_replica,
-        state=deployment_service_pb2.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state.value}"),
-        message=deployment.message,
-        endpoint=deployment.endpoint,
-        create_time=timestamp(deployment.create_time_us),
-        update_time=timestamp(deployment.update_time_us),
     )

@@ -1,70 +1,336 @@
-"""The Ray Serve application of one deployment: the only module here that knows Ray.
+"""The Ray Serve applications: gateway, replicas of a revision, judge of a canary. The only module here that knows Ray.
 
-`serving.app:build` is the import path in Serve's configuration. The replica loads the model itself; what builds the
-application loads no torch.
+`serving.app:build`, `build_gateway` and `build_judge` are import paths in Serve's configuration. Models are loaded by
+the replicas themselves; what builds an application loads no torch.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
-from serving.model_dir import verify
+from serving.backend import BackendRequest, Chunk, Head, respond
+from serving.errors import BackendFailed, ServingError
+from serving.model_dir import ModelDirectory, verify
+from serving.routes import RouteTable
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
     from starlette.types import ASGIApp
+
+    from serving.auth import Caller
+    from serving.engine import Engine, Scored
+    from serving.loading import LoadedModel
+    from serving.mirroring import MirroredPair
 
 # More than the engine lets wait, so that it is the engine that refuses, in OpenAI's shape.
 MAX_ONGOING_REQUESTS = 512
+_GATEWAY_ONGOING = 4096
+_JUDGE_ONGOING = 4
+_LAST_REQUESTS_S = 600.0
+"""How long a replica that goes may take over the requests that it has: as long as one may take at all."""
+_HEALTH_PERIOD_S = 5.0
+_REPLICA, _GATEWAY, _JUDGE = "Replica", "Gateway", "Judge"
+logger = logging.getLogger(__name__)
 
 
-class ReplicaOptions(BaseModel):
-    """The `args` of the application, as the control plane writes them."""
+class ModelOptions(BaseModel):
+    """Which model version an application loads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: Annotated[str, Field(min_length=1)]
+    """Of the deployment."""
+    revision: Annotated[int, Field(ge=1)]
     model_path: Path
     model_name: Annotated[str, Field(min_length=1)]
     version: int
     manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Of the model's `athanor.json`, as the registry knows it; then no other is served."""
-    num_replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+
+    def verified(self) -> ModelDirectory:
+        return verify(self.model_path, self.manifest_sha256)
+
+
+class JudgeOptions(ModelOptions):
+    """Of the teacher; `revision` is the canary's."""
+
+    canary_app: str
+    token: Annotated[str, Field(min_length=1, repr=False)]
+
+
+class GatewayOptions(BaseModel):
+    """Of which installation it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    storage: Path
 
 
 class Replica:
-    """One copy of the model behind the endpoint."""
+    """One copy of a model version. Its API is an ASGI application that is asked through a handle, not over HTTP."""
 
-    def __init__(self, options: ReplicaOptions) -> None:
+    def __init__(self, options: ModelOptions) -> None:
         from serving.loading import load  # torch: only where the model is
+        from serving.openai_api import ModelCard, build_api
+        from serving.replica_metrics import ReplicaMetrics
 
-        directory = verify(options.model_path, options.manifest_sha256)
-        self._options = options
-        self._directory = directory
-        self._model = load(directory)
+        directory = options.verified()
+        model = f"{options.model_name}@{options.version}"
+        self._metrics = ReplicaMetrics(options.name, model, serve.get_replica_context().replica_tag)
+        self._model = load(directory, observer=self._metrics)
+        card = ModelCard(options.name, options.model_name, options.version, directory.created, directory.lineage)
+        self._api = build_api(card, self._model)
+
+    async def serve(self, request: BackendRequest) -> AsyncGenerator[Head | Chunk]:
+        """A Head, then Chunks."""
+        async for item in respond(self._api, request):
+            yield item
+
+    async def figures(self) -> list[Metric]:
+        if self._model.engine is not None:
+            self._metrics.loaded(self._model.engine.load)
+        return self._metrics.figures()
+
+    async def prompt_ids(self, request: BackendRequest) -> tuple[int, ...]:
+        from serving.prompting import prompt_ids
+
+        return prompt_ids(self._model, request)
+
+    async def score(self, token_ids: Sequence[int], start: int, top_k: int) -> Scored:
+        return await _engine(self._model).score(token_ids, start=start, top_k=top_k)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            _close(self._model)
+
+
+class ServeBackends:
+    """The way to the replicas of each revision, as handles of Serve."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, DeploymentHandle[Any]] = {}
+
+    async def call(self, app: str, request: BackendRequest) -> AsyncGenerator[Head | Chunk]:
+        """BackendFailed where the replica died, broke, or is not there."""
+        items = self._handle(app).options(stream=True, method_name="serve").remote(request)
+        is_complete = False
+        try:
+            async for item in items:
+                yield item
+            is_complete = True
+        except (RayError, RayServeException) as error:
+            is_complete = True
+            raise BackendFailed(_gist(error)) from error
+        finally:
+            if not is_complete:
+                items.cancel()
+
+    async def figures(self, app: str) -> Sequence[Sequence[Metric]]:
+        try:
+            return [*await self._handle(app).broadcast("figures").results_async()]
+        except (RayError, RayServeException):
+            return []
+
+    def of(self, app: str, name: str = _REPLICA) -> DeploymentHandle[Any]:
+        return self._handle(app, name)
+
+    def forget(self, table: RouteTable) -> None:
+        """Handles of applications that are gone listen to nothing any more."""
+        living = {backend.app for route in table.routes for backend in route.backends}
+        living |= {route.judge_app for route in table.routes if route.judge_app}
+        for app in self._handles.keys() - living:
+            del self._handles[app]
+
+    def _handle(self, app: str, name: str = _REPLICA) -> DeploymentHandle[Any]:
+        if app not in self._handles:
+            self._handles[app] = serve.get_deployment_handle(name, app, _check_exists=False)
+        return self._handles[app]
+
+
+class Directory:
+    """Who knows tokens, wherever the control planes are by now."""
+
+    def __init__(self) -> None:
+        from serving.auth import ControlPlanes
+
+        self._planes = ControlPlanes(())
+        self._told: tuple[object, ...] = ((), None)
+
+    async def tell(self, table: RouteTable) -> None:
+        from serving.auth import ControlPlanes
+
+        if self._told != (table.control_planes, table.tls_ca):
+            gone, self._planes = self._planes, ControlPlanes(table.control_planes, table.tls_ca)
+            self._told = (table.control_planes, table.tls_ca)
+            await gone.aclose()
+
+    async def caller(self, authorization: str) -> Caller:
+        return await self._planes.caller(authorization)
+
+    async def aclose(self) -> None:
+        await self._planes.aclose()
+
+
+class Gateway:
+    """The one way in. Its `user_config` is the table of routes."""
+
+    def __init__(self, options: GatewayOptions) -> None:
+        del options
+        from serving.auth import Callers
+        from serving.gateway_grpc import GrpcGateway
+        from serving.gateway_http import Entrance
+        from serving.mirroring import Mirroring
+
+        self._backends = ServeBackends()
+        self._directory = Directory()
+        mirroring = Mirroring(self._backends, self._judge)
+        self._entrance = Entrance(self._backends, Callers(self._directory), mirroring=mirroring)
+        self._grpc = GrpcGateway(self._entrance)
+
+    async def reconfigure(self, table: dict[str, Any]) -> None:
+        """Called by Serve with each new table."""
+        self._entrance.table = RouteTable.model_validate(table)
+        self._backends.forget(self._entrance.table)
+        await self._directory.tell(self._entrance.table)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Asked for by Serve, once the model is loaded."""
-        from serving.openai_api import ModelCard, build_api
+        from serving.gateway_http import build_gateway
 
-        options, directory = self._options, self._directory
-        card = ModelCard(options.name, options.model_name, options.version, directory.created, directory.lineage)
-        return build_api(card, self._model.engine, self._model.prompts)
+        return build_gateway(self._entrance)
+
+    # What follows is called by Serve's gRPC proxy, under the names of the methods.
+    async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[Any]:
+        async for response in self._grpc.generate(request, grpc_context):
+            yield response
+
+    async def Classify(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.classify(request, grpc_context)
+
+    async def Embed(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.embed(request, grpc_context)
+
+    async def Check(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.check(request, grpc_context)
+
+    async def Watch(self, request: Any, grpc_context: Any) -> AsyncGenerator[Any]:
+        async for response in self._grpc.watch(request, grpc_context):
+            yield response
+
+    async def _judge(self, pair: MirroredPair) -> None:
+        """A judge that is gone, or too busy, misses a pair; nobody else does."""
+        route = self._entrance.table.route(pair.route)
+        if route is None or route.judge_app is None:
+            return
+        try:
+            await self._backends.of(route.judge_app, _JUDGE).options(method_name="observe").remote(pair)
+        except (RayError, RayServeException) as error:
+            logger.warning("the judge of %s missed a pair: %s", pair.route, _gist(error))
+
+
+class RemoteStudent:
+    """A revision behind its application, as the judge asks it."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def prompt_ids(self, request: BackendRequest) -> tuple[int, ...]:
+        found: tuple[int, ...] = await self._ask("prompt_ids", request)
+        return found
+
+    async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+        found: Scored = await self._ask("score", token_ids, start, top_k)
+        return found
+
+    async def _ask(self, method: str, *args: object) -> Any:
+        """A ServingError of the replica's own comes as what it is, others as BackendFailed."""
+        try:
+            return await self._handle.options(method_name=method).remote(*args)
+        except RayTaskError as error:
+            if isinstance(error.cause, ServingError):
+                raise error.cause from error
+            raise BackendFailed(_gist(error)) from error
+        except (RayError, RayServeException) as error:
+            raise BackendFailed(_gist(error)) from error
+
+
+class JudgeActor:
+    """The judge of one canary, with the teacher in it."""
+
+    def __init__(self, options: JudgeOptions) -> None:
+        from serving.judge import Judge
+        from serving.loading import load
+        from serving.reporting import Canary, Reporter
+
+        self._model = load(options.verified())
+        backends = ServeBackends()
+        self._judge = Judge(_engine(self._model), lambda app: RemoteStudent(backends.of(app)))
+        self._reporter = Reporter(Canary(options.name, options.revision, options.token))
+
+    async def reconfigure(self, planes: dict[str, Any]) -> None:
+        from serving.reporting import ControlPlanes
+
+        addresses = tuple(planes.pop("control_planes", ()))
+        self._reporter.tell(ControlPlanes(addresses, **planes))
+
+    async def observe(self, pair: MirroredPair) -> None:
+        if self._reporter.is_over:
+            return
+        finding = await self._judge.compare(pair)
+        if finding is not None:
+            self._reporter.add(finding)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application of these `args`: in Ray's dashboard the deployment in it bears the model's name."""
-    options = ReplicaOptions.model_validate(args)
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
-        name=options.model_name,
-        num_replicas=options.num_replicas,
+    """The replicas of one revision."""
+    return serve.deployment(
+        Replica,
+        name=_REPLICA,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": options.cpus_per_replica, "num_gpus": options.gpus_per_replica},
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=_LAST_REQUESTS_S,
+        health_check_period_s=_HEALTH_PERIOD_S,
+    ).bind(ModelOptions.model_validate(args))
+
+
+def build_gateway(args: dict[str, Any]) -> serve.Application:
+    """The gateway before all revisions. It waits more than it computes, so it reserves no CPU."""
+    return serve.deployment(
+        serve.ingress()(Gateway),
+        name=_GATEWAY,
+        max_ongoing_requests=_GATEWAY_ONGOING,
+        graceful_shutdown_timeout_s=_LAST_REQUESTS_S,
+        ray_actor_options={"num_cpus": 0},
+    ).bind(GatewayOptions.model_validate(args))
+
+
+def build_judge(args: dict[str, Any]) -> serve.Application:
+    """The judge of one canary."""
+    return serve.deployment(JudgeActor, name=_JUDGE, max_ongoing_requests=_JUDGE_ONGOING).bind(
+        JudgeOptions.model_validate(args)
     )
-    return deployment.bind(options)
+
+
+def _engine(model: LoadedModel) -> Engine:
+    if model.engine is None:
+        raise ServingError("this model continues no text")
+    return model.engine
+
+
+def _close(model: LoadedModel) -> None:
+    for engine in (model.engine, model.pooling):
+        if engine is not None:
+            engine.close()
+
+
+def _gist(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__

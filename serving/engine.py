@@ -1,30 +1,69 @@
-"""Turns requests into streams of text. `Engine` is what the API talks to; `TransformersEngine` runs any causal model.
+"""What the API asks of an engine, and what an engine tells: requests, streams of text, scores, load. No code runs here.
 
-Requests that wait are taken together into one batch, by one thread; each answer streams out of the batch token by
-token. A request that comes while a batch runs waits for the next one. Knows nothing of HTTP, chat or Ray.
+Implementations: `serving.batching` (any causal model of `transformers`), `serving.vllm_engine` (vLLM, an extra) and
+`serving.pooling` (classification and embedding). This module loads neither torch nor Ray.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from serving.decoding import Batch
-from serving.detokenizer import Detokenizer, StopStrings
-from serving.errors import EngineFailed, Overloaded
-from serving.sampling import Sampling
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
-logger = logging.getLogger(__name__)
+EndReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+Task = Literal["generate", "classify", "embed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one request draws its tokens. Temperature 0 is greedy.
+
+    Penalties act on the logits before anything else: `repetition_penalty` on tokens of prompt and answer (arXiv
+    1909.05858), `presence_penalty` and `frequency_penalty` on those of the answer (as OpenAI defines them). Then
+    `logit_bias` is added, the guide's mask applied, the temperature divided by, and `top_k`, `top_p` (arXiv
+    1904.09751) and `min_p` (arXiv 2407.01082) cut the distribution, in this order.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    """The draw of token i depends on (seed, i) alone; without a seed every request draws anew."""
+    top_k: int = 0
+    """0: all."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+
+class Guide(Protocol):
+    """Which tokens may come next, for constrained output. State of one answer; used by the engine's thread alone.
+
+    A guide that raises fails its own request and no other.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """Nothing may follow: the answer ends here, with `stop`."""
+
+    def mask(self) -> NDArray[np.int32]:
+        """Packed bits, as llguidance and xgrammar write them: token t may come where bit t % 32 of word t // 32 is set.
+
+        End tokens are allowed where the text may end.
+        """
+
+    def advance(self, token_id: int) -> None:
+        """This token came; also called for each of `given_ids`, but not for a token that ended the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +74,37 @@ class GenerationRequest:
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    given_ids: tuple[int, ...] = ()
+    """Tokens of the answer that the client has already: they count towards `max_tokens`, and the text goes on behind
+    them exactly as if this engine had made them (for the same seed), but no delta repeats them."""
+    logprobs: int | None = None
+    """None: no log-probabilities; n: of each token, and of the n most likely ones."""
+    guide: Guide | None = None
+    deadline_s: float | None = None
+    """From submission; then the stream raises DeadlineExceeded."""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probabilities under the model's own distribution: before penalties, bias, mask and temperature."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step added: text (may be empty), the number of tokens behind it, and on the last one why it ended."""
+    """What one step added: text (may be empty), the tokens behind it, and on the last one why it ended."""
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token, where the request asked for them."""
 
 
 class TokenStream(Protocol):
@@ -51,17 +112,43 @@ class TokenStream(Protocol):
 
     def __aiter__(self) -> TokenStream: ...
 
-    async def __anext__(self) -> Delta: ...
+    async def __anext__(self) -> Delta:
+        """Raises EngineFailed, or DeadlineExceeded."""
 
     async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """The tokens of a text from `start` on, each given all before it."""
+
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """How busy an engine is."""
+    """How busy an engine is. Cache in tokens."""
 
     running: int
     waiting: int
+    kv_used: int = 0
+    kv_total: int = 0
+
+
+class Observer(Protocol):
+    """Who counts. Called from the engine's thread, so it must be quick and must not raise. Seconds throughout."""
+
+    def admitted(self, queued_s: float, prompt_tokens: int, reused_tokens: int) -> None:
+        """A request got its place; that many tokens of its prompt need no computing."""
+
+    def first_token(self, since_submitted_s: float) -> None: ...
+
+    def inter_token(self, since_last_s: Sequence[float]) -> None:
+        """Of one step: for each request that got a token and had one before."""
+
+    def finished(self, reason: EndReason, output_tokens: int, since_submitted_s: float) -> None: ...
+
+    def stepped(self, load: Load, prefilled_tokens: int, decoded_rows: int, step_s: float) -> None: ...
 
 
 class Engine(Protocol):
@@ -77,195 +164,30 @@ class Engine(Protocol):
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Enqueue from a running event loop; raises Overloaded when too many wait."""
 
+    async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+        """Log-probabilities of the tokens from `start` >= 1 on; raises Overloaded or EngineFailed."""
+
     def close(self) -> None:
         """End all work. Streams that are open fail."""
 
 
-class TransformersEngine:
-    """Batched generation with a causal model of `transformers`.
-
-    A batch has at most `max_batch_size` rows, and rows times the longest of them, prompt and most tokens of the answer
-    together, is at most `max_batch_tokens`: so much may its cache grow to. A request that is longer runs alone.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        decode: Callable[[Sequence[int]], str],
-        *,
-        context_length: int,
-        num_tokens: int,
-        end_ids: frozenset[int],
-        max_batch_size: int = 32,
-        max_batch_tokens: int = 1 << 16,
-        max_waiting: int = 256,
-    ) -> None:
-        self._model = model
-        self._decode = decode
-        self._context_length = context_length
-        self._num_tokens = num_tokens
-        self._end_ids = end_ids
-        self._max_batch_size = max_batch_size
-        self._max_batch_tokens = max_batch_tokens
-        self._max_waiting = max_waiting
-        self._lock = Lock()
-        self._waiting: deque[_Sequence] = deque()
-        self._running = 0
-        self._closed = False
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+class PoolingEngine(Protocol):
+    """A model that reads a whole text at once. Each text is token ids as the model expects them."""
 
     @property
-    def context_length(self) -> int:
-        return self._context_length
+    def context_length(self) -> int: ...
 
     @property
-    def load(self) -> Load:
-        with self._lock:
-            return Load(self._running, sum(not each.stream.cancelled for each in self._waiting))
+    def load(self) -> Load: ...
 
-    def submit(self, request: GenerationRequest) -> TokenStream:
-        sequence = _Sequence(request, self._decode, self._end_ids)
-        with self._lock:
-            if self._closed:
-                raise EngineFailed("the engine is closed")
-            self._waiting = deque(each for each in self._waiting if not each.stream.cancelled)
-            if len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} requests are waiting already; try again in a moment")
-            self._waiting.append(sequence)
-            turn = _Turn()
-            self._thread.submit(self._run, turn).add_done_callback(turn.settle)
-        return sequence.stream
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of `classify`, in the order of its probabilities; empty where the model cannot classify."""
 
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            abandoned = [*self._waiting]
-            self._waiting.clear()
-        for sequence in abandoned:
-            sequence.stream.fail()
-        self._thread.shutdown(wait=True)
+    async def classify(self, texts: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """One probability per label for each text: they add up to 1, or stand alone where labels exclude none."""
 
-    def _run(self, turn: _Turn) -> None:
-        """One turn of the thread: everything that waits now, until the last of it is done."""
-        turn.sequences = self._take()
-        try:
-            if turn.sequences:
-                self._decode_all(turn.sequences)
-        finally:
-            self._count(0)
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """One vector for each text."""
 
-    def _decode_all(self, live: list[_Sequence]) -> None:
-        prompts, sampling = [each.prompt_ids for each in live], [each.sampling for each in live]
-        batch = Batch(self._model, prompts, sampling, num_tokens=self._num_tokens)
-        while live and not self._closed:
-            for sequence, token in zip(live, batch.step(), strict=True):
-                sequence.push(token)
-            live = self._drop_finished(batch, live)
-        if live:
-            raise EngineFailed("the engine was closed")
-
-    def _take(self) -> list[_Sequence]:
-        with self._lock:
-            wanted = [each for each in self._waiting if not each.stream.cancelled]
-            self._running = self._rows_that_fit(wanted)
-            self._waiting = deque(wanted[self._running :])
-            return wanted[: self._running]
-
-    def _rows_that_fit(self, wanted: Sequence[_Sequence]) -> int:
-        """How many of those that wait make the next batch, in the order in which they came; at least one of any."""
-        longest = 0
-        for rows, sequence in enumerate(wanted[: self._max_batch_size]):
-            longest = max(longest, sequence.most_tokens)
-            if rows and (rows + 1) * longest > self._max_batch_tokens:
-                return rows
-        return min(len(wanted), self._max_batch_size)
-
-    def _drop_finished(self, batch: Batch, live: list[_Sequence]) -> list[_Sequence]:
-        rows = [row for row, sequence in enumerate(live) if not (sequence.finished or sequence.stream.cancelled)]
-        if rows and len(rows) < len(live):
-            batch.keep(rows)
-        self._count(len(rows))
-        return [live[row] for row in rows]
-
-    def _count(self, running: int) -> None:
-        with self._lock:
-            self._running = running
-
-
-class _Sequence:
-    """One request in the batch: its tokens become text, and the text goes to its stream."""
-
-    def __init__(
-        self, request: GenerationRequest, decode: Callable[[Sequence[int]], str], end_ids: frozenset[int]
-    ) -> None:
-        self.prompt_ids = request.prompt_ids
-        self.sampling = request.sampling
-        self.stream = _Stream()
-        self.finished = False
-        self.most_tokens = len(request.prompt_ids) + request.max_tokens
-        self._left = request.max_tokens
-        self._end_ids = end_ids
-        self._detokenizer = Detokenizer(decode)
-        self._stops = StopStrings(request.stop)
-
-    def push(self, token: int) -> None:
-        """Take the next token; the end token counts as one and has no text."""
-        self._left -= 1
-        ended = token in self._end_ids
-        last = ended or self._left <= 0
-        text = "" if ended else self._detokenizer.push(token)
-        piece = self._stops.push(text + self._detokenizer.finish() if last else text)
-        text = piece.text if piece.stopped or not last else piece.text + self._stops.finish()
-        self.finished = last or piece.stopped
-        reason: FinishReason = "stop" if ended or piece.stopped else "length"
-        self.stream.put(Delta(text, 1, reason if self.finished else None))
-
-
-class _Stream:
-    """Deltas from the engine's thread to the event loop that asked for them."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Delta | EngineFailed] = asyncio.Queue()
-        self._ended = False
-
-    def __aiter__(self) -> _Stream:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._ended:
-            raise StopAsyncIteration
-        item = await self._queue.get()
-        if isinstance(item, EngineFailed):
-            self._ended = True
-            raise item
-        self._ended = item.finish_reason is not None
-        return item
-
-    async def aclose(self) -> None:
-        self._ended = self.cancelled = True
-
-    def put(self, item: Delta | EngineFailed) -> None:
-        """From any thread. A loop that is gone has nobody left who would read."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-
-    def fail(self) -> None:
-        self.put(EngineFailed("the engine could not finish this request"))
-
-
-class _Turn:
-    """The sequences of one turn, so that they learn of it when the turn breaks."""
-
-    def __init__(self) -> None:
-        self.sequences: list[_Sequence] = []
-
-    def settle(self, turn: Future[None]) -> None:
-        """Called when the turn is over, well or not."""
-        if turn.cancelled() or (error := turn.exception()) is None:
-            return
-        logger.error("a batch of %d requests broke", len(self.sequences), exc_info=error)
-        for sequence in self.sequences:
-            if not sequence.finished:
-                sequence.stream.fail()
+    def close(self) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import BodyTooLarge, error_body
 
 REQUEST_ID = "x-request-id"
+_SAFE_ID = re.compile(r"[!-~]{1,128}")
 
 
 class RequestIds:
@@ -25,7 +27,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID)
-        request_id = given or f"req_{uuid4().hex}"
+        request_id = given if given and _SAFE_ID.fullmatch(given) else f"req_{uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

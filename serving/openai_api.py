@@ -1,43 +1,41 @@
-"""The OpenAI API over one engine: routes, and every failure in OpenAI's shape. Knows nothing of Ray.
+"""The OpenAI API over one loaded model: routes, and every failure in OpenAI's shape. Knows nothing of Ray.
 
-A request goes: pydantic (schemas) -> token ids (prompts) -> engine -> answer (answers). Nothing leaks a traceback.
+A request goes: pydantic (schemas) -> token ids (prompts) -> engine (generation) -> answer (answers). Whoever may call
+it is the gateway's affair.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
+from functools import cache
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import answers
-from serving.answers import Document, Envelope, Kind
-from serving.engine import Engine, GenerationRequest, TokenStream
-from serving.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded, RequestError, error_body
+from serving import answers, pooling_api
+from serving.answers import Choice, Envelope
+from serving.backend import BackendRequest, Chunk
+from serving.engine import PoolingEngine, Task
+from serving.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelNotFound
+from serving.failures import add_handlers, refusal, server_error
+from serving.generation import Body, Generator
+from serving.logprobs import Document, Kind
 from serving.middleware import BodyLimit, RequestIds
 from serving.model_dir import Lineage
-from serving.prompts import Prompts
-from serving.sampling import Sampling
-from serving.schemas import ChatCompletionRequest, CompletionRequest, GenerationOptions
+from serving.schemas import ChatCompletionRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest
 
+if TYPE_CHECKING:
+    from serving.loading import LoadedModel
+
+TITLE = "Athanor, OpenAI-compatible"
 MAX_BODY_BYTES = 4 * 1024 * 1024
-RETRY_AFTER_S = 1
-DEFAULT_MAX_TOKENS = 512
-"""Of a chat answer whose request names no limit, as far as the context has room for it."""
-_UNION_TAGS = re.compile(r"str|list\[.*|constrained-.*|body")
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +48,11 @@ class ModelCard:
     version: int
     created: int
     lineage: Lineage
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that requests may call it."""
+        return self.name, f"{self.model_name}@{self.version}", self.model_name
 
     def document(self) -> Document:
         return {
@@ -65,173 +68,208 @@ class ModelCard:
         }
 
 
-def build_api(card: ModelCard, engine: Engine, prompts: Prompts, *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
+def build_api(card: ModelCard, model: LoadedModel, *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
     """The ASGI application of one served model; the engine ends with it."""
-    routes = Routes(card, engine, prompts)
+    routes = Routes(card, model)
 
     @asynccontextmanager
     async def until_shutdown(_: FastAPI) -> AsyncGenerator[None]:
         yield
-        await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(routes.close)
 
-    title = f"{card.name}, OpenAI-compatible"
-    api = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=until_shutdown)
+    api = FastAPI(title=TITLE, docs_url=None, redoc_url=None, lifespan=until_shutdown)
     api.add_api_route("/healthz", routes.healthz, methods=["GET"])
+    _add_routes(api, routes)
+    add_handlers(api)
+    return RequestIds(BodyLimit(api, max_bytes=max_body_bytes))
+
+
+def _add_routes(api: FastAPI, routes: Routes) -> None:
     api.add_api_route("/v1/models", routes.models, methods=["GET"])
     api.add_api_route("/v1/models/{name}", routes.model, methods=["GET"])
     api.add_api_route("/v1/chat/completions", routes.chat_completions, methods=["POST"], response_model=None)
     api.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
-    api.add_exception_handler(RequestError, _refuse)
-    api.add_exception_handler(RequestValidationError, _refuse_invalid)
-    api.add_exception_handler(HTTPException, _refuse_http)
-    api.add_exception_handler(EngineFailed, _fail)
-    api.add_exception_handler(Exception, _fail)
-    return RequestIds(BodyLimit(api, max_bytes=max_body_bytes))
+    api.add_api_route("/v1/embeddings", routes.embeddings, methods=["POST"], response_model=None)
+    api.add_api_route("/v1/classify", routes.classify, methods=["POST"], response_model=None)
+
+
+@cache
+def api_document() -> Document:
+    """The OpenAPI description of what a served model answers."""
+    api = FastAPI(title=TITLE, docs_url=None, redoc_url=None)
+    _add_routes(api, Routes(None, None))  # type: ignore[arg-type]  # nobody asks them
+    document = api.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["security"] = [{"bearer": []}]
+            operation["responses"] = _RESPONSES
+    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    return document
+
+
+_RESPONSES: Document = {
+    "200": {"description": "The answer."},
+    "4XX": {"description": "What is wrong with the request, in OpenAI's shape."},
+    "5XX": {"description": "What went wrong here, in OpenAI's shape."},
+}
 
 
 class Routes:
     """One method per route."""
 
-    def __init__(self, card: ModelCard, engine: Engine, prompts: Prompts) -> None:
+    def __init__(self, card: ModelCard, model: LoadedModel) -> None:
         self._card = card
-        self._engine = engine
-        self._prompts = prompts
+        self._model = model
 
     async def healthz(self) -> Document:
         """Alive, and how busy."""
-        load = self._engine.load
-        return {"status": "ok", "running": load.running, "waiting": load.waiting}
+        loads = [engine.load for engine in (self._model.engine, self._model.pooling) if engine is not None]
+        busy: dict[str, int] = {name: sum(getattr(load, name) for load in loads) for name in ("running", "waiting")}
+        return {"status": "ok", **busy}
 
     async def models(self) -> Document:
         """The one model behind this address, with its lineage."""
-        return {"object": "list", "data": [self._card.document()]}
+        return {"object": "list", "data": [self._document()]}
 
     async def model(self, name: str) -> Document:
         self._check_model(name)
-        return self._card.document()
+        return self._document()
 
     async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
         """The assistant's next message."""
         self._check_model(body.model)
-        prompt_ids = self._prompts.chat([message.as_template_input() for message in body.messages])
-        return await self._answer("chat", body, prompt_ids, body.token_limit, request)
+        self._check_task("generate")
+        prompt = self._model.prompts.chat([message.as_template_input() for message in body.messages])
+        return await self._answer("chat", body, [prompt], request)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
-        """The continuation of a plain prompt."""
+        """The continuation of plain prompts."""
         self._check_model(body.model)
-        return await self._answer("text", body, self._prompts.text(body.single_prompt), body.token_limit, request)
+        self._check_task("generate")
+        return await self._answer("text", body, [self._model.prompts.text(each) for each in body.prompts], request)
 
-    async def _answer(
-        self, kind: Kind, body: GenerationOptions, prompt_ids: tuple[int, ...], limit: int | None, request: Request
-    ) -> Response:
-        stream = self._engine.submit(self._generation(body, prompt_ids, limit))
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
-        envelope = Envelope(kind, f"{prefix}-{uuid4().hex}", int(time.time()), body.model, len(prompt_ids))
+    async def embeddings(self, body: EmbeddingRequest) -> Response:
+        """A vector for each text."""
+        self._check_model(body.model)
+        engine = self._pooling("embed")
+        texts = pooling_api.input_ids(body, self._model.prompts, engine.context_length)
+        return JSONResponse(await pooling_api.embeddings(body, engine, texts, self._card.name))
+
+    async def classify(self, body: ClassifyRequest, request: Request) -> Response:
+        """The labels of each text, with probabilities."""
+        self._check_model(body.model)
+        engine, exchange = self._pooling("classify"), _exchange(request)
+        texts = pooling_api.input_ids(body, self._model.prompts, engine.context_length)
+        created = exchange.created or int(time.time())
+        identity = {"name": self._card.name, "request_id": _bare(exchange.request_id)}
+        return JSONResponse(await pooling_api.classes(engine, texts, **identity, created=created))
+
+    def close(self) -> None:
+        for engine in (self._model.engine, self._model.pooling):
+            if engine is not None:
+                engine.close()
+
+    async def _answer(self, kind: Kind, body: Body, prompts: Sequence[tuple[int, ...]], request: Request) -> Response:
+        """Whole, or as a stream of events."""
+        engine, exchange = self._model.engine, _exchange(request)
+        assert engine is not None
+        choices = await Generator(engine, self._model.prompts).choices(kind, body, prompts, exchange)
+        answer_id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{_bare(exchange.request_id)}"
+        created = exchange.created or int(time.time())
+        envelope = Envelope(kind, answer_id, created, self._card.name, sum(map(len, prompts)))
         if body.stream:
-            events = _events(envelope, stream, body.wants_usage_chunk, request)
-            return EventStream(events, stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        return JSONResponse(await answers.whole(envelope, stream))
+            return EventStream(_events(envelope, choices, body.wants_usage_chunk, exchange), choices)
+        return WholeAnswer(await answers.whole(envelope, choices))
 
-    def _generation(self, body: GenerationOptions, prompt_ids: tuple[int, ...], limit: int | None) -> GenerationRequest:
-        """Check the length against the model's context; without a limit an answer has at most DEFAULT_MAX_TOKENS."""
-        room = self._engine.context_length - len(prompt_ids)
-        if room < (limit or 1):
-            raise InvalidRequest(
-                f"this model's context is {self._engine.context_length} tokens; the prompt has {len(prompt_ids)}"
-                + (f" and the answer may take {limit}" if limit else ""),
-                param="messages" if isinstance(body, ChatCompletionRequest) else "prompt",
-                code="context_length_exceeded",
-            )
-        sampling = Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-        )
-        return GenerationRequest(prompt_ids, limit or min(room, DEFAULT_MAX_TOKENS), sampling, body.stop_strings)
+    def _document(self) -> Document:
+        engine = self._model.engine or self._model.pooling
+        length = engine.context_length if engine is not None else None
+        return {**self._card.document(), "tasks": sorted(self._model.tasks), "max_model_len": length}
 
     def _check_model(self, name: str) -> None:
-        if name not in (self._card.name, self._card.model_name):
+        if name not in self._card.names:
             raise ModelNotFound(
                 f"the model `{name}` is not here; this endpoint serves `{self._card.name}`", param="model"
             )
+
+    def _check_task(self, task: Task) -> None:
+        if task not in self._model.tasks:
+            can = ", ".join(sorted(self._model.tasks))
+            message = f"`{self._card.name}` cannot {task}; it can {can}"
+            raise InvalidRequest(message, param="model", code="unsupported_task")
+
+    def _pooling(self, task: Task) -> PoolingEngine:
+        self._check_task(task)
+        assert self._model.pooling is not None
+        return self._model.pooling
+
+
+class WholeAnswer(Response):
+    """A JSON document in one piece, with the tokens behind it."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__(chunk.data, media_type="application/json")
+        self._chunk = chunk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        extra = {"token_ids": self._chunk.token_ids, "finished": self._chunk.finished}
+        await send({"type": "http.response.body", "body": self.body, **extra})
 
 
 class EventStream(StreamingResponse):
     """Server-sent events; they end with the response, however that ends, so that the engine knows at once.
 
-    The answer is closed here too: closing a generator that never began runs nothing of it.
+    The answers are closed here too: closing a generator that never began runs nothing of it.
     """
 
-    body_iterator: AsyncGenerator[bytes]
-
-    def __init__(self, events: AsyncGenerator[bytes], stream: TokenStream, **options: Any) -> None:
-        super().__init__(events, **options)
-        self._stream = stream
+    def __init__(self, events: AsyncGenerator[Chunk], choices: Sequence[Choice]) -> None:
+        super().__init__((), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._events = events
+        self._choices = choices
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._stream), aclosing(self.body_iterator):
-            await super().__call__(scope, receive, send)
+        try:
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            for choice in self._choices:
+                await choice.stream.aclose()
+
+    async def stream_response(self, send: Send) -> None:
+        """Each event with the tokens behind it, which servers ignore and `backend.respond` reads."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for chunk in self._events:
+            extra = {"token_ids": chunk.token_ids, "finished": chunk.finished}
+            await send({"type": "http.response.body", "body": chunk.data, "more_body": True, **extra})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _events(envelope: Envelope, stream: TokenStream, with_usage: bool, request: Request) -> AsyncGenerator[bytes]:
+async def _events(
+    envelope: Envelope, choices: Sequence[Choice], with_usage: bool, exchange: BackendRequest
+) -> AsyncGenerator[Chunk]:
+    finished = exchange.resume.finished if exchange.resume else ()
+    sent = sum(len(exchange.resume.token_ids.get(index, ())) for index in finished) if exchange.resume else 0
     try:
-        async with aclosing(answers.chunks(envelope, stream, with_usage=with_usage)) as documents:
-            async for document in documents:
-                yield answers.event(document)
+        async with aclosing(answers.chunks(envelope, choices, with_usage=with_usage, sent_tokens=sent)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except DeadlineExceeded as error:
+        yield Chunk(answers.event(refusal(error)))
     except EngineFailed:
-        yield answers.event(_server_error(_request_id(request)))
-        return
-    yield answers.DONE
+        if exchange.can_resume:
+            raise
+        logger.exception("request %r failed", exchange.request_id)
+        yield Chunk(answers.event(server_error(exchange.request_id)))
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if isinstance(error, Overloaded) else None
-    return _reply(error.status, error_body(error.message, kind=error.kind, param=error.param, code=error.code), headers)
+def _exchange(request: Request) -> BackendRequest:
+    """What the gateway said beside the HTTP request; nothing where a client asked the replica itself."""
+    given = getattr(request.state, "exchange", None)
+    if isinstance(given, BackendRequest):
+        return given
+    return BackendRequest(request.method, request.url.path, (), b"", str(request.state.request_id), can_resume=False)
 
 
-async def _refuse_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return await _refuse(request, _explain(error.errors()))
-
-
-async def _refuse_http(request: Request, error: Exception) -> Response:
-    """A path or a method that is not there."""
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return _reply(error.status_code, error_body(message, kind="invalid_request_error"), error.headers)
-
-
-async def _fail(request: Request, error: Exception) -> Response:
-    request_id = _request_id(request)
-    if not isinstance(error, ClientDisconnect):
-        logger.error("request %r failed", request_id, exc_info=error)
-    return _reply(500, _server_error(request_id))
-
-
-def _server_error(request_id: str) -> Document:
-    return error_body(f"the server failed on this request; its log has more under {request_id}", kind="server_error")
-
-
-def _request_id(request: Request) -> str:
-    return str(request.state.request_id)
-
-
-def _reply(status: int, document: Document, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON in ASCII: an error may repeat what a client sent, also what UTF-8 cannot say."""
-    return Response(json.dumps(document), status, headers, media_type="application/json")
-
-
-def _explain(errors: Sequence[Mapping[str, object]]) -> InvalidRequest:
-    """The first of pydantic's errors, and with it the others about the same field."""
-    fields = [_field(error["loc"]) for error in errors]
-    first = fields[0]
-    reasons = dict.fromkeys(str(error["msg"]) for error, field in zip(errors, fields, strict=True) if field == first)
-    what = "; or ".join(reasons)
-    return InvalidRequest(f"{first}: {what}" if first else what, param=first or None)
-
-
-def _field(location: object) -> str:
-    """`messages.0.content` from pydantic's path, without the names of the types it tried."""
-    parts = [str(part) for part in location] if isinstance(location, tuple) else []
-    return ".".join(part for part in parts if not _UNION_TAGS.fullmatch(part))
+def _bare(request_id: str) -> str:
+    return request_id.removeprefix("req_")

@@ -1,7 +1,7 @@
 """The requests of the OpenAI API, as far as this endpoint answers them, with every bound on its field.
 
 An option that changes what the answer means and is not supported is an error that says so; any other unknown option is
-ignored, as OpenAI does. Answers are built in `answers.py`.
+ignored, as OpenAI does. Names beyond OpenAI's are vLLM's. Answers are built in `answers.py`.
 """
 
 from __future__ import annotations
@@ -9,55 +9,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from serving.engine import Sampling
 from serving.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256  # characters
+MAX_CHOICES = 64
+"""Answers to one request: prompts times `n`."""
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIASES = 1024
+MAX_INPUTS = 512
+"""Texts of one request for embeddings or labels."""
 _NOT_YET = "is not supported as of now; leave it out"
 
 # An option, and the values of it that change nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
     "prompt_logprobs": (None, 0),
+    "return_tokens_as_token_ids": (None, False),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "bad_words": (None, []),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "guided_grammar": (None,),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "echo": (None, False),
     "suffix": (None, ""),
+    "prediction": (None,),
     "modalities": (None, ["text"]),
     "audio": (None,),
+    "web_search_options": (None,),
 }
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
 
-class StreamOptions(_Request):
-    include_usage: bool = False
-
-
-class GenerationOptions(_Request):
-    """What both kinds of completion share."""
+class _Supported(_Request):
+    """Refuses what it cannot do."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    """The deployment, or the version of a model that lives (`name@3`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +71,77 @@ class GenerationOptions(_Request):
         if isinstance(data, dict):
             refuse_unsupported(data)
         return data
+
+
+class StreamOptions(_Request):
+    include_usage: bool = False
+
+
+class JsonSchemaFormat(_Request):
+    """What OpenAI's clients send: the schema under `schema`, beside its name."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class ResponseFormat(_Request):
+    """`json_object`: any JSON object; `json_schema`: one that fits the schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise InvalidRequest("type `json_schema` needs the field `json_schema`", param="response_format")
+        return self
+
+
+Alternatives = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=16_384)]
+
+
+class StructuredOutputs(_Request):
+    """vLLM's way to say how an answer must look; exactly one of them."""
+
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    regex: Pattern | None = None
+    choice: Alternatives | None = None
+    json_object: bool | None = None
+    grammar: None = None
+    structural_tag: None = None
+
+
+class GenerationOptions(_Supported):
+    """What both kinds of completion share."""
+
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """0 or -1: all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=MAX_LOGIT_BIASES),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Alternatives | None = None
 
     @model_validator(mode="after")
     def _stop_is_bounded(self) -> GenerationOptions:
@@ -81,8 +158,27 @@ class GenerationOptions(_Request):
         return tuple(stop for stop in stops if stop)
 
     @property
+    def num_choices(self) -> int:
+        """Answers to one prompt."""
+        return self.n or 1
+
+    @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, seed: int | None) -> Sampling:
+        """How tokens are drawn; None stands for OpenAI's default of each option."""
+        return Sampling(
+            temperature=_or(self.temperature, 1.0),
+            top_p=_or(self.top_p, 1.0),
+            seed=seed,
+            top_k=max(self.top_k or 0, 0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            logit_bias=tuple((self.logit_bias or {}).items()),
+        )
 
 
 class TextPart(_Request):
@@ -102,36 +198,79 @@ class ChatMessage(_Request):
 
 class ChatCompletionRequest(GenerationOptions):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("`top_logprobs` needs `logprobs: true`", param="top_logprobs")
+        return self
 
     @property
     def token_limit(self) -> int | None:
         """The newer name wins."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives per token; None: no log-probabilities at all."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS)]
+Input = str | TokenIds | Texts | IdLists
+
+
+def each_of(given: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[str | Sequence[int]]:
+    """One or several texts, as text or token ids, as a list of them."""
+    if isinstance(given, str) or isinstance(given[0], int):
+        return [given]  # type: ignore[list-item]
+    return list(given)  # type: ignore[arg-type]
 
 
 class CompletionRequest(GenerationOptions):
     default_max_tokens: ClassVar[int] = 16
 
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Input
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _answers_something(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("0 tokens are an answer only with `echo: true`", param="max_tokens")
+        if len(self.prompts) * self.num_choices > MAX_CHOICES:
+            raise InvalidRequest(f"prompts times `n` are {MAX_CHOICES} at most", param="n" if self.n else "prompt")
+        return self
 
     @property
     def token_limit(self) -> int:
         return self.max_tokens if self.max_tokens is not None else self.default_max_tokens
 
     @property
-    def single_prompt(self) -> str | Sequence[int]:
-        """The prompt, as text or token ids; several at once are refused."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        if isinstance(self.prompt[0], int):
-            return [token for token in self.prompt if isinstance(token, int)]
-        if len(self.prompt) > 1:
-            raise InvalidRequest(f"more than one prompt per request {_NOT_YET}", param="prompt", code="unsupported")
-        return self.prompt[0]
+    def prompts(self) -> list[str | Sequence[int]]:
+        """Each prompt, as text or token ids."""
+        return each_of(self.prompt)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+class EmbeddingRequest(_Supported):
+    input: Input
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Only that which the vectors have: they cannot be shortened."""
+
+
+class ClassifyRequest(_Supported):
+    input: Input
 
 
 def refuse_unsupported(options: dict[str, Any]) -> None:
@@ -139,3 +278,7 @@ def refuse_unsupported(options: dict[str, Any]) -> None:
     for name, inert in _UNSUPPORTED.items():
         if options.get(name) not in inert:
             raise InvalidRequest(f"`{name}` {_NOT_YET}", param=name, code="unsupported")
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

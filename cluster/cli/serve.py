@@ -1,4 +1,4 @@
-"""`athanor serve`: deploy, list, status, delete."""
+"""`athanor serve`: deploy, list, status, describe, update, history, delete. Canaries are in serve_canary.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli.completion import complete_deployment, complete_model
+from cluster.cli import serve_canary
+from cluster.cli.completion import complete_model
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
 from cluster.cli.lists import Columns, Line, WatchOption, show_list
@@ -20,39 +21,59 @@ from cluster.cli.output import (
     coloured,
     emit,
     print_fields,
+    print_table,
     say,
-    short_state,
 )
+from cluster.cli.serve_canary import NameArgument
+from cluster.cli.serve_options import (
+    AutoscaleOption,
+    BudgetOption,
+    FollowOption,
+    GateOption,
+    MirrorOption,
+    OngoingOption,
+    TeacherOption,
+    autoscaling_of,
+    gate_of,
+)
+from cluster.cli.serve_view import EVENT_COLUMNS, event_row, replicas_of, state_of, tell
 
 if TYPE_CHECKING:
     from athanor.v1 import deployment_service_pb2
     from rich.text import Text
 
+    from cluster.client import AthanorClient
+
 app = typer.Typer(help="Endpoints: which model answers where.", no_args_is_help=True)
 
 _COLUMNS = ("NAME", "MODEL", "STATE", "REPLICAS", "ENDPOINT", "AGE", "MESSAGE")
-NameArgument = Annotated[
+ModelOption = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME", help="The deployment; also the path of its endpoint.", autocompletion=complete_deployment
+    typer.Option(
+        "-m", "--model", help="name@alias, name@version, or name for the newest.", autocompletion=complete_model
     ),
 ]
+WaitOption = Annotated[bool, typer.Option("--wait/--detach", help="Until it answers.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS")]
 
 
 @app.command()
 def deploy(
     name: NameArgument,
-    model: Annotated[
-        str,
-        typer.Option(
-            "-m", "--model", help="name@alias, name@version, or name for the newest.", autocompletion=complete_model
-        ),
-    ],
+    model: ModelOption,
     replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    autoscale: AutoscaleOption = "",
+    target_ongoing: OngoingOption = 0.0,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each replica; 0 means 1.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = 0.0,
-    wait: Annotated[bool, typer.Option("--wait/--detach", help="Until it answers.")] = True,
-    timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS")] = 180.0,
+    follow: FollowOption = False,
+    gate: GateOption = False,
+    teacher: TeacherOption = "",
+    mirror: MirrorOption = 1.0,
+    error_budget: BudgetOption = 0.05,
+    project: Annotated[str, typer.Option(help="Who may change it.")] = "",
+    wait: WaitOption = True,
+    timeout_s: TimeoutOption = 180.0,
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
 ) -> None:
@@ -60,7 +81,15 @@ def deploy(
     from athanor.v1 import deployment_service_pb2
 
     wanted = deployment_service_pb2.Deployment(
-        name=name, model=model, num_replicas=replicas, cpus_per_replica=cpus, gpus_per_replica=gpus
+        name=name,
+        model=model,
+        num_replicas=replicas,
+        autoscaling=autoscaling_of(autoscale, target_ongoing),
+        cpus_per_replica=cpus,
+        gpus_per_replica=gpus,
+        follow_alias=follow,
+        gate=gate_of(gate, teacher, mirror, error_budget),
+        project=project,
     )
     with connect(address) as client:
         client.create_deployment(wanted)
@@ -92,11 +121,84 @@ def status(name: NameArgument, form: FormatOption = Format.TABLE, address: Addre
 
 
 @app.command()
+def describe(name: NameArgument, address: AddressOption = "") -> None:
+    """Show one deployment with its revisions, what its canary has shown, and the last decisions."""
+    with connect(address) as client:
+        deployment = client.get_deployment(name)
+        events = list(client.list_deployment_events(name))
+    tell(deployment, events)
+
+
+@app.command()
+def update(
+    name: NameArgument,
+    model: ModelOption = "",
+    replicas: Annotated[int | None, typer.Option(min=1, max=64, help="So many; ends scaling by load.")] = None,
+    autoscale: AutoscaleOption = "",
+    target_ongoing: OngoingOption = 0.0,
+    cpus: Annotated[float | None, typer.Option(min=0)] = None,
+    gpus: Annotated[float | None, typer.Option(min=0)] = None,
+    follow: Annotated[bool | None, typer.Option("--follow/--no-follow", help="Move with the alias.")] = None,
+    timeout_s: TimeoutOption = 600.0,
+    wait: WaitOption = True,
+    form: FormatOption = Format.TABLE,
+    address: AddressOption = "",
+) -> None:
+    """Change a deployment. Another model or other resources come up beside what answers, and replace it when ready."""
+    from athanor.v1 import deployment_service_pb2
+
+    given = {"model": model or None, "cpus_per_replica": cpus, "gpus_per_replica": gpus, "follow_alias": follow}
+    given |= {"num_replicas": replicas}
+    fields = {field: value for field, value in given.items() if value is not None}
+    scaling = autoscaling_of(autoscale, target_ongoing)
+    changed = deployment_service_pb2.Deployment(name=name, autoscaling=scaling, **fields)  # type: ignore[arg-type]
+    paths = [*fields, *(["autoscaling"] if scaling or replicas else [])]
+    if not paths:
+        raise typer.BadParameter("nothing to change; name --model, --replicas, --autoscale, --cpus, --gpus or --follow")
+    with connect(address) as client:
+        deployment = client.update_deployment(changed, paths)
+        if wait:
+            deployment = _settled(client, name, deployment, timeout_s)
+    _emit(form, deployment)
+    raise typer.Exit(_code(deployment) if wait else ExitCode.OK)
+
+
+@app.command()
+def history(name: NameArgument, form: FormatOption = Format.TABLE, address: AddressOption = "") -> None:
+    """Show every decision about a deployment, newest first, with who made it and on what."""
+    with connect(address) as client:
+        events = list(client.list_deployment_events(name, limit=1000))
+    emit(
+        form,
+        [as_document(each) for each in events],
+        table=lambda: print_table(EVENT_COLUMNS, [event_row(each) for each in events]),
+        names=[each.reason for each in events],
+    )
+
+
+@app.command()
 def delete(name: NameArgument, address: AddressOption = "") -> None:
     """Take a deployment down. The model stays."""
     with connect(address) as client:
         client.delete_deployment(name)
     say(f"{name} is being taken down")
+
+
+serve_canary.add_to(app)
+
+
+def _settled(
+    client: AthanorClient, name: str, asked: deployment_service_pb2.Deployment, timeout_s: float
+) -> deployment_service_pb2.Deployment:
+    """Once the newest revision answers, or was taken back."""
+    number = asked.revisions[-1].number
+    deployment = client.wait_revision(name, number, timeout_s=timeout_s)
+    newest = next((each for each in deployment.revisions if each.number == number), None)
+    if newest is not None and newest.model != deployment.resolved_model:
+        say(f"{newest.model} was taken back: {newest.message}")
+        _emit(Format.TABLE, deployment)
+        raise typer.Exit(ExitCode.ERROR)
+    return client.wait_deployment(name, timeout_s=timeout_s)
 
 
 def _emit(form: Format, deployment: deployment_service_pb2.Deployment) -> None:
@@ -106,21 +208,15 @@ def _emit(form: Format, deployment: deployment_service_pb2.Deployment) -> None:
 
 def _code(deployment: deployment_service_pb2.Deployment) -> ExitCode:
     codes = {"READY": ExitCode.OK, "FAILED": ExitCode.ERROR}
-    return codes.get(_state(deployment), ExitCode.NOT_FINISHED)
-
-
-def _state(deployment: deployment_service_pb2.Deployment) -> str:
-    from athanor.v1 import deployment_service_pb2
-
-    return short_state(deployment_service_pb2.DeploymentState.Name(deployment.state))
+    return codes.get(state_of(deployment), ExitCode.NOT_FINISHED)
 
 
 def _row(deployment: deployment_service_pb2.Deployment) -> tuple[str | Text, ...]:
     return (
         deployment.name,
         deployment.resolved_model or deployment.model,
-        coloured(_state(deployment)),
-        str(deployment.num_replicas),
+        coloured(state_of(deployment)),
+        replicas_of(deployment),
         deployment.endpoint,
         age(deployment.create_time),
         deployment.message,

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from cluster.channel import Tls, open_async_channel
-from cluster.client import installation_calls, job_calls, model_calls, streams
+from cluster.client import deployment_calls, installation_calls, job_calls, model_calls, streams
 from cluster.client.call import MAX_PAGE_SIZE, Answer, Call, Item, Listing, path_of, signature_of
 from cluster.client.download import Download, FileDownload
 from cluster.client.handle import AsyncJobHandle
@@ -157,10 +157,16 @@ class AsyncAthanorClient:
     rollback_alias = _asks(model_calls.rollback_alias)
     delete_alias = _asks(model_calls.delete_alias)
     verify_model_version = _asks(model_calls.verify_model_version)
-    create_deployment = _asks(model_calls.create_deployment)
-    get_deployment = _asks(model_calls.get_deployment)
-    list_deployments = _asks(model_calls.list_deployments)
-    delete_deployment = _asks(model_calls.delete_deployment)
+    create_deployment = _asks(deployment_calls.create_deployment)
+    get_deployment = _asks(deployment_calls.get_deployment)
+    list_deployments = _asks(deployment_calls.list_deployments)
+    delete_deployment = _asks(deployment_calls.delete_deployment)
+    update_deployment = _asks(deployment_calls.update_deployment)
+    start_canary = _asks(deployment_calls.start_canary)
+    set_traffic = _asks(deployment_calls.set_traffic)
+    promote_deployment = _asks(deployment_calls.promote_deployment)
+    rollback_deployment = _asks(deployment_calls.rollback_deployment)
+    list_deployment_events = _lists(deployment_calls.list_deployment_events)
 
     async def download_model_version(self, reference: str, directory: str | Path, *, file: str = "") -> Path:
         """Bring a version (or one file of it) here, checked by its hashes; goes on where an earlier try ended."""
@@ -187,6 +193,16 @@ class AsyncAthanorClient:
             if time.monotonic() > deadline:
                 words = f"; {deployment.message}" if deployment.message else ""
                 raise NotFinished("TIMEOUT", f"{name} does not answer after {timeout_s:g} s{words}")
+            await asyncio.sleep(0.5)
+        return deployment
+
+    async def wait_revision(self, name: str, number: int, *, timeout_s: float) -> deployment_service_pb2.Deployment:
+        """The deployment, once this revision of it starts no more; NotFinished when `timeout_s` passes first."""
+        deadline = time.monotonic() + timeout_s
+        while deployment_calls.is_starting(deployment := await self.get_deployment(name), number):
+            if time.monotonic() > deadline:
+                words = f"revision {number} of {name} does not answer after {timeout_s:g} s; {deployment.message}"
+                raise NotFinished("TIMEOUT", words)
             await asyncio.sleep(0.5)
         return deployment
 

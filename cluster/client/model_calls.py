@@ -1,4 +1,4 @@
-"""The questions to ModelService and DeploymentService that have one answer, as requests."""
+"""The questions to ModelService that have one answer, as requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from athanor.v1 import deployment_service_pb2 as deployments
 from athanor.v1 import model_service_pb2 as pb
 
 from cluster.client.call import Call, Listing, call
@@ -14,7 +13,6 @@ from cluster.client.call import Call, Listing, call
 SERVICE = pb.DESCRIPTOR.services_by_name["ModelService"]
 FILES_TIMEOUT_S = 6 * 3600.0
 """The deadline where the control plane copies or reads a whole model."""
-DEPLOYMENTS = deployments.DESCRIPTOR.services_by_name["DeploymentService"]
 
 
 def get_model(reference: str) -> Call[pb.ModelVersion]:
@@ -101,33 +99,3 @@ def verify_model_version(reference: str) -> Call[pb.VerifyModelVersionResponse]:
         lambda response: response,
         timeout_s=FILES_TIMEOUT_S,
     )
-
-
-def create_deployment(deployment: deployments.Deployment) -> Call[deployments.Deployment]:
-    """Serve a model. Not repeated: the second call would find the name taken."""
-    request = deployments.CreateDeploymentRequest(deployment=deployment)
-    return call(
-        DEPLOYMENTS, "CreateDeployment", request, deployments.CreateDeploymentResponse, lambda made: made.deployment
-    )
-
-
-def get_deployment(name: str) -> Call[deployments.Deployment]:
-    """As stored, with the state last seen on Ray."""
-    request = deployments.GetDeploymentRequest(name=name)
-    return call(
-        DEPLOYMENTS, "GetDeployment", request, deployments.GetDeploymentResponse, lambda found: found.deployment
-    )
-
-
-def list_deployments() -> Call[Sequence[deployments.Deployment]]:
-    """All of them, by name."""
-    request = deployments.ListDeploymentsRequest()
-    return call(
-        DEPLOYMENTS, "ListDeployments", request, deployments.ListDeploymentsResponse, lambda found: found.deployments
-    )
-
-
-def delete_deployment(name: str) -> Call[None]:
-    """Take it down and forget it. Not repeated."""
-    request = deployments.DeleteDeploymentRequest(name=name)
-    return call(DEPLOYMENTS, "DeleteDeployment", request, deployments.DeleteDeploymentResponse, lambda _: None)

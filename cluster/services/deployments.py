@@ -1,64 +1,41 @@
-"""DeploymentService: stores what shall be served. The reconciler brings it up and takes it down."""
+"""DeploymentService: stores what shall be served, and what people wish of it. The reconciler does the rest.
+
+Everybody who reads sees all deployments, as everybody may call them; whoever changes one must reach its project.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Iterator
 
 import grpc
 from athanor.v1 import deployment_service_pb2 as messages
 from athanor.v1 import deployment_service_pb2_grpc
 
-from cluster.errors import InvalidInput, NotFound, Violation, in_words
-from cluster.registry import NAME_RULE, is_name, resolve
+from cluster import canary
+from cluster.deployment_wire import decision_to_proto, deployment_to_proto, observation_from_proto
+from cluster.errors import InvalidInput, Violation
+from cluster.services.deployment_wishes import DeploymentWishes
+from cluster.services.pages import make_token, page_size, read_token
 from cluster.settings import Settings
-from cluster.store.records import DeploymentState, StoredDeployment
+from cluster.store.deployment_records import Json, Trial
 from cluster.store.store import Store
-from cluster.wire import deployment_to_proto
 
-_MAX_REPLICAS = 64
-_MAX_PER_REPLICA = 1024
+_LAST = "last_report"
 
 
 class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
     """Handlers only."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings = settings
         self._store = store
+        self._wishes = DeploymentWishes(settings, store)
 
     async def CreateDeployment(
         self, request: messages.CreateDeploymentRequest, context: grpc.ServicerContext
     ) -> messages.CreateDeploymentResponse:
         del context
-        stored = await asyncio.to_thread(self._create, request.deployment)
+        stored = await asyncio.to_thread(self._wishes.create, request)
         return messages.CreateDeploymentResponse(deployment=deployment_to_proto(stored))
-
-    def _create(self, wish: messages.Deployment) -> StoredDeployment:
-        """The reference is pinned now: an alias that moves later moves no deployment."""
-        violations = list(_violations(wish))
-        if violations:
-            raise InvalidInput("INVALID_DEPLOYMENT", in_words(violations), violations)
-        try:
-            model = resolve(self._store, wish.model)
-        except (NotFound, InvalidInput) as error:
-            raise type(error)(error.reason, error.message, [Violation("deployment.model", error.message)]) from error
-        new = StoredDeployment(
-            name=wish.name,
-            model=wish.model,
-            resolved_model=model.reference,
-            path=model.path,
-            num_replicas=wish.num_replicas or 1,
-            cpus_per_replica=wish.cpus_per_replica or 1.0,
-            gpus_per_replica=wish.gpus_per_replica,
-            state=DeploymentState.PENDING,
-            message="stored; waits for Ray Serve",
-            create_time_us=0,
-            update_time_us=0,
-            endpoint=f"{self._settings.serve_url}/{wish.name}/v1",
-        )
-        return self._store.create_deployment(new)
 
     async def GetDeployment(
         self, request: messages.GetDeploymentRequest, context: grpc.ServicerContext
@@ -78,16 +55,72 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         self, request: messages.DeleteDeploymentRequest, context: grpc.ServicerContext
     ) -> messages.DeleteDeploymentResponse:
         del context
-        await asyncio.to_thread(self._store.delete_deployment, request.name)
+        await asyncio.to_thread(self._wishes.delete, request.name)
         return messages.DeleteDeploymentResponse()
 
+    async def UpdateDeployment(
+        self, request: messages.UpdateDeploymentRequest, context: grpc.ServicerContext
+    ) -> messages.UpdateDeploymentResponse:
+        del context
+        stored = await asyncio.to_thread(self._wishes.update, request)
+        return messages.UpdateDeploymentResponse(deployment=deployment_to_proto(stored))
 
-def _violations(wish: messages.Deployment) -> Iterator[Violation]:
-    if not is_name(wish.name):
-        yield Violation("deployment.name", f"{wish.name!r} is no name; {NAME_RULE}")
-    if not 0 <= wish.num_replicas <= _MAX_REPLICAS:
-        yield Violation("deployment.num_replicas", f"{wish.num_replicas} is not between 1 and {_MAX_REPLICAS}")
-    for field in ("cpus_per_replica", "gpus_per_replica"):
-        value = getattr(wish, field)
-        if not (math.isfinite(value) and 0 <= value <= _MAX_PER_REPLICA):
-            yield Violation(f"deployment.{field}", f"{value} is not between 0 and {_MAX_PER_REPLICA}")
+    async def StartCanary(
+        self, request: messages.StartCanaryRequest, context: grpc.ServicerContext
+    ) -> messages.StartCanaryResponse:
+        del context
+        stored = await asyncio.to_thread(self._wishes.start_canary, request)
+        return messages.StartCanaryResponse(deployment=deployment_to_proto(stored))
+
+    async def SetTraffic(
+        self, request: messages.SetTrafficRequest, context: grpc.ServicerContext
+    ) -> messages.SetTrafficResponse:
+        del context
+        stored = await asyncio.to_thread(self._wishes.set_traffic, request)
+        return messages.SetTrafficResponse(deployment=deployment_to_proto(stored))
+
+    async def Promote(
+        self, request: messages.PromoteRequest, context: grpc.ServicerContext
+    ) -> messages.PromoteResponse:
+        del context
+        stored = await asyncio.to_thread(self._wishes.promote, request.name)
+        return messages.PromoteResponse(deployment=deployment_to_proto(stored))
+
+    async def Rollback(
+        self, request: messages.RollbackRequest, context: grpc.ServicerContext
+    ) -> messages.RollbackResponse:
+        del context
+        stored = await asyncio.to_thread(self._wishes.roll_back, request.name)
+        return messages.RollbackResponse(deployment=deployment_to_proto(stored))
+
+    async def ListDeploymentEvents(
+        self, request: messages.ListDeploymentEventsRequest, context: grpc.ServicerContext
+    ) -> messages.ListDeploymentEventsResponse:
+        del context
+        size, question = page_size(request.page_size), ("deployment events", request.name)
+        cursor = read_token(request.page_token, question, [int])
+        before = int(cursor[0]) if cursor else None
+        found = await asyncio.to_thread(self._store.deployment_decisions, request.name, before, size + 1)
+        more = make_token([found[size - 1].number], question) if len(found) > size else ""
+        events = [decision_to_proto(each) for each in found[:size]]
+        return messages.ListDeploymentEventsResponse(events=events, next_page_token=more)
+
+    async def ReportObservations(
+        self, request: messages.ReportObservationsRequest, context: grpc.ServicerContext
+    ) -> messages.ReportObservationsResponse:
+        del context
+        await asyncio.to_thread(self._observe, request)
+        return messages.ReportObservationsResponse()
+
+    def _observe(self, request: messages.ReportObservationsRequest) -> None:
+        seen = [observation_from_proto(each) for each in request.observations]
+        if not all(map(canary.is_sound, seen)):
+            words = "a figure is negative or no number"
+            raise InvalidInput("INVALID_OBSERVATION", words, [Violation("observations", words)])
+
+        def see(trial: Trial) -> Json:
+            if request.request_id and trial.evidence.get(_LAST) == request.request_id:
+                return trial.evidence  # the answer was lost, not the report
+            return {**canary.observe(trial.gate, trial.evidence, seen), _LAST: request.request_id}
+
+        self._store.observe_canary(request.name, request.revision, request.token, see)

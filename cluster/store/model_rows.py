@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Select, Text, cast, func, insert, select, tup
 from cluster.errors import NotFound, PreconditionFailed
 from cluster.lifecycle import TERMINAL
 from cluster.store.database import Write
+from cluster.store.deployment_records import Phase
 from cluster.store.records import Publication, StoredModel
-from cluster.store.tables import aliases, deployments, jobs, models
+from cluster.store.tables import aliases, jobs, models, revisions
 
 _TOLD = 8
 """So many versions are named to whoever asks for one that is not there."""
@@ -141,8 +142,9 @@ def delete(write: Write, name: str, version: int) -> StoredModel:
 def _users(connection: Connection, model: StoredModel) -> list[str]:
     """What would break without it, in words. The database looks for jobs by the text of their JSON."""
     users = [f"the alias {model.name}@{alias}" for alias in model.aliases]
-    served = select(deployments.c.name).where(deployments.c.resolved_model == model.reference)
-    users += [f"the deployment {name}" for name in connection.scalars(served.order_by(deployments.c.name))]
+    is_up = (revisions.c.model == model.reference, revisions.c.phase != Phase.GONE.value)
+    served = select(revisions.c.deployment).where(*is_up).distinct()
+    users += [f"the deployment {name}" for name in connection.scalars(served.order_by(revisions.c.deployment))]
     live = jobs.c.state.not_in([state.value for state in TERMINAL])
     named = cast(jobs.c.resolved_models, Text).contains(f'"{model.reference}"')
     waiting = select(jobs.c.uid).where(live, named).order_by(jobs.c.seq).limit(_TOLD + 1)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from cluster.filters import NEWEST_FIRST, Filter, Order
 from cluster.lifecycle import CLAIMING, TERMINAL, State
+from cluster.store.deployment_records import DeploymentState as DeploymentState
+from cluster.store.deployment_records import StoredDeployment as StoredDeployment
 
 Json = Mapping[str, Any]
 
@@ -280,31 +282,3 @@ class StoredModel:
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
-
-
-class DeploymentState(StrEnum):
-    """The names of `athanor.v1.DeploymentState` without the prefix."""
-
-    PENDING = "PENDING"
-    DEPLOYING = "DEPLOYING"
-    READY = "READY"
-    FAILED = "FAILED"
-    DELETING = "DELETING"
-
-
-@dataclass(frozen=True)
-class StoredDeployment:
-    """What shall be served, and how far it is."""
-
-    name: str
-    model: str
-    resolved_model: str
-    path: str
-    num_replicas: int
-    cpus_per_replica: float
-    gpus_per_replica: float
-    state: DeploymentState
-    message: str
-    create_time_us: int
-    update_time_us: int
-    endpoint: str = ""

@@ -17,28 +17,25 @@ from cluster.scheduler import Quota, Rules
 from cluster.standings import Standing, standing_of
 from cluster.store import (
     creation_rows,
-    deployment_rows,
     job_lists,
     job_rows,
-    model_rows,
     queue_rows,
     replica_rows,
     request_rows,
 )
 from cluster.store.creation_rows import CREATE_JOB, Created, Creation
 from cluster.store.database import Database, Write, open_database
+from cluster.store.deployment_store import DeploymentStore
 from cluster.store.installation_store import InstallationStore
 from cluster.store.job_counts import JobCount, job_counts
 from cluster.store.log_store import LogStore
 from cluster.store.model_store import ModelStore
 from cluster.store.records import (
     Change,
-    DeploymentState,
     JobQuery,
     Lease,
     NewJob,
     QueueEntry,
-    StoredDeployment,
     StoredJob,
 )
 from cluster.store.security_store import SecurityStore
@@ -47,7 +44,7 @@ LEADER = "leader"
 """The lease of the replica that does what only one may do."""
 
 
-class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
+class Store(ModelStore, DeploymentStore, InstallationStore, LogStore, SecurityStore):
     """Everything durable."""
 
     def __init__(self, database: Database) -> None:
@@ -242,38 +239,6 @@ class Store(ModelStore, InstallationStore, LogStore, SecurityStore):
     def leave(self, replica_id: str) -> None:
         with self.database.write() as write:
             replica_rows.leave(write, replica_id)
-
-    # Deployments
-
-    def create_deployment(self, new: StoredDeployment) -> StoredDeployment:
-        with self.database.write() as write:
-            write.changed = True
-            model_rows.check_there(write.connection, [new.resolved_model])
-            return deployment_rows.create(write, new)
-
-    def get_deployment(self, name: str) -> StoredDeployment:
-        with self.database.read() as connection:
-            return deployment_rows.get(connection, name)
-
-    def list_deployments(self) -> list[StoredDeployment]:
-        with self.database.read() as connection:
-            return deployment_rows.list_all(connection)
-
-    def note_deployment(self, name: str, state: DeploymentState, message: str, endpoint: str) -> None:
-        with self.database.write() as write:
-            write.changed = True
-            deployment_rows.note(write, name, state=state.value, message=message, endpoint=endpoint)
-
-    def delete_deployment(self, name: str) -> None:
-        """Mark it as going; the reconciler takes it down and forgets it."""
-        with self.database.write() as write:
-            write.changed = True
-            deployment_rows.get(write.connection, name)
-            deployment_rows.note(write, name, state=DeploymentState.DELETING.value, message="being taken down")
-
-    def forget_deployment(self, name: str) -> None:
-        with self.database.write() as write:
-            deployment_rows.forget(write, name)
 
 
 def _holder(connection: Connection, lease: Lease) -> StoredJob:

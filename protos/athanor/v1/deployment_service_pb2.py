@@ -23,10 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#athanor/v1/deployment_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eresolved_model\x18\x03 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x04 \x01(\x05\x12\x18\n\x10\x63pus_per_replica\x18\x05 \x01(\x01\x12\x18\n\x10gpus_per_replica\x18\x06 \x01(\x01\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.athanor.v1.DeploymentState\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x17\x43reateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"F\n\x18\x43reateDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"\x18\n\x16ListDeploymentsRequest\"F\n\x17ListDeploymentsResponse\x12+\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x16.athanor.v1.Deployment\"\'\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse*\xc9\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_DEPLOYING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_DELETING\x10\x05\x32\xb5\x03\n\x11\x44\x65ploymentService\x12i\n\x10\x43reateDeployment\x12#.athanor.v1.CreateDeploymentRequest\x1a$.athanor.v1.CreateDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12\x61\n\rGetDeployment\x12 .athanor.v1.GetDeploymentRequest\x1a!.athanor.v1.GetDeploymentResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12g\n\x0fListDeployments\x12\".athanor.v1.ListDeploymentsRequest\x1a#.athanor.v1.ListDeploymentsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12i\n\x10\x44\x65leteDeployment\x12#.athanor.v1.DeleteDeploymentRequest\x1a$.athanor.v1.DeleteDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#athanor/v1/deployment_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x03\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eresolved_model\x18\x03 \x01(\t\x12\x14\n\x0cnum_replicas\x18\x04 \x01(\x05\x12\x18\n\x10\x63pus_per_replica\x18\x05 \x01(\x01\x12\x18\n\x10gpus_per_replica\x18\x06 \x01(\x01\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.athanor.v1.DeploymentState\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x61utoscaling\x18\x0c \x01(\x0b\x32\x17.athanor.v1.Autoscaling\x12\x14\n\x0c\x66ollow_alias\x18\r \x01(\x08\x12$\n\x04gate\x18\x0e \x01(\x0b\x32\x16.athanor.v1.CanaryGate\x12\x0f\n\x07project\x18\x0f \x01(\t\x12\x0f\n\x07\x63reator\x18\x10 \x01(\t\x12\x0c\n\x04\x65tag\x18\x11 \x01(\t\x12\'\n\trevisions\x18\x12 \x03(\x0b\x32\x14.athanor.v1.Revision\"Z\n\x0b\x41utoscaling\x12\x14\n\x0cmin_replicas\x18\x01 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x02 \x01(\x05\x12\x1f\n\x17target_ongoing_requests\x18\x03 \x01(\x01\"\x84\x02\n\nCanaryGate\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x14\n\x0cmirror_share\x18\x02 \x01(\x01\x12\x14\n\x0c\x65rror_budget\x18\x03 \x01(\x01\x12\x1f\n\x17max_divergence_increase\x18\x04 \x01(\x01\x12\x1a\n\x12max_agreement_loss\x18\x05 \x01(\x01\x12\x19\n\x11max_latency_ratio\x18\x06 \x01(\x01\x12\x16\n\x0emax_error_rate\x18\x07 \x01(\x01\x12\x18\n\x10min_observations\x18\x08 \x01(\x05\x12/\n\x0cmax_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x02\n\x08Revision\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x05phase\x18\x03 \x01(\x0e\x32\x19.athanor.v1.RevisionPhase\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x14\n\x0cmirror_share\x18\x05 \x01(\x01\x12\x18\n\x10\x63pus_per_replica\x18\x06 \x01(\x01\x12\x18\n\x10gpus_per_replica\x18\x07 \x01(\x01\x12\x11\n\tis_canary\x18\x08 \x01(\x08\x12\x0f\n\x07message\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nphase_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x07\x66igures\x18\x0c \x03(\x0b\x32\x16.athanor.v1.GateFigure\"\x7f\n\nGateFigure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cobservations\x18\x02 \x01(\x03\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\r\n\x05limit\x18\x04 \x01(\x01\x12\x17\n\x0f\x65vidence_within\x18\x05 \x01(\x01\x12\x17\n\x0f\x65vidence_beyond\x18\x06 \x01(\x01\"\xc2\x01\n\x0f\x44\x65ploymentEvent\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12(\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"p\n\x17\x43reateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x18\x43reateDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"\x18\n\x16ListDeploymentsRequest\"F\n\x17ListDeploymentsResponse\x12+\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x16.athanor.v1.Deployment\"\'\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"\x84\x01\n\x17UpdateDeploymentRequest\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"F\n\x18UpdateDeploymentResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"g\n\x12StartCanaryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x05\x12$\n\x04gate\x18\x04 \x01(\x0b\x32\x16.athanor.v1.CanaryGate\"A\n\x13StartCanaryResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"d\n\x11SetTrafficRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcanary_weight\x18\x02 \x01(\x05\x12\x19\n\x0cmirror_share\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_mirror_share\"@\n\x12SetTrafficResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"\x1e\n\x0ePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x0fPromoteResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"\x1f\n\x0fRollbackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x10RollbackResponse\x12*\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.athanor.v1.Deployment\"R\n\x1bListDeploymentEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x1cListDeploymentEventsResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.athanor.v1.DeploymentEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc2\x01\n\x0bObservation\x12\x19\n\x11stable_divergence\x18\x01 \x01(\x01\x12\x19\n\x11\x63\x61nary_divergence\x18\x02 \x01(\x01\x12\x18\n\x10stable_agreement\x18\x03 \x01(\x01\x12\x18\n\x10\x63\x61nary_agreement\x18\x04 \x01(\x01\x12\x18\n\x10stable_latency_s\x18\x05 \x01(\x01\x12\x18\n\x10\x63\x61nary_latency_s\x18\x06 \x01(\x01\x12\x15\n\rcanary_failed\x18\x07 \x01(\x08\"\x8d\x01\n\x19ReportObservationsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x05\x12\r\n\x05token\x18\x03 \x01(\t\x12-\n\x0cobservations\x18\x04 \x03(\x0b\x32\x17.athanor.v1.Observation\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x1c\n\x1aReportObservationsResponse*\xc9\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_DEPLOYING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_DELETING\x10\x05*\xb6\x01\n\rRevisionPhase\x12\x1e\n\x1aREVISION_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17REVISION_PHASE_STARTING\x10\x01\x12\x19\n\x15REVISION_PHASE_CANARY\x10\x02\x12\x17\n\x13REVISION_PHASE_LIVE\x10\x03\x12\x1b\n\x17REVISION_PHASE_DRAINING\x10\x04\x12\x17\n\x13REVISION_PHASE_GONE\x10\x05\x32\xe0\x08\n\x11\x44\x65ploymentService\x12i\n\x10\x43reateDeployment\x12#.athanor.v1.CreateDeploymentRequest\x1a$.athanor.v1.CreateDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12\x61\n\rGetDeployment\x12 .athanor.v1.GetDeploymentRequest\x1a!.athanor.v1.GetDeploymentResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12g\n\x0fListDeployments\x12\".athanor.v1.ListDeploymentsRequest\x1a#.athanor.v1.ListDeploymentsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12i\n\x10\x44\x65leteDeployment\x12#.athanor.v1.DeleteDeploymentRequest\x1a$.athanor.v1.DeleteDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12i\n\x10UpdateDeployment\x12#.athanor.v1.UpdateDeploymentRequest\x1a$.athanor.v1.UpdateDeploymentResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12Z\n\x0bStartCanary\x12\x1e.athanor.v1.StartCanaryRequest\x1a\x1f.athanor.v1.StartCanaryResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12Z\n\nSetTraffic\x12\x1d.athanor.v1.SetTrafficRequest\x1a\x1e.athanor.v1.SetTrafficResponse\"\r\x90\x02\x02\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12N\n\x07Promote\x12\x1a.athanor.v1.PromoteRequest\x1a\x1b.athanor.v1.PromoteResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12Q\n\x08Rollback\x12\x1b.athanor.v1.RollbackRequest\x1a\x1c.athanor.v1.RollbackResponse\"\n\xa2\xed\x18\x06\x08\x01\x10\x02\x18\x01\x12v\n\x14ListDeploymentEvents\x12\'.athanor.v1.ListDeploymentEventsRequest\x1a(.athanor.v1.ListDeploymentEventsResponse\"\x0b\x90\x02\x01\xa2\xed\x18\x04\x08\x01\x10\x01\x12k\n\x12ReportObservations\x12%.athanor.v1.ReportObservationsRequest\x1a&.athanor.v1.ReportObservationsResponse\"\x06\xa2\xed\x18\x02\x08\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,26 +44,82 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeployments']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._loaded_options = None
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
-  _globals['_DEPLOYMENTSTATE']._serialized_start=847
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1048
-  _globals['_DEPLOYMENT']._serialized_start=111
-  _globals['_DEPLOYMENT']._serialized_end=427
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=429
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=498
-  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_start=500
-  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_end=570
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=572
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=608
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=610
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=677
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=679
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=703
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=705
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=775
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=777
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=816
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=818
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=844
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=1051
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=1488
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['UpdateDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['UpdateDeployment']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['StartCanary']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['StartCanary']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['SetTraffic']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['SetTraffic']._serialized_options = b'\220\002\002\242\355\030\006\010\001\020\002\030\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['Promote']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['Promote']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['Rollback']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['Rollback']._serialized_options = b'\242\355\030\006\010\001\020\002\030\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeploymentEvents']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeploymentEvents']._serialized_options = b'\220\002\001\242\355\030\004\010\001\020\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['ReportObservations']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['ReportObservations']._serialized_options = b'\242\355\030\002\010\002'
+  _globals['_DEPLOYMENTSTATE']._serialized_start=3508
+  _globals['_DEPLOYMENTSTATE']._serialized_end=3709
+  _globals['_REVISIONPHASE']._serialized_start=3712
+  _globals['_REVISIONPHASE']._serialized_end=3894
+  _globals['_DEPLOYMENT']._serialized_start=207
+  _globals['_DEPLOYMENT']._serialized_end=718
+  _globals['_AUTOSCALING']._serialized_start=720
+  _globals['_AUTOSCALING']._serialized_end=810
+  _globals['_CANARYGATE']._serialized_start=813
+  _globals['_CANARYGATE']._serialized_end=1073
+  _globals['_REVISION']._serialized_start=1076
+  _globals['_REVISION']._serialized_end=1423
+  _globals['_GATEFIGURE']._serialized_start=1425
+  _globals['_GATEFIGURE']._serialized_end=1552
+  _globals['_DEPLOYMENTEVENT']._serialized_start=1555
+  _globals['_DEPLOYMENTEVENT']._serialized_end=1749
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=1751
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=1863
+  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_start=1865
+  _globals['_CREATEDEPLOYMENTRESPONSE']._serialized_end=1935
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1937
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1973
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=1975
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=2042
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2044
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2068
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2070
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2140
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=2142
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=2181
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=2183
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=2209
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=2212
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=2344
+  _globals['_UPDATEDEPLOYMENTRESPONSE']._serialized_start=2346
+  _globals['_UPDATEDEPLOYMENTRESPONSE']._serialized_end=2416
+  _globals['_STARTCANARYREQUEST']._serialized_start=2418
+  _globals['_STARTCANARYREQUEST']._serialized_end=2521
+  _globals['_STARTCANARYRESPONSE']._serialized_start=2523
+  _globals['_STARTCANARYRESPONSE']._serialized_end=2588
+  _globals['_SETTRAFFICREQUEST']._serialized_start=2590
+  _globals['_SETTRAFFICREQUEST']._serialized_end=2690
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=2692
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=2756
+  _globals['_PROMOTEREQUEST']._serialized_start=2758
+  _globals['_PROMOTEREQUEST']._serialized_end=2788
+  _globals['_PROMOTERESPONSE']._serialized_start=2790
+  _globals['_PROMOTERESPONSE']._serialized_end=2851
+  _globals['_ROLLBACKREQUEST']._serialized_start=2853
+  _globals['_ROLLBACKREQUEST']._serialized_end=2884
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2886
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2948
+  _globals['_LISTDEPLOYMENTEVENTSREQUEST']._serialized_start=2950
+  _globals['_LISTDEPLOYMENTEVENTSREQUEST']._serialized_end=3032
+  _globals['_LISTDEPLOYMENTEVENTSRESPONSE']._serialized_start=3034
+  _globals['_LISTDEPLOYMENTEVENTSRESPONSE']._serialized_end=3134
+  _globals['_OBSERVATION']._serialized_start=3137
+  _globals['_OBSERVATION']._serialized_end=3331
+  _globals['_REPORTOBSERVATIONSREQUEST']._serialized_start=3334
+  _globals['_REPORTOBSERVATIONSREQUEST']._serialized_end=3475
+  _globals['_REPORTOBSERVATIONSRESPONSE']._serialized_start=3477
+  _globals['_REPORTOBSERVATIONSRESPONSE']._serialized_end=3505
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=3897
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=5017
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,10 @@ Serving: which model version stands behind which endpoint."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -56,6 +59,42 @@ DEPLOYMENT_STATE_DELETING: DeploymentState.ValueType  # 5
 """Being taken down."""
 Global___DeploymentState: _TypeAlias = DeploymentState  # noqa: Y015
 
+class _RevisionPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevisionPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevisionPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVISION_PHASE_UNSPECIFIED: _RevisionPhase.ValueType  # 0
+    """Never sent by a server."""
+    REVISION_PHASE_STARTING: _RevisionPhase.ValueType  # 1
+    """Its replicas come up."""
+    REVISION_PHASE_CANARY: _RevisionPhase.ValueType  # 2
+    """Beside the one that answers, with a share of the requests or none."""
+    REVISION_PHASE_LIVE: _RevisionPhase.ValueType  # 3
+    """Answers all requests that no canary answers."""
+    REVISION_PHASE_DRAINING: _RevisionPhase.ValueType  # 4
+    """Gets no more requests, finishes those it has."""
+    REVISION_PHASE_GONE: _RevisionPhase.ValueType  # 5
+    """Taken down."""
+
+class RevisionPhase(_RevisionPhase, metaclass=_RevisionPhaseEnumTypeWrapper):
+    """How far a revision is."""
+
+REVISION_PHASE_UNSPECIFIED: RevisionPhase.ValueType  # 0
+"""Never sent by a server."""
+REVISION_PHASE_STARTING: RevisionPhase.ValueType  # 1
+"""Its replicas come up."""
+REVISION_PHASE_CANARY: RevisionPhase.ValueType  # 2
+"""Beside the one that answers, with a share of the requests or none."""
+REVISION_PHASE_LIVE: RevisionPhase.ValueType  # 3
+"""Answers all requests that no canary answers."""
+REVISION_PHASE_DRAINING: RevisionPhase.ValueType  # 4
+"""Gets no more requests, finishes those it has."""
+REVISION_PHASE_GONE: RevisionPhase.ValueType  # 5
+"""Taken down."""
+Global___RevisionPhase: _TypeAlias = RevisionPhase  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """A model version behind an endpoint: what was asked, and how far it is."""
@@ -73,6 +112,13 @@ class Deployment(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    AUTOSCALING_FIELD_NUMBER: _builtins.int
+    FOLLOW_ALIAS_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-40 of [a-z0-9-], begins with a letter; also the path of the endpoint."""
     model: _builtins.str
@@ -91,6 +137,14 @@ class Deployment(_message.Message):
     """Output only. One sentence for people."""
     endpoint: _builtins.str
     """Output only. Base URL for an OpenAI client, e.g. http://127.0.0.1:8000/support-bot/v1."""
+    follow_alias: _builtins.bool
+    """Whether a move of the alias in `model` begins an update; with a gate, a canary."""
+    project: _builtins.str
+    """Who may change it; empty means "default". Everybody who may call the endpoint sees it."""
+    creator: _builtins.str
+    """Output only. Name of the token that made it."""
+    etag: _builtins.str
+    """Output only. Of this version of the deployment, opaque."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -98,6 +152,18 @@ class Deployment(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the stored deployment last changed."""
+
+    @_builtins.property
+    def autoscaling(self) -> Global___Autoscaling:
+        """Replicas by load; then num_replicas is not read."""
+
+    @_builtins.property
+    def gate(self) -> Global___CanaryGate:
+        """How canaries of an alias that is followed are judged; canaries that are started by hand bring their own."""
+
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revision]:
+        """Output only. Oldest first; of those that are gone the newest few."""
 
     def __init__(
         self,
@@ -113,32 +179,297 @@ class Deployment(_message.Message):
         endpoint: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        autoscaling: Global___Autoscaling | None = ...,
+        follow_alias: _builtins.bool = ...,
+        gate: Global___CanaryGate | None = ...,
+        project: _builtins.str = ...,
+        creator: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        revisions: _abc.Iterable[Global___Revision] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "create_time", b"create_time", "gate", b"gate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "endpoint", b"endpoint", "gpus_per_replica", b"gpus_per_replica", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "resolved_model", b"resolved_model", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
 @_typing.final
+class Autoscaling(_message.Message):
+    """Replicas by load: as many as keep the requests in progress per replica near the target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    TARGET_ONGOING_REQUESTS_FIELD_NUMBER: _builtins.int
+    min_replicas: _builtins.int
+    """0: none while nobody asks; the first request then waits for one to start. At most 64."""
+    max_replicas: _builtins.int
+    """1 to 64."""
+    target_ongoing_requests: _builtins.float
+    """Requests in progress per replica; 0 means 8."""
+    def __init__(
+        self,
+        *,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        target_ongoing_requests: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_ongoing_requests", b"target_ongoing_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Autoscaling: _TypeAlias = Autoscaling  # noqa: Y015
+
+@_typing.final
+class CanaryGate(_message.Message):
+    """What a canary must show on mirrored requests. Each limit is tested against the version that answers, on the same requests, with tests that hold whenever they are looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    MIRROR_SHARE_FIELD_NUMBER: _builtins.int
+    ERROR_BUDGET_FIELD_NUMBER: _builtins.int
+    MAX_DIVERGENCE_INCREASE_FIELD_NUMBER: _builtins.int
+    MAX_AGREEMENT_LOSS_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_RATIO_FIELD_NUMBER: _builtins.int
+    MAX_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    MIN_OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    """Registered model that answers are compared with, `name@version` or `name@alias`; empty: the first teacher of the canary's model."""
+    mirror_share: _builtins.float
+    """Of all requests, 0 to 1: so many are asked in the dark as well; 0 means 1."""
+    error_budget: _builtins.float
+    """Probability of a wrong promotion by any one limit, and of a wrong rollback by all of them; 0 means 0.05."""
+    max_divergence_increase: _builtins.float
+    """Nats per token by which its divergence from the teacher may exceed the other's; 0 means 0.1."""
+    max_agreement_loss: _builtins.float
+    """Share of tokens, 0 to 1, by which it may agree with the teacher's choice less often than the other; 0 means 0.05."""
+    max_latency_ratio: _builtins.float
+    """How much longer than the other it may take for half of the requests, as a factor above 1; 0 means 1.5."""
+    max_error_rate: _builtins.float
+    """Share of requests, 0 to 1, that it may fail; 0 means 0.05."""
+    min_observations: _builtins.int
+    """Compared requests before any promotion; 0 means 30."""
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """Rolled back when nothing was decided by then; 0 means 24 h."""
+
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        mirror_share: _builtins.float = ...,
+        error_budget: _builtins.float = ...,
+        max_divergence_increase: _builtins.float = ...,
+        max_agreement_loss: _builtins.float = ...,
+        max_latency_ratio: _builtins.float = ...,
+        max_error_rate: _builtins.float = ...,
+        min_observations: _builtins.int = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_budget", b"error_budget", "max_agreement_loss", b"max_agreement_loss", "max_divergence_increase", b"max_divergence_increase", "max_duration", b"max_duration", "max_error_rate", b"max_error_rate", "max_latency_ratio", b"max_latency_ratio", "min_observations", b"min_observations", "mirror_share", b"mirror_share", "teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryGate: _TypeAlias = CanaryGate  # noqa: Y015
+
+@_typing.final
+class Revision(_message.Message):
+    """One model version with its resources, as a deployment has or had it. Output only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MIRROR_SHARE_FIELD_NUMBER: _builtins.int
+    CPUS_PER_REPLICA_FIELD_NUMBER: _builtins.int
+    GPUS_PER_REPLICA_FIELD_NUMBER: _builtins.int
+    IS_CANARY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PHASE_TIME_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1, 2, 3, ... within the deployment."""
+    model: _builtins.str
+    """`name@version`."""
+    phase: Global___RevisionPhase.ValueType
+    """How far it is."""
+    weight: _builtins.int
+    """Share of the requests in basis points, 0 to 10000."""
+    mirror_share: _builtins.float
+    """Share of the requests, 0 to 1, that it is asked in the dark."""
+    cpus_per_replica: _builtins.float
+    """CPUs per replica."""
+    gpus_per_replica: _builtins.float
+    """GPUs per replica."""
+    is_canary: _builtins.bool
+    """Whether it came as a canary."""
+    message: _builtins.str
+    """One sentence for people."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def phase_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is in its phase."""
+
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateFigure]:
+        """Of a canary with a gate: each limit with what was seen so far."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        model: _builtins.str = ...,
+        phase: Global___RevisionPhase.ValueType = ...,
+        weight: _builtins.int = ...,
+        mirror_share: _builtins.float = ...,
+        cpus_per_replica: _builtins.float = ...,
+        gpus_per_replica: _builtins.float = ...,
+        is_canary: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        phase_time: _timestamp_pb2.Timestamp | None = ...,
+        figures: _abc.Iterable[Global___GateFigure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "phase_time", b"phase_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "figures", b"figures", "gpus_per_replica", b"gpus_per_replica", "is_canary", b"is_canary", "message", b"message", "mirror_share", b"mirror_share", "model", b"model", "number", b"number", "phase", b"phase", "phase_time", b"phase_time", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revision: _TypeAlias = Revision  # noqa: Y015
+
+@_typing.final
+class GateFigure(_message.Message):
+    """One limit of a gate, and the evidence so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    EVIDENCE_WITHIN_FIELD_NUMBER: _builtins.int
+    EVIDENCE_BEYOND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`divergence`, `agreement`, `latency` or `errors`."""
+    observations: _builtins.int
+    """Requests compared."""
+    mean: _builtins.float
+    """What was seen on average, in the unit of the limit."""
+    limit: _builtins.float
+    """What is allowed."""
+    evidence_within: _builtins.float
+    """Evidence that it is within the limit: the limit counts as kept at 1/error_budget."""
+    evidence_beyond: _builtins.float
+    """Evidence that it is beyond."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        observations: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        limit: _builtins.float = ...,
+        evidence_within: _builtins.float = ...,
+        evidence_beyond: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_beyond", b"evidence_beyond", "evidence_within", b"evidence_within", "limit", b"limit", "mean", b"mean", "name", b"name", "observations", b"observations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateFigure: _TypeAlias = GateFigure  # noqa: Y015
+
+@_typing.final
+class DeploymentEvent(_message.Message):
+    """A decision about a deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """Deployment.name."""
+    revision: _builtins.int
+    """Revision.number; 0: about the deployment itself."""
+    reason: _builtins.str
+    """UPPER_SNAKE, e.g. REVISION_LIVE, CANARY_PROMOTED."""
+    message: _builtins.str
+    """One sentence for people."""
+    actor: _builtins.str
+    """Name of the token behind it; empty: the control plane itself."""
+    @_builtins.property
+    def figures(self) -> _struct_pb2.Struct:
+        """What it was decided on."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        figures: _struct_pb2.Struct | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "figures", b"figures"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "deployment", b"deployment", "figures", b"figures", "message", b"message", "reason", b"reason", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentEvent: _TypeAlias = DeploymentEvent  # noqa: Y015
+
+@_typing.final
 class CreateDeploymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The same id with the same request gets the same deployment; with another one ALREADY_EXISTS / REQUEST_ID_REUSED."""
+    validate_only: _builtins.bool
+    """Checks and answers as if, and stores nothing."""
     @_builtins.property
     def deployment(self) -> Global___Deployment:
-        """Reads name, model, num_replicas, cpus_per_replica, gpus_per_replica."""
+        """Reads name, model, num_replicas, cpus_per_replica, gpus_per_replica, autoscaling, follow_alias, gate, project."""
 
     def __init__(
         self,
         *,
         deployment: Global___Deployment | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,3 +610,402 @@ class DeleteDeploymentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteDeploymentResponse: _TypeAlias = DeleteDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """When set: the etag it must have now."""
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """Deployment.name, and new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Of model, num_replicas, autoscaling, cpus_per_replica, gpus_per_replica, follow_alias, gate."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "etag", b"etag", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As stored now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentResponse: _TypeAlias = UpdateDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class StartCanaryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Deployment.name."""
+    model: _builtins.str
+    """`name@alias`, `name@version` or `name`."""
+    weight: _builtins.int
+    """Share of the requests in basis points, 0 to 10000; sticky by session."""
+    @_builtins.property
+    def gate(self) -> Global___CanaryGate:
+        """When set it is promoted or rolled back by itself."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        gate: Global___CanaryGate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "model", b"model", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCanaryRequest: _TypeAlias = StartCanaryRequest  # noqa: Y015
+
+@_typing.final
+class StartCanaryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As stored now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCanaryResponse: _TypeAlias = StartCanaryResponse  # noqa: Y015
+
+@_typing.final
+class SetTrafficRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CANARY_WEIGHT_FIELD_NUMBER: _builtins.int
+    MIRROR_SHARE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Deployment.name."""
+    canary_weight: _builtins.int
+    """The canary's share of the requests in basis points, 0 to 10000."""
+    mirror_share: _builtins.float
+    """When set: its share of requests that are asked in the dark, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        canary_weight: _builtins.int = ...,
+        mirror_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share", "mirror_share", b"mirror_share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share", "canary_weight", b"canary_weight", "mirror_share", b"mirror_share", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mirror_share: _TypeAlias = _typing.Literal["mirror_share"]  # noqa: Y015
+    _WhichOneofArgType__mirror_share: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mirror_share) -> _WhichOneofReturnType__mirror_share | None: ...
+
+Global___SetTrafficRequest: _TypeAlias = SetTrafficRequest  # noqa: Y015
+
+@_typing.final
+class SetTrafficResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As stored now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTrafficResponse: _TypeAlias = SetTrafficResponse  # noqa: Y015
+
+@_typing.final
+class PromoteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Deployment.name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteRequest: _TypeAlias = PromoteRequest  # noqa: Y015
+
+@_typing.final
+class PromoteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As stored now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteResponse: _TypeAlias = PromoteResponse  # noqa: Y015
+
+@_typing.final
+class RollbackRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Deployment.name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
+
+@_typing.final
+class RollbackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As stored now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackResponse: _TypeAlias = RollbackResponse  # noqa: Y015
+
+@_typing.final
+class ListDeploymentEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Deployment.name."""
+    page_size: _builtins.int
+    """At most this many; 0 means 100; over 1000 is 1000."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentEventsRequest: _TypeAlias = ListDeploymentEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentEvent]:
+        """One page, newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___DeploymentEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentEventsResponse: _TypeAlias = ListDeploymentEventsResponse  # noqa: Y015
+
+@_typing.final
+class Observation(_message.Message):
+    """What one mirrored request has shown."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STABLE_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    CANARY_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    STABLE_AGREEMENT_FIELD_NUMBER: _builtins.int
+    CANARY_AGREEMENT_FIELD_NUMBER: _builtins.int
+    STABLE_LATENCY_S_FIELD_NUMBER: _builtins.int
+    CANARY_LATENCY_S_FIELD_NUMBER: _builtins.int
+    CANARY_FAILED_FIELD_NUMBER: _builtins.int
+    stable_divergence: _builtins.float
+    """Nats per token: the mean divergence from the teacher of the version that answers."""
+    canary_divergence: _builtins.float
+    """The same of the canary."""
+    stable_agreement: _builtins.float
+    """Share of tokens on which the version that answers would choose as the teacher does."""
+    canary_agreement: _builtins.float
+    """The same of the canary."""
+    stable_latency_s: _builtins.float
+    """How long the version that answers took, in seconds."""
+    canary_latency_s: _builtins.float
+    """How long the canary took, in seconds."""
+    canary_failed: _builtins.bool
+    """The canary answered with an error of its own, or not at all; then only this counts."""
+    def __init__(
+        self,
+        *,
+        stable_divergence: _builtins.float = ...,
+        canary_divergence: _builtins.float = ...,
+        stable_agreement: _builtins.float = ...,
+        canary_agreement: _builtins.float = ...,
+        stable_latency_s: _builtins.float = ...,
+        canary_latency_s: _builtins.float = ...,
+        canary_failed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_agreement", b"canary_agreement", "canary_divergence", b"canary_divergence", "canary_failed", b"canary_failed", "canary_latency_s", b"canary_latency_s", "stable_agreement", b"stable_agreement", "stable_divergence", b"stable_divergence", "stable_latency_s", b"stable_latency_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Observation: _TypeAlias = Observation  # noqa: Y015
+
+@_typing.final
+class ReportObservationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Deployment.name."""
+    revision: _builtins.int
+    """Revision.number of the canary."""
+    token: _builtins.str
+    """Secret of this canary."""
+    request_id: _builtins.str
+    """The same id is counted once."""
+    @_builtins.property
+    def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Observation]:
+        """In the order in which they were made."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        token: _builtins.str = ...,
+        observations: _abc.Iterable[Global___Observation] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "observations", b"observations", "request_id", b"request_id", "revision", b"revision", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportObservationsRequest: _TypeAlias = ReportObservationsRequest  # noqa: Y015
+
+@_typing.final
+class ReportObservationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportObservationsResponse: _TypeAlias = ReportObservationsResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DeploymentServiceStub:
-    """A deployment is a Ray Serve application; the control plane keeps it as stored here.
+    """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,45 @@ class DeploymentServiceStub:
                 request_serializer=athanor_dot_v1_dot_deployment__service__pb2.DeleteDeploymentRequest.SerializeToString,
                 response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.DeleteDeploymentResponse.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/athanor.v1.DeploymentService/UpdateDeployment',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.UpdateDeploymentResponse.FromString,
+                _registered_method=True)
+        self.StartCanary = channel.unary_unary(
+                '/athanor.v1.DeploymentService/StartCanary',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.StartCanaryRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.StartCanaryResponse.FromString,
+                _registered_method=True)
+        self.SetTraffic = channel.unary_unary(
+                '/athanor.v1.DeploymentService/SetTraffic',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.SetTrafficRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.SetTrafficResponse.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/athanor.v1.DeploymentService/Promote',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.PromoteResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/athanor.v1.DeploymentService/Rollback',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.ListDeploymentEvents = channel.unary_unary(
+                '/athanor.v1.DeploymentService/ListDeploymentEvents',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.ListDeploymentEventsRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.ListDeploymentEventsResponse.FromString,
+                _registered_method=True)
+        self.ReportObservations = channel.unary_unary(
+                '/athanor.v1.DeploymentService/ReportObservations',
+                request_serializer=athanor_dot_v1_dot_deployment__service__pb2.ReportObservationsRequest.SerializeToString,
+                response_deserializer=athanor_dot_v1_dot_deployment__service__pb2.ReportObservationsResponse.FromString,
+                _registered_method=True)
 
 
 class DeploymentServiceServicer:
-    """A deployment is a Ray Serve application; the control plane keeps it as stored here.
+    """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here.
     """
 
     def CreateDeployment(self, request, context):
@@ -89,6 +124,55 @@ class DeploymentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDeployment(self, request, context):
+        """Changes the fields of update_mask. Another model or other resources begin a rolling update: a new revision comes up beside the old one, takes all requests when it is ready, and the old one drains. INVALID_ARGUMENT / INVALID_UPDATE, ABORTED / ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartCanary(self, request, context):
+        """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTraffic(self, request, context):
+        """Changes the canary's share. FAILED_PRECONDITION / NO_CANARY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Lets the canary answer all requests, whatever its gate has seen. FAILED_PRECONDITION / NO_CANARY, CANARY_NOT_READY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Ends the canary or the update that is under way; without one, a rolling update back to the version that answered before. FAILED_PRECONDITION / NO_EARLIER_REVISION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeploymentEvents(self, request, context):
+        """Every decision about one deployment, whoever made it, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportObservations(self, request, context):
+        """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DeploymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +196,41 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.DeleteDeploymentRequest.FromString,
                     response_serializer=athanor_dot_v1_dot_deployment__service__pb2.DeleteDeploymentResponse.SerializeToString,
             ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.UpdateDeploymentResponse.SerializeToString,
+            ),
+            'StartCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartCanary,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.StartCanaryRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.StartCanaryResponse.SerializeToString,
+            ),
+            'SetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTraffic,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.SetTrafficRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.PromoteRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.PromoteResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.RollbackRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.RollbackResponse.SerializeToString,
+            ),
+            'ListDeploymentEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeploymentEvents,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.ListDeploymentEventsRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.ListDeploymentEventsResponse.SerializeToString,
+            ),
+            'ReportObservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportObservations,
+                    request_deserializer=athanor_dot_v1_dot_deployment__service__pb2.ReportObservationsRequest.FromString,
+                    response_serializer=athanor_dot_v1_dot_deployment__service__pb2.ReportObservationsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'athanor.v1.DeploymentService', rpc_method_handlers)
@@ -121,7 +240,7 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeploymentService:
-    """A deployment is a Ray Serve application; the control plane keeps it as stored here.
+    """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here.
     """
 
     @staticmethod
@@ -222,6 +341,195 @@ class DeploymentService:
             '/athanor.v1.DeploymentService/DeleteDeployment',
             athanor_dot_v1_dot_deployment__service__pb2.DeleteDeploymentRequest.SerializeToString,
             athanor_dot_v1_dot_deployment__service__pb2.DeleteDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/UpdateDeployment',
+            athanor_dot_v1_dot_deployment__service__pb2.UpdateDeploymentRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.UpdateDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/StartCanary',
+            athanor_dot_v1_dot_deployment__service__pb2.StartCanaryRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.StartCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/SetTraffic',
+            athanor_dot_v1_dot_deployment__service__pb2.SetTrafficRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/Promote',
+            athanor_dot_v1_dot_deployment__service__pb2.PromoteRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/Rollback',
+            athanor_dot_v1_dot_deployment__service__pb2.RollbackRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeploymentEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/ListDeploymentEvents',
+            athanor_dot_v1_dot_deployment__service__pb2.ListDeploymentEventsRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.ListDeploymentEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportObservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/athanor.v1.DeploymentService/ReportObservations',
+            athanor_dot_v1_dot_deployment__service__pb2.ReportObservationsRequest.SerializeToString,
+            athanor_dot_v1_dot_deployment__service__pb2.ReportObservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

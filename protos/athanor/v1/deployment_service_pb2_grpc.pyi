@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeploymentServiceStub:
-    """A deployment is a Ray Serve application; the control plane keeps it as stored here."""
+    """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,10 +41,24 @@ class DeploymentServiceStub:
     """All deployments, by name."""
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]
     """Takes it down and forgets it."""
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.UpdateDeploymentRequest, _deployment_service_pb2.UpdateDeploymentResponse]
+    """Changes the fields of update_mask. Another model or other resources begin a rolling update: a new revision comes up beside the old one, takes all requests when it is ready, and the old one drains. INVALID_ARGUMENT / INVALID_UPDATE, ABORTED / ETAG_MISMATCH."""
+    StartCanary: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.StartCanaryRequest, _deployment_service_pb2.StartCanaryResponse]
+    """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE."""
+    SetTraffic: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.SetTrafficRequest, _deployment_service_pb2.SetTrafficResponse]
+    """Changes the canary's share. FAILED_PRECONDITION / NO_CANARY."""
+    Promote: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.PromoteRequest, _deployment_service_pb2.PromoteResponse]
+    """Lets the canary answer all requests, whatever its gate has seen. FAILED_PRECONDITION / NO_CANARY, CANARY_NOT_READY."""
+    Rollback: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.RollbackRequest, _deployment_service_pb2.RollbackResponse]
+    """Ends the canary or the update that is under way; without one, a rolling update back to the version that answered before. FAILED_PRECONDITION / NO_EARLIER_REVISION."""
+    ListDeploymentEvents: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentEventsRequest, _deployment_service_pb2.ListDeploymentEventsResponse]
+    """Every decision about one deployment, whoever made it, newest first."""
+    ReportObservations: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.ReportObservationsRequest, _deployment_service_pb2.ReportObservationsResponse]
+    """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
 
 @_typing.type_check_only
 class DeploymentServiceAsyncStub(DeploymentServiceStub):
-    """A deployment is a Ray Serve application; the control plane keeps it as stored here."""
+    """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.CreateDeploymentRequest, _deployment_service_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
@@ -55,9 +69,23 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """All deployments, by name."""
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
     """Takes it down and forgets it."""
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.UpdateDeploymentRequest, _deployment_service_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
+    """Changes the fields of update_mask. Another model or other resources begin a rolling update: a new revision comes up beside the old one, takes all requests when it is ready, and the old one drains. INVALID_ARGUMENT / INVALID_UPDATE, ABORTED / ETAG_MISMATCH."""
+    StartCanary: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.StartCanaryRequest, _deployment_service_pb2.StartCanaryResponse]  # type: ignore[assignment]
+    """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE."""
+    SetTraffic: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.SetTrafficRequest, _deployment_service_pb2.SetTrafficResponse]  # type: ignore[assignment]
+    """Changes the canary's share. FAILED_PRECONDITION / NO_CANARY."""
+    Promote: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.PromoteRequest, _deployment_service_pb2.PromoteResponse]  # type: ignore[assignment]
+    """Lets the canary answer all requests, whatever its gate has seen. FAILED_PRECONDITION / NO_CANARY, CANARY_NOT_READY."""
+    Rollback: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.RollbackRequest, _deployment_service_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Ends the canary or the update that is under way; without one, a rolling update back to the version that answered before. FAILED_PRECONDITION / NO_EARLIER_REVISION."""
+    ListDeploymentEvents: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentEventsRequest, _deployment_service_pb2.ListDeploymentEventsResponse]  # type: ignore[assignment]
+    """Every decision about one deployment, whoever made it, newest first."""
+    ReportObservations: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.ReportObservationsRequest, _deployment_service_pb2.ReportObservationsResponse]  # type: ignore[assignment]
+    """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A deployment is a Ray Serve application; the control plane keeps it as stored here."""
+    """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here."""
 
     @_abc_1.abstractmethod
     def CreateDeployment(
@@ -90,5 +118,61 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.DeleteDeploymentResponse, _abc.Awaitable[_deployment_service_pb2.DeleteDeploymentResponse]]:
         """Takes it down and forgets it."""
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _deployment_service_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.UpdateDeploymentResponse, _abc.Awaitable[_deployment_service_pb2.UpdateDeploymentResponse]]:
+        """Changes the fields of update_mask. Another model or other resources begin a rolling update: a new revision comes up beside the old one, takes all requests when it is ready, and the old one drains. INVALID_ARGUMENT / INVALID_UPDATE, ABORTED / ETAG_MISMATCH."""
+
+    @_abc_1.abstractmethod
+    def StartCanary(
+        self,
+        request: _deployment_service_pb2.StartCanaryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.StartCanaryResponse, _abc.Awaitable[_deployment_service_pb2.StartCanaryResponse]]:
+        """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE."""
+
+    @_abc_1.abstractmethod
+    def SetTraffic(
+        self,
+        request: _deployment_service_pb2.SetTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.SetTrafficResponse, _abc.Awaitable[_deployment_service_pb2.SetTrafficResponse]]:
+        """Changes the canary's share. FAILED_PRECONDITION / NO_CANARY."""
+
+    @_abc_1.abstractmethod
+    def Promote(
+        self,
+        request: _deployment_service_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.PromoteResponse, _abc.Awaitable[_deployment_service_pb2.PromoteResponse]]:
+        """Lets the canary answer all requests, whatever its gate has seen. FAILED_PRECONDITION / NO_CANARY, CANARY_NOT_READY."""
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _deployment_service_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.RollbackResponse, _abc.Awaitable[_deployment_service_pb2.RollbackResponse]]:
+        """Ends the canary or the update that is under way; without one, a rolling update back to the version that answered before. FAILED_PRECONDITION / NO_EARLIER_REVISION."""
+
+    @_abc_1.abstractmethod
+    def ListDeploymentEvents(
+        self,
+        request: _deployment_service_pb2.ListDeploymentEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.ListDeploymentEventsResponse, _abc.Awaitable[_deployment_service_pb2.ListDeploymentEventsResponse]]:
+        """Every decision about one deployment, whoever made it, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReportObservations(
+        self,
+        request: _deployment_service_pb2.ReportObservationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_service_pb2.ReportObservationsResponse, _abc.Awaitable[_deployment_service_pb2.ReportObservationsResponse]]:
+        """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from serving.engine import Delta, GenerationRequest, Load
 from serving.errors import EngineFailed, Overloaded
+from serving.loading import LoadedModel
 from serving.model_dir import Lineage
 from serving.openai_api import ModelCard, build_api
 
@@ -68,6 +69,11 @@ class ScriptedEngine:
         pass
 
 
+def served(engine, loaded):
+    """The scripted engine with a real tokenizer."""
+    return LoadedModel(frozenset({"generate"}), loaded.prompts, engine)
+
+
 @pytest.fixture
 def engine():
     return ScriptedEngine()
@@ -75,7 +81,7 @@ def engine():
 
 @pytest.fixture
 async def http(engine, loaded):
-    api = build_api(CARD, engine, loaded.prompts, max_body_bytes=20_000)
+    api = build_api(CARD, served(engine, loaded), max_body_bytes=20_000)
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://bot") as client:
         yield client
@@ -177,12 +183,31 @@ async def test_text_parts_and_the_developer_role(client, engine, loaded):
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "valid string; or .* valid list"),
         ({"stop": ["a"] * 5}, "stop", "at most 4"),
         ({"stop": "a" * 300}, "stop", "at most 256"),
-        ({"n": 2}, "n", "`n` is not supported as of now"),
-        ({"logprobs": True}, "logprobs", "not supported"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 65}, "n", "less than or equal to 64"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs: true`"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "needs the field"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "'json_schema'"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wizard"}}}},
+            "response_format",
+            "Invalid type: wizard",
+        ),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
+        ({"logit_bias": {"10000": 1}}, "logit_bias", "must be below 312"),
+        ({"extra_body": {"top_k": -2}}, "top_k", "greater than or equal to -1"),
+        ({"extra_body": {"min_p": 2}}, "min_p", "less than or equal to 1"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "greater than 0"),
+        ({"extra_body": {"guided_regex": "("}}, "guided_regex", "unclosed group"),
+        ({"extra_body": {"guided_regex": "a", "guided_choice": ["b"]}}, "guided_choice", "cannot both say"),
+        ({"extra_body": {"structured_outputs": {"json": "{"}}}, "structured_outputs.json", "no JSON schema"),
+        ({"extra_body": {"structured_outputs": {"grammar": "x"}}}, "structured_outputs.grammar", "should be None"),
+        ({"extra_body": {"ignore_eos": True}}, "ignore_eos", "not supported"),
     ],
 )
 async def test_wrong_options_are_named(client, engine, options, param, words):
@@ -198,7 +223,7 @@ async def test_options_that_change_nothing_are_taken(client, engine):
     assert len(engine.requests) == 1
 
 
-@pytest.mark.parametrize("prompt", ["", [], [10_000], [-1], ["a", "b"], [[1], [2]], [1, "a"], None])
+@pytest.mark.parametrize("prompt", ["", [], [10_000], [-1], ["a", ""], [[1], []], [1, "a"], ["a"] * 65, None])
 async def test_prompts_that_cannot_be_answered(http, prompt):
     reply = await http.post("/v1/completions", json={"model": "support-bot", "prompt": prompt})
     assert reply.status_code == 400
@@ -286,7 +311,7 @@ async def test_a_request_id_that_was_given_is_kept(http, engine, caplog):
 
 async def test_a_client_that_goes_closes_its_stream(engine, loaded):
     """Played as a server plays it: sending fails once the client is gone."""
-    api = build_api(CARD, engine, loaded.prompts)
+    api = build_api(CARD, served(engine, loaded))
     body = json.dumps({"model": "support-bot", "messages": QUESTION, "stream": True}).encode()
     incoming = [{"type": "http.disconnect"}, {"type": "http.request", "body": body}]
 
@@ -306,7 +331,7 @@ async def test_a_client_that_goes_closes_its_stream(engine, loaded):
 
 async def test_a_stream_that_never_starts_is_closed(engine, loaded):
     """The client is gone before the first byte could be sent."""
-    api = build_api(CARD, engine, loaded.prompts)
+    api = build_api(CARD, served(engine, loaded))
     body = json.dumps({"model": "support-bot", "messages": QUESTION, "stream": True}).encode()
     received = iter([{"type": "http.request", "body": body}])
 
@@ -335,6 +360,6 @@ async def test_the_engine_ends_with_the_application(engine, loaded):
     async def send(message):
         said.append(message["type"])
 
-    await build_api(CARD, engine, loaded.prompts)({"type": "lifespan", "state": {}}, receive, send)
+    await build_api(CARD, served(engine, loaded))({"type": "lifespan", "state": {}}, receive, send)
     assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert closed.is_set()

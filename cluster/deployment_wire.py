@@ -1,0 +1,183 @@
+"""Between stored deployments and the messages of `athanor.v1`, in both directions, with every bound on what comes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from athanor.v1 import deployment_service_pb2 as messages
+
+from cluster.canary import Figure, Observation, figures
+from cluster.errors import InvalidInput, Violation, in_words
+from cluster.registry import NAME_RULE, is_name
+from cluster.store.deployment_records import (
+    Autoscaling,
+    Gate,
+    Revision,
+    StoredDecision,
+    StoredDeployment,
+)
+from cluster.wire import timestamp, to_struct
+
+_MAX_REPLICAS = 64
+_MAX_PER_REPLICA = 1024
+_WHOLE = 10_000
+_MOST_S = 366 * 24 * 3600.0
+_MOST_NATS = 100.0
+_SHARES = ("mirror_share", "max_agreement_loss", "max_error_rate", "error_budget")
+_GATE_NUMBERS = (
+    *_SHARES,
+    *("max_divergence_increase", "max_latency_ratio"),
+)
+
+
+def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
+    message = messages.Deployment(
+        name=deployment.name,
+        model=deployment.model,
+        resolved_model=deployment.resolved_model,
+        num_replicas=deployment.num_replicas,
+        cpus_per_replica=deployment.cpus_per_replica,
+        gpus_per_replica=deployment.gpus_per_replica,
+        state=messages.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state.value}"),
+        message=deployment.message,
+        endpoint=deployment.endpoint,
+        create_time=timestamp(deployment.create_time_us),
+        update_time=timestamp(deployment.update_time_us),
+        follow_alias=deployment.follow_alias,
+        project=deployment.project,
+        creator=deployment.creator,
+        etag=etag(deployment),
+        revisions=[_revision(each) for each in deployment.revisions],
+    )
+    if deployment.autoscaling is not None:
+        message.autoscaling.CopyFrom(messages.Autoscaling(**asdict(deployment.autoscaling)))
+    if deployment.gate is not None:
+        message.gate.CopyFrom(_gate(deployment.gate))
+    return message
+
+
+def etag(deployment: StoredDeployment) -> str:
+    return f'"{deployment.create_time_us:x}-{deployment.generation:x}"'
+
+
+def decision_to_proto(stored: StoredDecision) -> messages.DeploymentEvent:
+    decision = stored.decision
+    return messages.DeploymentEvent(
+        deployment=stored.deployment,
+        revision=decision.revision,
+        reason=decision.reason,
+        message=decision.message,
+        actor=decision.actor,
+        figures=to_struct(decision.figures),
+        create_time=timestamp(stored.create_time_us),
+    )
+
+
+def observation_from_proto(message: messages.Observation) -> Observation:
+    names = (field.name for field in messages.Observation.DESCRIPTOR.fields)
+    return Observation(**{name: getattr(message, name) for name in names})
+
+
+def gate_from_proto(message: messages.CanaryGate, path: str) -> Gate:
+    """With its defaults; InvalidInput / INVALID_DEPLOYMENT names each wrong field under `path`."""
+    check(list(_gate_violations(message, path)))
+    given = {name: getattr(message, name) for name in _GATE_NUMBERS if getattr(message, name)}
+    if message.min_observations:
+        given["min_observations"] = message.min_observations
+    if message.HasField("max_duration"):
+        given["max_duration_s"] = message.max_duration.seconds + message.max_duration.nanos / 1e9
+    return Gate(teacher=message.teacher, **given)
+
+
+def autoscaling_from_proto(message: messages.Autoscaling, path: str) -> Autoscaling:
+    """InvalidInput / INVALID_DEPLOYMENT, as for a gate."""
+    target = message.target_ongoing_requests
+    wrong = []
+    if not 1 <= message.max_replicas <= _MAX_REPLICAS:
+        wrong.append(Violation(f"{path}.max_replicas", f"{message.max_replicas} is not between 1 and {_MAX_REPLICAS}"))
+    if not 0 <= message.min_replicas <= message.max_replicas:
+        words = f"{message.min_replicas} is not between 0 and max_replicas ({message.max_replicas})"
+        wrong.append(Violation(f"{path}.min_replicas", words))
+    if not (math.isfinite(target) and 0 <= target <= 1e6):
+        wrong.append(Violation(f"{path}.target_ongoing_requests", f"{target} is not between 0 and a million"))
+    check(wrong)
+    found = Autoscaling(message.min_replicas, message.max_replicas)
+    return Autoscaling(message.min_replicas, message.max_replicas, target) if target else found
+
+
+def name_violations(name: str) -> Iterator[Violation]:
+    if not is_name(name):
+        yield Violation("deployment.name", f"{name!r} is no name; {NAME_RULE}")
+
+
+def scale_violations(wish: messages.Deployment) -> Iterator[Violation]:
+    if not 0 <= wish.num_replicas <= _MAX_REPLICAS:
+        yield Violation("deployment.num_replicas", f"{wish.num_replicas} is not between 1 and {_MAX_REPLICAS}")
+    for field in ("cpus_per_replica", "gpus_per_replica"):
+        value = getattr(wish, field)
+        if not (math.isfinite(value) and 0 <= value <= _MAX_PER_REPLICA):
+            yield Violation(f"deployment.{field}", f"{value} is not between 0 and {_MAX_PER_REPLICA}")
+
+
+def weight_violations(weight: int, path: str) -> Iterator[Violation]:
+    if not 0 <= weight <= _WHOLE:
+        yield Violation(path, f"{weight} is not between 0 and {_WHOLE} basis points")
+
+
+def share_violations(share: float, path: str) -> Iterator[Violation]:
+    if not 0 <= share <= 1:  # what is no number is not either
+        yield Violation(path, f"{share} is not between 0 and 1")
+
+
+def check(violations: list[Violation]) -> None:
+    """InvalidInput / INVALID_DEPLOYMENT where there are any."""
+    if violations:
+        raise InvalidInput("INVALID_DEPLOYMENT", in_words(violations), violations)
+
+
+def _gate_violations(message: messages.CanaryGate, path: str) -> Iterator[Violation]:
+    for name in _SHARES:
+        yield from share_violations(getattr(message, name), f"{path}.{name}")
+    for name in ("max_error_rate", "max_agreement_loss", "error_budget"):
+        if getattr(message, name) == 1:
+            yield Violation(f"{path}.{name}", "1 allows anything; give less")
+    if not 0 <= message.max_divergence_increase <= _MOST_NATS:
+        yield Violation(f"{path}.max_divergence_increase", f"is not between 0 and {_MOST_NATS:g} nats")
+    if message.max_latency_ratio and not 1 <= message.max_latency_ratio <= 1e6:
+        yield Violation(f"{path}.max_latency_ratio", f"{message.max_latency_ratio} is no factor from 1 to a million")
+    if message.min_observations < 0:
+        yield Violation(f"{path}.min_observations", f"{message.min_observations} is negative")
+    if message.HasField("max_duration") and not 0 < message.max_duration.seconds <= _MOST_S:
+        yield Violation(f"{path}.max_duration", "is not between a second and a year")
+
+
+def _gate(gate: Gate) -> messages.CanaryGate:
+    values = asdict(gate)
+    seconds = values.pop("max_duration_s")
+    message = messages.CanaryGate(**values)
+    message.max_duration.FromMicroseconds(int(seconds * 1e6))
+    return message
+
+
+def _revision(revision: Revision) -> messages.Revision:
+    trial = revision.trial
+    return messages.Revision(
+        number=revision.number,
+        model=revision.model,
+        phase=messages.RevisionPhase.Value(f"REVISION_PHASE_{revision.phase.value}"),
+        weight=revision.weight,
+        mirror_share=revision.mirror_share,
+        cpus_per_replica=revision.cpus_per_replica,
+        gpus_per_replica=revision.gpus_per_replica,
+        is_canary=revision.is_canary,
+        message=revision.message,
+        create_time=timestamp(revision.create_time_us),
+        phase_time=timestamp(revision.phase_time_us),
+        figures=[_figure(each) for each in figures(trial.gate, trial.evidence)] if trial else (),
+    )
+
+
+def _figure(figure: Figure) -> messages.GateFigure:
+    return messages.GateFigure(**asdict(figure))

@@ -1,0 +1,270 @@
+"""What to do next about one deployment: pure functions from what is stored and what Serve shows to the next step.
+
+Revisions come up beside each other: a new one takes requests when it is ready, and never before; the old one gets no
+more, finishes, and goes. Whatever becomes of a new one, the old one is not touched until then. What people wish is in
+rollout_wishes.py; what a canary has to show, in canary.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from cluster.canary import Outcome, Verdict, judge
+from cluster.store.deployment_records import Decision, DeploymentState, Phase, Revision, StoredDeployment, Trial
+
+WHOLE = 10_000
+"""All requests, in basis points."""
+
+
+class Shown(StrEnum):
+    """What Serve shows of one application."""
+
+    ABSENT = "ABSENT"
+    STARTING = "STARTING"
+    READY = "READY"
+    UNHEALTHY = "UNHEALTHY"
+    """Replicas die, and are replaced."""
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One application on Serve."""
+
+    state: Shown
+    message: str = ""
+    num_running: int = 0
+    """Replicas that answer."""
+
+    @property
+    def answers(self) -> bool:
+        """Ready, or with something changing beside replicas that answer."""
+        return self.state is Shown.READY or self.num_running > 0
+
+
+NOT_SEEN = Seen(Shown.ABSENT, "Ray Serve does not show it yet")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model version that shall be served."""
+
+    model: str
+    path: str
+    trial: Trial | None = None
+    """With it, it comes as a canary."""
+    trouble: str = ""
+    """Why it cannot be served."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one round has found out about one deployment."""
+
+    now_us: int
+    revisions: Mapping[int, Seen]
+    is_routed: bool
+    """The gateway goes by what is stored now."""
+    target: Target | None = None
+    """Where the alias points that is followed."""
+    judge: Seen = NOT_SEEN
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Seconds."""
+
+    start_timeout_s: float = 900.0
+    drain_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a deployment becomes, and what was decided."""
+
+    deployment: StoredDeployment
+    decisions: tuple[Decision, ...] = ()
+
+    def then(self, later: Step) -> Step:
+        return Step(later.deployment, self.decisions + later.decisions)
+
+
+def advance(deployment: StoredDeployment, look: Look, rules: Rules) -> Step:
+    """The next step; the deployment as it is, where there is nothing to do."""
+    step = _follow(deployment, look)
+    for revision in deployment.revisions:
+        now = next(each for each in step.deployment.revisions if each.number == revision.number)
+        step = step.then(_tend(step.deployment, now, look, rules))
+    return step
+
+
+def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "", *, weight: int = 0) -> Step:
+    """A new revision comes up; one that was under way is given up."""
+    step = give_up(deployment, "another one was asked for", actor)
+    number = deployment.newest.number + 1
+    is_canary = target.trial is not None or weight > 0
+    new = Revision(
+        number,
+        target.model,
+        target.path,
+        deployment.cpus_per_replica,
+        deployment.gpus_per_replica,
+        is_canary=is_canary,
+        weight=weight,
+        mirror_share=target.trial.gate.mirror_share if target.trial else 0.0,
+        trial=target.trial,
+        message=why,
+    )
+    reason = "CANARY_ASKED" if is_canary else "UPDATE_ASKED"
+    now = replace(step.deployment, revisions=(*step.deployment.revisions, new))
+    return step.then(Step(now, (Decision(reason, f"{target.model}: {why}", number, actor),)))
+
+
+def give_up(deployment: StoredDeployment, why: str, actor: str = "") -> Step:
+    """Whatever is coming goes; who answers goes on."""
+    step = Step(deployment)
+    for revision in deployment.coming:
+        step = step.then(_fall(step.deployment, revision, Decision("SUPERSEDED", why, revision.number, actor)))
+    return step
+
+
+def promote(deployment: StoredDeployment, revision: Revision, decision: Decision) -> Step:
+    """This one answers all requests from now on; who did before drains."""
+    step = Step(deployment)
+    for each in deployment.revisions:
+        if each.phase is Phase.LIVE:
+            step = Step(changed(step.deployment, replace(each, phase=Phase.DRAINING, weight=0, message="replaced")))
+    live = replace(revision, phase=Phase.LIVE, weight=WHOLE, mirror_share=0.0, was_live=True, message=decision.message)
+    now = replace(
+        changed(step.deployment, live),
+        model=deployment.model if deployment.follow_alias or not revision.is_canary else revision.model,
+        resolved_model=revision.model,
+        path=revision.path,
+    )
+    return Step(now, (decision,))
+
+
+def changed(deployment: StoredDeployment, revision: Revision) -> StoredDeployment:
+    """With this revision in the place of the one of its number."""
+    each = tuple(revision if each.number == revision.number else each for each in deployment.revisions)
+    return replace(deployment, revisions=each)
+
+
+def shares(deployment: StoredDeployment) -> dict[int, int]:
+    """Basis points of the requests by revision, of those that may answer any."""
+    canary = next((each for each in deployment.revisions if each.phase is Phase.CANARY), None)
+    found = {canary.number: canary.weight} if canary else {}
+    if deployment.live is not None:
+        found[deployment.live.number] = WHOLE - sum(found.values())
+    return dict(sorted(found.items()))
+
+
+def state_of(deployment: StoredDeployment, seen: Mapping[int, Seen]) -> tuple[DeploymentState, str]:
+    """How far the deployment is, with one sentence for people."""
+    main = deployment.live or (deployment.coming[0] if deployment.coming else deployment.newest)
+    found = seen.get(main.number, NOT_SEEN)
+    if deployment.live is not None and found.answers:
+        return DeploymentState.READY, "; ".join([f"{main.model} answers requests", *_beside(deployment)])
+    if found.state is Shown.FAILED:
+        return DeploymentState.FAILED, found.message
+    if found.state is Shown.ABSENT:
+        return DeploymentState.PENDING, found.message
+    return DeploymentState.DEPLOYING, found.message or "replicas are starting"
+
+
+def _beside(deployment: StoredDeployment) -> list[str]:
+    """What else is going on, or how the last try ended."""
+    words = []
+    for each in deployment.coming:
+        if each.phase is Phase.CANARY:
+            words.append(
+                f"canary {each.model} takes {each.weight / 100:g} %, {100 * each.mirror_share:g} % in the dark"
+            )
+        else:
+            words.append(f"{each.model} comes up")
+    newest = deployment.newest
+    if not words and deployment.live is not newest and newest.phase in (Phase.DRAINING, Phase.GONE):
+        words.append(f"{newest.model} was taken back: {newest.message}")
+    return words
+
+
+def _follow(deployment: StoredDeployment, look: Look) -> Step:
+    """A move of the alias begins an update, a canary where there is a gate; one back to who answers ends it."""
+    target = look.target
+    if target is None or not deployment.follow_alias or target.model == deployment.followed:
+        return Step(deployment)
+    known = replace(deployment, followed=target.model)
+    if target.trouble:
+        words = f"{deployment.model} was moved to {target.model}, which does not come: {target.trouble}"
+        return Step(known, (Decision("ALIAS_NOT_FOLLOWED", words),))
+    if deployment.live is not None and deployment.live.model == target.model:
+        return give_up(known, f"{deployment.model} points at {target.model} again")
+    if any(each.model == target.model for each in deployment.coming):
+        return Step(known)
+    is_first = deployment.live is None
+    return begin(known, replace(target, trial=None) if is_first else target, f"{deployment.model} was moved to it")
+
+
+def _tend(deployment: StoredDeployment, revision: Revision, look: Look, rules: Rules) -> Step:
+    seen = look.revisions.get(revision.number, NOT_SEEN)
+    age_s = (look.now_us - revision.phase_time_us) / 1e6
+    if revision.phase is Phase.STARTING:
+        judged = _with_judge(seen, look.judge) if revision.trial else seen
+        return _starting(deployment, revision, judged, age_s > rules.start_timeout_s)
+    if revision.phase is Phase.CANARY:
+        return _canary(deployment, revision, seen, age_s)
+    if revision.phase is Phase.DRAINING and look.is_routed and age_s >= rules.drain_s:
+        return Step(changed(deployment, replace(revision, phase=Phase.GONE)))
+    return Step(deployment)
+
+
+def _starting(deployment: StoredDeployment, revision: Revision, seen: Seen, is_late: bool) -> Step:
+    if seen.state is Shown.READY:
+        if not revision.is_canary:
+            words = f"{revision.model} answers requests"
+            return promote(deployment, revision, Decision("REVISION_LIVE", words, revision.number))
+        words = f"{revision.model} takes {revision.weight / 100:g} %, {100 * revision.mirror_share:g} % in the dark"
+        up = replace(revision, phase=Phase.CANARY, message=words)
+        return Step(changed(deployment, up), (Decision("CANARY_STARTED", words, revision.number),))
+    if deployment.live is None or not (is_late or seen.state is Shown.FAILED):
+        return Step(deployment)  # without another one there is nothing to go back to
+    words = seen.message if seen.state is Shown.FAILED else f"did not come up in time: {seen.message}"
+    return _fall(deployment, revision, Decision("REVISION_FAILED", words, revision.number))
+
+
+def _with_judge(seen: Seen, judge: Seen) -> Seen:
+    """A canary with a gate is ready when its judge is too."""
+    if seen.state is Shown.READY and judge.state is not Shown.READY:
+        state = Shown.FAILED if judge.state is Shown.FAILED else Shown.STARTING
+        return Seen(state, f"its judge: {judge.message or 'starting'}")
+    return seen
+
+
+def _canary(deployment: StoredDeployment, revision: Revision, seen: Seen, age_s: float) -> Step:
+    if seen.state is Shown.FAILED:
+        return _fall(deployment, revision, Decision("CANARY_ROLLED_BACK", seen.message, revision.number))
+    verdict = _verdict(revision, age_s)
+    if verdict.outcome is Outcome.GO_ON:
+        return Step(deployment)
+    is_good = verdict.outcome is Outcome.PROMOTE
+    reason = "CANARY_PROMOTED" if is_good else "CANARY_ROLLED_BACK"
+    decision = Decision(reason, verdict.message, revision.number, figures=verdict.document())
+    return (promote if is_good else _fall)(deployment, revision, decision)
+
+
+def _verdict(revision: Revision, age_s: float) -> Verdict:
+    if revision.trial is None:
+        return Verdict(Outcome.GO_ON, "without a gate: promoted or rolled back by hand")
+    return judge(revision.trial.gate, revision.trial.evidence, age_s)
+
+
+def _fall(deployment: StoredDeployment, revision: Revision, decision: Decision) -> Step:
+    """One that was coming goes: at once where it never had a request."""
+    phase = Phase.DRAINING if revision.phase is Phase.CANARY else Phase.GONE
+    down = replace(revision, phase=phase, weight=0, mirror_share=0.0, message=decision.message)
+    now = changed(deployment, down)
+    if deployment.live is not None and not deployment.follow_alias:
+        now = replace(now, model=deployment.live.model)
+    return Step(now, (decision,))

@@ -1,0 +1,149 @@
+"""Who calls the endpoint: bearer tokens, which the control plane is asked about and no one else.
+
+An answer is believed for some seconds. While no control plane answers, tokens that were good go on being good for an
+hour, and unknown ones are told to come back (503): a control plane that is away must not stop what it deployed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+from athanor.v1 import token_service_pb2, token_service_pb2_grpc
+
+from serving.errors import Forbidden, RequestError, Unauthenticated, Unavailable
+
+FRESH_S = 15.0
+FRESH_REFUSAL_S = 5.0
+"""How long a bad token is not asked about again."""
+STALE_S = 3600.0
+_MOST_CACHED = 10_000
+_TIMEOUT_S = 3.0
+_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0))
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose token it is."""
+
+    token_id: str
+    name: str
+
+
+ANYBODY = Caller("", "anybody")
+"""Everyone, where the installation has no authentication."""
+
+
+class Directory(Protocol):
+    """Who knows tokens."""
+
+    async def caller(self, authorization: str) -> Caller:
+        """Unauthenticated or Forbidden for a bad token; Unavailable while nobody can be asked."""
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Answer:
+    at: float
+    said: Caller | RequestError
+
+    def holds(self, age_s: float) -> bool:
+        return age_s < (FRESH_S if isinstance(self.said, Caller) else FRESH_REFUSAL_S)
+
+
+class Callers:
+    """What a directory said, remembered under a hash of the token: the token itself is kept nowhere."""
+
+    def __init__(self, directory: Directory, clock: Callable[[], float] = time.monotonic) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._known: OrderedDict[str, _Answer] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[_Answer]] = {}
+
+    async def caller(self, authorization: str) -> Caller:
+        """Unauthenticated, Forbidden, or Unavailable."""
+        if not authorization:
+            raise Unauthenticated("no token was sent; send `Authorization: Bearer <token>`")
+        key = hashlib.sha256(authorization.encode()).hexdigest()
+        known = self._known.get(key)
+        if known is None or not known.holds(self._clock() - known.at):
+            known = await self._refreshed(key, authorization, known)
+        if isinstance(known.said, RequestError):
+            raise type(known.said)(known.said.message)
+        return known.said
+
+    async def aclose(self) -> None:
+        for task in self._asking.values():
+            task.cancel()
+        await self._directory.aclose()
+
+    async def _refreshed(self, key: str, authorization: str, known: _Answer | None) -> _Answer:
+        """What the directory says now; requests that come meanwhile wait for the same answer."""
+        if key not in self._asking:
+            self._asking[key] = asyncio.ensure_future(self._ask(authorization))
+            self._asking[key].add_done_callback(lambda _: self._asking.pop(key, None))
+        try:
+            answer = await asyncio.shield(self._asking[key])
+        except Unavailable:
+            stale = known is not None and isinstance(known.said, Caller) and self._clock() - known.at < STALE_S
+            if known is None or not stale:
+                raise
+            return known
+        self._known[key] = answer
+        self._known.move_to_end(key)
+        if len(self._known) > _MOST_CACHED:
+            self._known.popitem(last=False)
+        return answer
+
+    async def _ask(self, authorization: str) -> _Answer:
+        try:
+            return _Answer(self._clock(), await self._directory.caller(authorization))
+        except (Unauthenticated, Forbidden) as refusal:
+            return _Answer(self._clock(), refusal)
+
+
+class ControlPlanes:
+    """The directory that the control planes are together: any of them may answer."""
+
+    def __init__(self, addresses: Sequence[str], tls_ca: str | None = None) -> None:
+        self._channels = [_channel(address, tls_ca) for address in addresses]
+
+    async def caller(self, authorization: str) -> Caller:
+        for channel in [*self._channels]:
+            try:
+                return await _get_caller(channel, authorization)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise Unauthenticated(error.details() or "the token is not known") from error
+                if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                    raise Forbidden(error.details() or "the token does not allow this") from error
+                self._channels.remove(channel)  # the others are asked first from now on
+                self._channels.append(channel)
+        raise Unavailable("nobody can be asked about this token at the moment; try again in a moment")
+
+    async def aclose(self) -> None:
+        for channel in self._channels:
+            await channel.close(None)
+
+
+def _channel(address: str, tls_ca: str | None) -> grpc.aio.Channel:
+    if tls_ca is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(tls_ca.encode()), options=_OPTIONS)
+
+
+async def _get_caller(channel: grpc.aio.Channel, authorization: str) -> Caller:
+    if not authorization.isprintable() or not authorization.isascii():
+        raise Unauthenticated("the token holds characters that no token has")
+    stub = token_service_pb2_grpc.TokenServiceStub(channel)
+    metadata = (("authorization", authorization),)
+    request = token_service_pb2.GetCallerRequest()
+    answer = await stub.GetCaller(request, metadata=metadata, timeout=_TIMEOUT_S)
+    return Caller(answer.token.id, answer.token.name)

@@ -1,0 +1,1 @@
+"""Continuous batching on unmodified causal models of `transformers`: requests join and leave between steps."""

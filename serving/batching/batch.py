@@ -1,0 +1,253 @@
+"""The rows that share the model, and the step that brings all of them on (Orca, OSDI '22: requests join and leave
+between steps; Sarathi, arXiv 2308.16369: prompts are computed in parts, so that the others need not wait for them).
+
+Rows that decode stand first, in one block; behind them stand those whose prompt is not done, oldest first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from serving.batching import policy
+from serving.batching.line import Line
+from serving.batching.policy import Limits
+from serving.batching.prefixes import BLOCK, PrefixPool
+from serving.batching.runner import Runner
+from serving.batching.streams import Outbox
+from serving.batching.work import Generation, Scoring, Work, failed
+from serving.engine import EndReason, Load, Observer
+from serving.sampling import CannotChoose, Chosen, choose
+
+logger = logging.getLogger(__name__)
+
+
+class Batch:
+    """Used by one thread, but for the counts in `load`."""
+
+    def __init__(self, runner: Runner, limits: Limits, line: Line, *, num_tokens: int, observer: Observer) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._line = line
+        self._num_tokens = num_tokens
+        self._observer = observer
+        self._prefixes = PrefixPool(limits.prefix_tokens)
+        self._rows: list[Work] = []
+        self._decoding = 0
+        self._reserved = 0
+        self._outbox = Outbox()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows)
+
+    @property
+    def load(self) -> Load:
+        used = self._reserved + self._prefixes.num_tokens
+        return Load(len(self._rows), len(self._line), used, self._limits.kv_tokens)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Everybody who may comes in; prompts come on by a part; everybody else gets one token."""
+        began = time.monotonic()
+        self._let_go(began)
+        self._admit()
+        prefilled = self._prefill()
+        self._outbox.send()
+        decoded = self._decode()
+        self._drop_ended()
+        self._outbox.send()
+        self._observer.stepped(self.load, prefilled, decoded, time.monotonic() - began)
+
+    @torch.inference_mode()
+    def fail_all(self, waiting: Sequence[Work] = ()) -> None:
+        """Nothing of what is here can be finished."""
+        for work in (*self._rows, *waiting):
+            work.fail(self._outbox, failed())
+            self._report_end(work)
+        for row in range(len(self._rows)):
+            self._runner.clear(row)
+            self._runner.release(row)
+        self._rows, self._decoding, self._reserved = [], 0, 0
+        self._prefixes = PrefixPool(self._limits.prefix_tokens)
+        self._outbox.send()
+
+    def _let_go(self, now: float) -> None:
+        """Whoever is done, has gone or is late leaves; the last rows move up to where they stood."""
+        for work in self._line.leave(lambda work: _is_over(work, self._outbox, now)):
+            self._report_end(work)
+        for work in self._rows:
+            work.check(self._outbox, now)
+        self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        """From the last row to the first: so those that end together leave without being moved."""
+        for row in range(len(self._rows) - 1, -1, -1):
+            if self._rows[row].ended is not None:
+                self._report_end(self._rows[row])
+                self._remove(row)
+        self._reserved = sum(work.reserved for work in self._rows)
+
+    def _admit(self) -> None:
+        reserved = [work.reserved for work in self._rows]
+        fresh = self._line.take(
+            lambda waiting: policy.admit(reserved, (work.reserved for work in waiting), self._limits)
+        )
+        self._rows += fresh
+        self._reserved = sum(work.reserved for work in self._rows)
+        if fresh:
+            self._runner.reserve(len(self._rows), max(work.reserved for work in self._rows))
+        for row, work in enumerate(fresh, len(self._rows) - len(fresh)):
+            self._attempt(work, lambda work=work: work.begin(self._outbox))  # type: ignore[misc]
+            self._reuse(row, work)
+            self._observer.admitted(time.monotonic() - work.submitted, len(work.tokens), work.computed)
+
+    def _reuse(self, row: int, work: Work) -> None:
+        """Begin where another prompt that began alike has been already."""
+        if self._runner.splits_prompts and work.computed == 0 and (found := self._prefixes.find(work.names)):
+            prefix, work.computed = found
+            self._runner.fill(row, prefix.segment, work.computed)
+
+    def _prefill(self) -> int:
+        """A part of the prompts, of the oldest first; how many tokens."""
+        self._drop_ended()
+        waiting = self._rows[self._decoding :]
+        if not waiting:
+            return 0
+        for row, work in enumerate(waiting, self._decoding):
+            self._reuse(row, work)
+        remaining = [work.remaining for work in waiting]
+        sizes = policy.prefill(remaining, self._limits.prefill_tokens) if self._runner.splits_prompts else remaining[:1]
+        group = waiting[: len(sizes)]
+        keep = max(work.logits_wanted(size) for work, size in zip(group, sizes, strict=True))
+        logits_BTV = self._run(self._decoding, group, sizes, keep)
+        if logits_BTV is None:
+            return 0
+        done = self._read(group, sizes, logits_BTV)
+        first = self._decoding
+        for at in done:
+            self._remember(first + at, group[at])
+        for at in done:
+            self._begin_decoding(first + at)
+        if done:
+            self._choose(logits_BTV[done, -1], [group[at] for at in done])
+        return sum(sizes)
+
+    def _read(self, group: Sequence[Work], sizes: Sequence[int], logits_BTV: Tensor) -> list[int]:
+        """Scores are taken down; which of the others have come to the end of their prompts."""
+        done = []
+        for at, (work, size) in enumerate(zip(group, sizes, strict=True)):
+            if isinstance(work, Scoring):
+                work.read(self._outbox, logits_BTV[at, -size:])
+            elif not work.remaining:
+                done.append(at)
+        return done
+
+    def _remember(self, row: int, work: Work) -> None:
+        """Keep the beginning of a prompt that came before."""
+        if self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
+            self._prefixes.keep(work.names[:count], self._runner.read(row, count * BLOCK))
+
+    def _begin_decoding(self, row: int) -> None:
+        first = self._decoding
+        if row != first:
+            self._runner.swap(first, row, max(self._rows[first].computed, self._rows[row].computed))
+            self._rows[first], self._rows[row] = self._rows[row], self._rows[first]
+        self._decoding += 1
+
+    def _decode(self) -> int:
+        """One token for each row whose prompt is done."""
+        self._drop_ended()
+        rows = self._rows[: self._decoding]
+        if rows and (logits_BTV := self._run(0, rows, [1] * len(rows), 1)) is not None:
+            self._choose(logits_BTV[:, -1], rows)
+        return len(rows)
+
+    def _run(self, first: int, rows: Sequence[Work], sizes: Sequence[int], keep: int) -> Tensor | None:
+        """The model on the next tokens of these rows; if it breaks they fail, and the others go on."""
+        starts = [work.computed for work in rows]
+        chunks = [work.tokens[at : at + size] for work, at, size in zip(rows, starts, sizes, strict=True)]
+        try:
+            logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
+        except Exception:
+            logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
+            for work in rows:
+                work.broken = True
+                work.fail(self._outbox, failed())
+            return None
+        for work, size in zip(rows, sizes, strict=True):
+            work.computed += size
+        return logits_BTV[..., : self._num_tokens]
+
+    def _choose(self, logits_BV: Tensor, rows: Sequence[Work]) -> None:
+        generations = [work for work in rows if isinstance(work, Generation)]
+        assert len(generations) == len(rows)
+        now, since_last = time.monotonic(), []
+        for work, chosen in zip(generations, choose(logits_BV, [each.chooser for each in generations]), strict=True):
+            self._take(work, chosen)
+            if work.last_token is None:
+                self._observer.first_token(now - work.submitted)
+            else:
+                since_last.append(now - work.last_token)
+            work.last_token = now
+        self._observer.inter_token(since_last)
+
+    def _take(self, work: Generation, chosen: Chosen | CannotChoose) -> None:
+        if isinstance(chosen, CannotChoose):
+            logger.error("request %s: %s", work.name, chosen, exc_info=chosen.__cause__)
+            work.broken = True
+            work.fail(self._outbox, failed())
+        else:
+            self._attempt(work, lambda: work.take(self._outbox, chosen))
+
+    def _attempt(self, work: Work, act: Callable[[], None]) -> None:
+        """What a request brings along, a guide say, may break: then it fails, and it alone."""
+        try:
+            act()
+        except Exception:
+            logger.exception("request %s broke", work.name)
+            work.fail(self._outbox, failed())
+
+    def _remove(self, row: int) -> None:
+        """The hole is filled from the end of its block, and the hole that this leaves from the end of all."""
+        if self._rows[row].broken:
+            self._runner.clear(row)
+        if row < self._decoding:
+            self._decoding -= 1
+            self._move(self._decoding, row)
+            row = self._decoding
+        self._move(len(self._rows) - 1, row)
+        self._rows.pop()
+        self._runner.release(len(self._rows))
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self._runner.move(source, target, self._rows[source].computed)
+            self._rows[target] = self._rows[source]
+
+    def _report_end(self, work: Work) -> None:
+        if work.ended is not None and isinstance(work, Generation):
+            self._observer.finished(work.ended, work.num_output, time.monotonic() - work.submitted)
+
+
+def _is_over(work: Work, outbox: Outbox, now: float) -> bool:
+    work.check(outbox, now)
+    return work.ended is not None
+
+
+class Unobserved:
+    """Nobody counts."""
+
+    def admitted(self, queued_s: float, prompt_tokens: int, reused_tokens: int) -> None: ...
+
+    def first_token(self, since_submitted_s: float) -> None: ...
+
+    def inter_token(self, since_last_s: Sequence[float]) -> None: ...
+
+    def finished(self, reason: EndReason, output_tokens: int, since_submitted_s: float) -> None: ...
+
+    def stepped(self, load: Load, prefilled_tokens: int, decoded_rows: int, step_s: float) -> None: ...

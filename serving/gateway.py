@@ -1,0 +1,215 @@
+"""One request through the gateway: which revision answers it, and what happens when a replica dies over it.
+
+A whole answer is asked for anew; a stream goes on behind the tokens that the client has. A canary that fails before
+anything was sent is replaced by the stable revision, and the client sees nothing of it. Knows no HTTP server and no
+Ray; `gateway_http.py` and `gateway_grpc.py` are the two ways in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from serving.answers import DONE, event
+from serving.backend import BackendRequest, Backends, Chunk, Head, Resume
+from serving.errors import BackendFailed, DeadlineExceeded, Unavailable
+from serving.failures import server_error
+from serving.gateway_metrics import GatewayMetrics
+from serving.mirroring import Mirroring, Outcome
+from serving.routes import Backend, Route, choose, mirrored
+
+MODEL_HEADER = "x-athanor-model"
+_ATTEMPTS = 4
+_PAUSE_S = 0.1  # before the second attempt; twice as long before each further one
+logger = logging.getLogger(__name__)
+Item = Head | Chunk
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request and where it shall go."""
+
+    route: Route
+    request: BackendRequest
+    key: str
+    """Equal keys go to the same revision."""
+    timeout_s: float
+    pinned: Backend | None = None
+    """The version that was asked for by its number."""
+
+
+class Gateway:
+    """Answers calls with the replicas behind `backends`."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        metrics: GatewayMetrics,
+        mirroring: Mirroring | None = None,
+    ) -> None:
+        self._backends = backends
+        self._metrics = metrics
+        self._mirroring = mirroring
+
+    async def answer(self, call: Call) -> AsyncGenerator[Item]:
+        """A Head and Chunks. Unavailable or DeadlineExceeded, before the head alone."""
+        progress = _Progress(time.monotonic(), time.monotonic() + call.timeout_s)
+        call = replace(call, request=_settled(call.request))
+        with self._metrics.request(call.route.name) as watched:
+            async with aclosing(self._attempts(call, progress)) as items:
+                async for item in items:
+                    watched.note(item, progress.backend)
+                    yield item
+        if (revision := self._mirrored(call, progress)) and self._mirroring:
+            self._mirroring.start(call.route, revision, call.request, progress.outcome(time.monotonic()))
+
+    async def _attempts(self, call: Call, progress: _Progress) -> AsyncGenerator[Item]:
+        """One revision after the other until there is a whole answer."""
+        for attempt, backend in enumerate(_candidates(call)):
+            chosen = progress.backend if progress.begun and progress.backend else backend
+            progress.backend = chosen
+            try:
+                await self._pause(attempt, progress)
+                async with aclosing(self._attempt(chosen, call, progress)) as items:
+                    async for item in items:
+                        yield item
+                return
+            except BackendFailed as error:
+                if progress.complete:
+                    return
+                self._metrics.failed(call.route.name, chosen)
+                logger.warning("request %s: %s: %s", call.request.request_id, chosen.app, error)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"no complete answer within {call.timeout_s:g} s") from error
+        if not progress.begun:
+            raise Unavailable(f"no replica of `{call.route.name}` could answer; try again in a moment")
+        yield Chunk(event(server_error(call.request.request_id)))
+
+    async def _attempt(self, backend: Backend, call: Call, progress: _Progress) -> AsyncGenerator[Item]:
+        """From one replica. Its head is held back until something follows; what is no stream, until its end."""
+        request = progress.resumed(call.request, time.monotonic())
+        head: Head | None = None
+        whole: list[Chunk] = []
+        async with aclosing(self._backends.call(backend.app, request)) as items:
+            while (item := await self._next(items, progress)) is not None:
+                if isinstance(item, Head):
+                    head = _marked(item, backend)
+                    self._check(head, backend, call, progress)
+                    continue
+                whole.append(item)
+                if head is not None and _is_stream(head):
+                    for ready in progress.taken(head, whole):
+                        yield ready
+                    whole.clear()
+        if head is None:
+            raise BackendFailed("a replica sent nothing")
+        for ready in progress.taken(head, whole):
+            yield ready
+        progress.complete = True
+
+    def _check(self, head: Head, backend: Backend, call: Call, progress: _Progress) -> None:
+        """BackendFailed for an answer that another replica, or the stable revision, may give better."""
+        broke = head.status >= 500 and head.status != 504 and progress.attempts < _ATTEMPTS
+        full_canary = head.status == 429 and backend not in (call.route.stable, call.pinned)
+        if broke or full_canary or (progress.begun and head.status != 200):
+            raise BackendFailed(f"a replica answered {head.status}")
+
+    async def _next(self, items: AsyncGenerator[Item], progress: _Progress) -> Item | None:
+        async with asyncio.timeout(max(progress.ends_at - time.monotonic(), 0)):
+            return await anext(items, None)
+
+    async def _pause(self, attempt: int, progress: _Progress) -> None:
+        progress.attempts = attempt + 1
+        if attempt:
+            async with asyncio.timeout(max(progress.ends_at - time.monotonic(), 0)):
+                await asyncio.sleep(_PAUSE_S * 2 ** (attempt - 1))
+
+    def _mirrored(self, call: Call, progress: _Progress) -> Backend | None:
+        """The revision that is asked the same in the dark: only what the stable one answered well is compared."""
+        answered = progress.head is not None and progress.head.status == 200 and progress.backend == call.route.stable
+        return mirrored(call.route, call.request.request_id) if answered and call.pinned is None else None
+
+
+@dataclass
+class _Progress:
+    """How far the answer has come that the client sees."""
+
+    began_at: float
+    ends_at: float
+    backend: Backend | None = None
+    head: Head | None = None
+    attempts: int = 0
+    complete: bool = False
+    token_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+    first_at: float | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Something was sent, so the status can no longer change."""
+        return self.head is not None
+
+    def taken(self, head: Head, chunks: Sequence[Chunk]) -> Iterator[Item]:
+        """What of this goes to the client, noted as sent."""
+        if self.head is None:
+            self.head = head
+            yield head
+        for chunk in chunks:
+            for index, ids in chunk.token_ids.items():
+                self.token_ids[index] = self.token_ids.get(index, ()) + ids
+            self.finished.update(chunk.finished)
+            self.complete = chunk.data.endswith(DONE)
+            if self.first_at is None and chunk.token_ids:
+                self.first_at = time.monotonic()
+            yield chunk
+
+    def resumed(self, request: BackendRequest, now: float) -> BackendRequest:
+        """What the next replica is asked: the rest, in the time that is left."""
+        left_s = max(self.ends_at - now, 0.0)
+        resume = Resume(dict(self.token_ids), frozenset(self.finished)) if self.begun else None
+        return replace(request, deadline_s=left_s, resume=resume)
+
+    def outcome(self, now: float) -> Outcome:
+        assert self.backend is not None
+        assert self.head is not None
+        first_s = self.first_at - self.began_at if self.first_at is not None else None
+        return Outcome(self.backend, self.head.status, dict(self.token_ids), first_s, now - self.began_at)
+
+
+def _candidates(call: Call) -> Iterator[Backend]:
+    """Who is asked, in this order: what was chosen, and then the stable revision, again and again."""
+    if call.pinned is not None:
+        chosen = again = call.pinned
+    else:
+        try:
+            chosen = choose(call.route, call.key)
+        except LookupError as error:
+            raise Unavailable(f"`{call.route.name}` is not ready yet; try again in a moment") from error
+        again = call.route.stable or chosen
+    yield chosen
+    for _ in range(_ATTEMPTS - 1):
+        yield again
+
+
+def _settled(request: BackendRequest) -> BackendRequest:
+    """With all that an answer depends on, so that whoever answers, answers the same."""
+    seed = secrets.randbits(63) if request.seed is None else request.seed
+    return replace(request, seed=seed, created=request.created or int(time.time()))
+
+
+def _marked(head: Head, backend: Backend) -> Head:
+    """With the version that answers; without what concerns one connection."""
+    kept = tuple((name, value) for name, value in head.headers if name not in _DROPPED)
+    return Head(head.status, (*kept, (MODEL_HEADER, backend.model)))
+
+
+def _is_stream(head: Head) -> bool:
+    return any(name == "content-type" and value.startswith("text/event-stream") for name, value in head.headers)
+
+
+_DROPPED: Sequence[str] = ("x-request-id", "connection", "transfer-encoding", "content-length", "date", "server")

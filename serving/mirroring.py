@@ -1,0 +1,98 @@
+"""Requests that a canary is asked in the dark: after the client has its answer, and never in the client's way.
+
+A pair of outcomes goes to whoever compares them. At most so many are asked at once; what comes beyond is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from serving.backend import BackendRequest, Backends, Head
+from serving.errors import ServingError
+from serving.routes import Backend, Route
+
+_TIMEOUT_S = 120.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one revision made of a request."""
+
+    backend: Backend
+    status: int
+    """Of the HTTP answer; 0 where there was none."""
+    token_ids: Mapping[int, tuple[int, ...]]
+    """Of each choice."""
+    first_token_s: float | None
+    """Until the first chunk with tokens; for whole answers that is the only one."""
+    duration_s: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class MirroredPair:
+    """The same request, answered by the stable revision and by another."""
+
+    route: str
+    request: BackendRequest
+    stable: Outcome
+    canary: Outcome
+
+
+class Mirroring:
+    """Asks the canary, and hands each pair over."""
+
+    def __init__(
+        self, backends: Backends, on_mirrored: Callable[[MirroredPair], Awaitable[None]], *, most: int = 8
+    ) -> None:
+        self._backends = backends
+        self._on_mirrored = on_mirrored
+        self._most = most
+        self._running: set[asyncio.Task[None]] = set()
+        self.left_out = 0
+        """Requests that were not mirrored, as too many were under way."""
+
+    def start(self, route: Route, backend: Backend, request: BackendRequest, stable: Outcome) -> None:
+        """Ask in the background."""
+        if len(self._running) >= self._most:
+            self.left_out += 1
+            return
+        task = asyncio.ensure_future(self._mirror(route, backend, request, stable))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    async def aclose(self) -> None:
+        for task in [*self._running]:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _mirror(self, route: Route, backend: Backend, request: BackendRequest, stable: Outcome) -> None:
+        canary = await self._asked(backend, request)
+        await self._on_mirrored(MirroredPair(route.name, request, stable, canary))
+
+    async def _asked(self, backend: Backend, request: BackendRequest) -> Outcome:
+        status, ids, began, first, error = 0, dict[int, tuple[int, ...]](), time.monotonic(), None, ""
+        try:
+            async with asyncio.timeout(_TIMEOUT_S), aclosing(self._backends.call(backend.app, request)) as items:
+                async for item in items:
+                    if isinstance(item, Head):
+                        status = item.status
+                        continue
+                    if first is None and item.token_ids:
+                        first = time.monotonic() - began
+                    for index, more in item.token_ids.items():
+                        ids[index] = ids.get(index, ()) + more
+        except (ServingError, TimeoutError) as failure:
+            error = str(failure) or "no answer in time"
+        return Outcome(backend, status, ids, first, time.monotonic() - began, error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a mirrored request could not be handed over", exc_info=error)

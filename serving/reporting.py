@@ -1,0 +1,108 @@
+"""Tells a control plane what a judge has found: in order, each once, by whichever control plane answers.
+
+While none does, findings wait, and beyond a bound the oldest are let go: a test that goes on later loses nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+from athanor.v1 import deployment_service_pb2 as messages
+from athanor.v1 import deployment_service_pb2_grpc
+
+from serving.judge import Finding
+
+_MOST_WAITING = 5000
+_BATCH = 100
+_TIMEOUT_S = 5.0
+_PAUSE_S = 1.0
+_OPTIONS = (("grpc.enable_http_proxy", 0),)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Whose findings they are."""
+
+    name: str
+    revision: int
+    token: str
+
+
+@dataclass(frozen=True)
+class ControlPlanes:
+    """Where they are told, `host:port` each."""
+
+    addresses: tuple[str, ...] = ()
+    tls_ca: str | None = None
+    """PEM text; None: no TLS."""
+    tls_cert: str | None = None
+    """Path of the certificate that is shown, where one is asked for."""
+    tls_key: str | None = None
+
+
+class Reporter:
+    """Sends what is `add`ed, as long as its canary is judged."""
+
+    def __init__(self, canary: Canary) -> None:
+        self._canary = canary
+        self._planes = ControlPlanes()
+        self._waiting: deque[Finding] = deque(maxlen=_MOST_WAITING)
+        self._task: asyncio.Task[None] | None = None
+        self.is_over = False
+        """The control plane judges this canary no more."""
+
+    def tell(self, planes: ControlPlanes) -> None:
+        """Where control planes are from now on."""
+        self._planes = planes
+
+    def add(self, finding: Finding) -> None:
+        """From a running event loop."""
+        self._waiting.append(finding)
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._send_all())
+
+    async def _send_all(self) -> None:
+        while self._waiting and not self.is_over:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            request = messages.ReportObservationsRequest(
+                name=self._canary.name,
+                revision=self._canary.revision,
+                token=self._canary.token,
+                observations=[messages.Observation(**asdict(each)) for each in batch],
+                request_id=str(uuid.uuid4()),
+            )
+            while not self.is_over and not await self._sent(request):
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _sent(self, request: messages.ReportObservationsRequest) -> bool:
+        """Whether one of them has taken it. The same request is sent again: it is counted once."""
+        for address in self._planes.addresses:
+            try:
+                async with _channel(address, self._planes) as channel:
+                    stub = deployment_service_pb2_grpc.DeploymentServiceStub(channel)
+                    await stub.ReportObservations(request, timeout=_TIMEOUT_S)
+                return True
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    self.is_over = True
+                    return True
+                logger.warning("%s did not take a report: %s %s", address, error.code(), error.details())
+        return False
+
+
+def _channel(address: str, planes: ControlPlanes) -> grpc.aio.Channel:
+    if planes.tls_ca is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    shown: Sequence[bytes | None] = [
+        Path(each).read_bytes() if each else None for each in (planes.tls_key, planes.tls_cert)
+    ]
+    credentials = grpc.ssl_channel_credentials(planes.tls_ca.encode(), *shown)
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)

@@ -1,0 +1,89 @@
+"""Versions that come and go on a real Ray Serve, while people keep asking: none of them may notice."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from athanor.v1 import deployment_service_pb2 as pb
+from installation import Installation, crowd, wait
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+NAME = "desk"
+
+
+@pytest.fixture(scope="module")
+def desk(installation, models):
+    """A deployment of the good version, with two replicas."""
+    installation.deploy(NAME, models.good, num_replicas=2)
+    return NAME
+
+
+def test_a_rolling_update_and_a_killed_replica_are_seen_by_nobody(installation: Installation, models, desk) -> None:
+    with crowd(installation, desk) as people:
+        installation.client.update_deployment(pb.Deployment(name=desk, model=models.better), ["model"])
+        installation.until_phase(desk, 2, "LIVE")
+        installation.until_phase(desk, 1, "GONE")
+        wait(lambda: people.failures or people.answers[-1][0] == models.better)
+        installation.kill_replica(f"{desk}--r2")
+    versions = [version for version, _ in people.answers]
+    assert set(versions) == {models.good, models.better}
+    assert len({text for version, text in people.answers if version == models.better}) == 1
+
+
+def test_a_corrupt_version_is_taken_back(installation: Installation, models, desk, chat_model_dir) -> None:
+    broken = installation.publish("student", chat_model_dir)
+    stored = installation.client.get_model(broken)
+    weights = next(path for path in _files(stored.path) if path.suffix == ".safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8] + b"corrupt!")
+    with crowd(installation, desk, 2) as people:
+        installation.client.update_deployment(pb.Deployment(name=desk, model=broken), ["model"])
+        gone = installation.until_phase(desk, 3, "GONE")
+    assert "sha256" in gone.message
+    assert {version for version, _ in people.answers} == {models.better}
+    deployment = installation.client.get_deployment(desk)
+    assert (deployment.state, deployment.model) == (pb.DEPLOYMENT_STATE_READY, models.better)
+    assert installation.reasons(desk)[-1] == "REVISION_FAILED"
+
+
+def gate(models) -> pb.CanaryGate:
+    return pb.CanaryGate(teacher=models.teacher, mirror_share=1.0, max_latency_ratio=20.0)
+
+
+def test_a_canary_that_says_garbage_is_rolled_back_by_itself(installation: Installation, models, desk) -> None:
+    with crowd(installation, desk) as people:
+        installation.client.start_canary(desk, models.garbage, gate=gate(models))
+        wait(lambda: "CANARY_ROLLED_BACK" in installation.reasons(desk), words=lambda: _told(installation, desk))
+    assert models.garbage not in {version for version, _ in people.answers}
+    decision = next(iter(installation.client.list_deployment_events(desk)))
+    figures = {each["name"]: each for each in decision.figures["figures"]}
+    assert figures["divergence"]["mean"] > figures["divergence"]["limit"]
+    assert "diverges" in decision.message or "agrees" in decision.message
+
+
+def test_a_canary_that_is_good_is_promoted_by_itself(installation: Installation, models, desk) -> None:
+    with crowd(installation, desk) as people:
+        installation.client.start_canary(desk, models.good, weight=2000, gate=gate(models))
+        wait(lambda: "CANARY_PROMOTED" in installation.reasons(desk), words=lambda: _told(installation, desk))
+        wait(lambda: people.failures or people.answers[-1][0] == models.good)
+    deployment = installation.client.get_deployment(desk)
+    assert (deployment.resolved_model, deployment.model) == (models.good, models.good)
+
+
+def test_several_deployments_are_behind_one_address(installation: Installation, models, desk) -> None:
+    installation.deploy("other", models.better, autoscaling=pb.Autoscaling(min_replicas=1, max_replicas=2))
+    listed = httpx.get(f"{installation.url}/v1/models", trust_env=False).json()["data"]
+    assert {each["id"] for each in listed} == {"desk", "other"}
+    for name in ("desk", "other"):
+        answer = installation.openai().completions.create(model=name, prompt="Where is", max_tokens=4)
+        assert answer.choices[0].text
+    installation.take_down("other")
+
+
+def _files(directory: str):
+    from pathlib import Path
+
+    return sorted(Path(directory).iterdir())
+
+
+def _told(installation: Installation, name: str) -> str:
+    return f"{installation.client.get_deployment(name)}\n{[*installation.client.list_deployment_events(name)]}"
