@@ -182,6 +182,20 @@ async def test_a_deadline_is_504_and_reaches_the_engine(loaded):
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-athanor-timeout")
 
 
+async def test_a_deadline_in_the_middle_of_a_stream_is_an_error_event():
+    class Slow(Scripted):
+        async def call(self, app, request):
+            yield Head(200, (("content-type", "text/event-stream; charset=utf-8"),))
+            yield Chunk(b"data: {}\n\n", {0: (5,)})
+            await asyncio.Event().wait()
+
+    async with http_client(entrance(Slow())) as http:
+        reply = await http.post(CHAT, json={**BODY, "stream": True}, headers={"x-athanor-timeout": "0.2"})
+    first, last, end = reply.text.split("\n\n")
+    assert (reply.status_code, first, end) == (200, "data: {}", "")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+
+
 async def test_a_mirrored_request_is_asked_in_the_dark_and_handed_over_with_both_outcomes(loaded):
     pairs: asyncio.Queue = asyncio.Queue()
     backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
