@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 
@@ -17,7 +18,7 @@ class Timing:
 
     @classmethod
     def of(cls, asked: float, seen: Sequence[float]) -> Timing:
-        return cls(seen[0] - asked, tuple(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)))
+        return cls(seen[0] - asked, tuple(later - earlier for earlier, later in pairwise(seen)))
 
 
 def summary(timings: Sequence[Timing]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
-_PROMPT_TOKENS = (16, 160)
-_ANSWER_TOKENS = (16, 112)
+PROMPT_TOKENS = (16, 160)
+ANSWER_TOKENS = (16, 112)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def requests(count: int, seed: int = 11) -> list[Request]:
     draw = random.Random(seed)
     return [
         Request(
-            tuple(draw.randrange(8, VOCABULARY) for _ in range(draw.randint(*_PROMPT_TOKENS))),
-            draw.randint(*_ANSWER_TOKENS),
+            tuple(draw.randrange(8, VOCABULARY) for _ in range(draw.randint(*PROMPT_TOKENS))),
+            draw.randint(*ANSWER_TOKENS),
         )
         for _ in range(count)
     ]

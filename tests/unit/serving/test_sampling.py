@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as peer
 
@@ -55,7 +55,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it():
 
 
 logits_lists = st.lists(st.integers(-400, 400), min_size=SIZE, max_size=SIZE, unique=True)
-settings_ = st.builds(
+samplings = st.builds(
     Sampling,
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
@@ -77,7 +77,8 @@ def kept_by_the_peer(scores: torch.Tensor, sampling: Sampling) -> set[int]:
     return set(scores[0].isfinite().nonzero()[:, 0].tolist())
 
 
-@given(logits_lists, settings_)
+@settings(deadline=None)
+@given(logits_lists, samplings)
 def test_the_cuts_keep_what_transformers_keeps(numbers, sampling):
     from serving.sampling import _cut
 
@@ -87,6 +88,7 @@ def test_the_cuts_keep_what_transformers_keeps(numbers, sampling):
     assert set(scaled[0].isfinite().nonzero()[:, 0].tolist()) == kept_by_the_peer(logits, sampling)
 
 
+@settings(deadline=None)
 @given(logits_lists, st.lists(st.integers(0, SIZE - 1), max_size=12), st.sampled_from([0.7, 1.3, 2.0]))
 def test_a_repetition_penalty_is_that_of_transformers(numbers, seen, penalty):
     logits = torch.tensor([numbers]) / 100
@@ -121,7 +123,8 @@ def test_nucleus_looks_further_where_the_likely_ones_do_not_suffice():
     assert seen[300 : last + 1].sum() > 0.5
 
 
-@given(settings_, st.integers(0, 2**63 - 1), st.integers(0, 5))
+@settings(deadline=None)
+@given(samplings, st.integers(0, 2**63 - 1), st.integers(0, 5))
 def test_a_draw_depends_on_seed_and_place_alone(sampling, seed, place):
     seeded = Sampling(sampling.temperature, sampling.top_p, seed, sampling.top_k, sampling.min_p)
     other = torch.linspace(-1, 1, SIZE)
