@@ -87,14 +87,14 @@ def over(
     limits: Limits | None = None,
 ) -> LoadedModel:
     """An engine over a causal model and tokenizer that are loaded."""
-    end_ids = _end_ids(model, tokenizer)
+    end_ids = _end_ids(model.generation_config, tokenizer)
     prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings, end_ids=end_ids)
     engine = TransformersEngine(
         model,
         prompts.decode,
         context_length=_context_length(model.config, tokenizer),
         num_tokens=max(tokenizer.get_vocab().values()) + 1,
-        end_ids=_end_ids(model.generation_config, tokenizer),
+        end_ids=end_ids,
         limits=limits,
         observer=observer,
     )
@@ -122,11 +122,12 @@ def _in_vllm(path: Path, task: Task) -> LoadedModel:
             declared = GenerationConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelDirectoryError(f"{path} cannot be loaded: {error}") from error
-    prompts = Prompts(tokenizer, vocab_size=config.get_text_config().vocab_size)
+    end_ids = _end_ids(declared, tokenizer)
+    prompts = Prompts(tokenizer, vocab_size=config.get_text_config().vocab_size, end_ids=end_ids)
     engine = vllm_engine.start(
         path,
         prompts.decode,
-        end_ids=_end_ids(declared, tokenizer),
+        end_ids=end_ids,
         context_length=_context_length(config, tokenizer),
     )
     return LoadedModel(frozenset({"generate"}), prompts, engine)

@@ -77,6 +77,30 @@ async def test_a_stream_is_the_same_whenever_replicas_die(loaded, monkeypatch, o
     assert all(len(end) == 1 for end in ends)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
+@given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=3), echo=st.booleans(), n=st.integers(1, 2))
+async def test_a_plain_completion_is_the_same_whenever_replicas_die(loaded, monkeypatch, kills, echo, n):
+    monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
+    backends = LocalBackends(**{STABLE: (1, loaded)})
+    body = {"model": "support-bot", "prompt": ["Where is", "How do"], "n": n, "echo": echo, "logprobs": 1, "seed": 3}
+
+    async def said() -> dict[int, list]:
+        async with http_client(entrance(backends)) as http:
+            reply = await http.post("/v1/completions", json={**body, "max_tokens": 7, "stream": True})
+        choices: dict[int, list] = {}
+        for choice in (choice for document in events(reply.text) for choice in document["choices"]):
+            parts = choices.setdefault(choice["index"], ["", [], []])
+            parts[0] += choice["text"]
+            parts[1] += choice["logprobs"]["tokens"]
+            parts[2] += choice["logprobs"]["text_offset"]
+        return choices
+
+    undisturbed = await said()
+    backends.kills[STABLE] = [*kills]
+    assert await said() == undisturbed
+    assert len(undisturbed) == 2 * n
+
+
 async def test_a_stream_without_a_seed_goes_on_with_the_same_draws(loaded):
     backends = LocalBackends(**{STABLE: (1, loaded)})
     backends.kills[STABLE] = [4]
