@@ -20,6 +20,10 @@ from benchmarks.inference.workload import Request, load, num_tokens, requests
 from benchmarks.measure import memory_mib
 
 
+_MEMORY_SHARE = 0.2
+"""Of what is free, for the cache of `generate_batch`: by default it takes most of the machine."""
+
+
 def static(model: Any, tokenizer: Any, wanted: Sequence[Request], rows: int) -> None:
     ordered = sorted(wanted, key=lambda each: each.max_tokens)
     for start in range(0, len(ordered), rows):
@@ -39,10 +43,13 @@ def sequential(model: Any, tokenizer: Any, wanted: Sequence[Request], rows: int)
 
 
 def continuous(model: Any, tokenizer: Any, wanted: Sequence[Request], rows: int) -> None:  # noqa: ARG001
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    bounds = ContinuousBatchingConfig(max_memory_percent=_MEMORY_SHARE)
     config = GenerationConfig(do_sample=False, max_new_tokens=max(each.max_tokens for each in wanted), eos_token_id=-1)
-    with model.continuous_batching_context_manager(generation_config=config, block=True, timeout=5) as manager:
+    with model.continuous_batching_context_manager(
+        generation_config=config, continuous_batching_config=bounds, block=True, timeout=5
+    ) as manager:
         for each in wanted:
             manager.add_request(list(each.prompt_ids), max_new_tokens=each.max_tokens)
         left = len(wanted)

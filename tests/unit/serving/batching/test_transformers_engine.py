@@ -391,7 +391,8 @@ async def test_an_observer_is_told_of_everything(start):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"prompt_ids": ()}, {"prompt_ids": (VOCABULARY,)}, {"max_tokens": 127}, {"given_ids": (-1,)}]
+    "wrong",
+    [{"prompt_ids": ()}, {"prompt_ids": (VOCABULARY,)}, {"max_tokens": 127}, {"max_tokens": 0}, {"given_ids": (-1,)}],
 )
 async def test_what_no_row_could_hold_is_refused_at_once(start, wrong):
     with pytest.raises(InvalidRequest):
