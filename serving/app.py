@@ -187,6 +187,7 @@ class Gateway:
     def __init__(self, options: GatewayOptions) -> None:
         del options
         from serving.auth import Callers
+        from serving.gateway_grpc import GrpcGateway
         from serving.gateway_http import Entrance
         from serving.mirroring import Mirroring
 
@@ -194,6 +195,7 @@ class Gateway:
         self._directory = Directory()
         mirroring = Mirroring(self._backends, self._judge)
         self._entrance = Entrance(self._backends, Callers(self._directory), mirroring=mirroring)
+        self._grpc = GrpcGateway(self._entrance)
 
     async def reconfigure(self, table: dict[str, Any]) -> None:
         """Called by Serve with each new table."""
@@ -205,6 +207,24 @@ class Gateway:
         from serving.gateway_http import build_gateway
 
         return build_gateway(self._entrance)
+
+    # What follows is called by Serve's gRPC proxy, under the names of the methods.
+    async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[Any]:
+        async for response in self._grpc.generate(request, grpc_context):
+            yield response
+
+    async def Classify(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.classify(request, grpc_context)
+
+    async def Embed(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.embed(request, grpc_context)
+
+    async def Check(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.check(request, grpc_context)
+
+    async def Watch(self, request: Any, grpc_context: Any) -> AsyncGenerator[Any]:
+        async for response in self._grpc.watch(request, grpc_context):
+            yield response
 
     async def _judge(self, pair: MirroredPair) -> None:
         """A judge that is gone, or too busy, misses a pair; nobody else does."""

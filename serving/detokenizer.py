@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece: never half a character, never past a stop string.
+"""Token ids to text, piece by piece: never half a character, never past a stop string, and where an answer ends.
 
 What has been handed out is never taken back, and all pieces together are what the whole sequence decodes to.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from serving.engine import FinishReason, GenerationRequest
 
 _INCOMPLETE = "\ufffd"  # what decoders put where bytes do not (yet) make a character
 
@@ -77,6 +79,35 @@ class StopStrings:
         """What was held back in case more would come."""
         held, self._held = self._held, ""
         return held
+
+
+class AnswerText:
+    """The text of one answer. What it gives depends on the tokens alone, so an answer that is begun anew with the same
+    tokens goes on as it would have."""
+
+    def __init__(
+        self, request: GenerationRequest, decode: Callable[[Sequence[int]], str], end_ids: frozenset[int]
+    ) -> None:
+        self.num_tokens = 0
+        self._most = request.max_tokens
+        self._end_ids = end_ids
+        self._detokenizer = Detokenizer(decode)
+        self._stops = StopStrings(request.stop)
+
+    def push(self, token: int, *, complete: bool = False) -> tuple[str, FinishReason | None]:
+        """The text that became certain, and whether the answer ends here: by a stop string, an end token, which counts
+        as one and has no text, because it is `complete`, or because it may have no more tokens."""
+        self.num_tokens += 1
+        ended = token in self._end_ids
+        stopped = ended or complete
+        last = stopped or self.num_tokens >= self._most
+        text = "" if ended else self._detokenizer.push(token)
+        piece = self._stops.push(text + self._detokenizer.finish() if last else text)
+        if piece.stopped:
+            return piece.text, "stop"
+        if last:
+            return piece.text + self._stops.finish(), "stop" if stopped else "length"
+        return piece.text, None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,25 +1,49 @@
-"""A verified model directory becomes an engine: safetensors only, no code of the model, nothing from the network."""
+"""A verified model directory becomes an engine: safetensors only, no code of the model, nothing from the network.
+
+Which engine, its config says: a causal model continues text, one with a head over labels classifies, any other encoder,
+and whatever carries the `modules.json` of sentence-transformers, embeds.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from serving.batching.engine import TransformersEngine
 from serving.batching.policy import Limits
 from serving.engine import Engine, Observer, PoolingEngine, Task
 from serving.errors import ModelDirectoryError
+from serving.pooling import Pooling, PoolingOptions, TransformersPoolingEngine
 from serving.prompts import Prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from serving.model_dir import ModelDirectory
+
+EngineName = Literal["transformers", "vllm"]
+_SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_AUTO_CLASS: Mapping[Task, str] = {
+    "generate": "AutoModelForCausalLM",
+    "classify": "AutoModelForSequenceClassification",
+    "embed": "AutoModel",
+}
+_POOLING_MODES: Mapping[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
 
 
 @dataclass(frozen=True)
@@ -32,26 +56,27 @@ class LoadedModel:
     pooling: PoolingEngine | None = None
 
 
-def load(directory: ModelDirectory, *, observer: Observer | None = None, limits: Limits | None = None) -> LoadedModel:
-    """Load a model, on a GPU if one is visible, in the data type it was saved in."""
+def load(
+    directory: ModelDirectory,
+    *,
+    observer: Observer | None = None,
+    limits: Limits | None = None,
+    engine: EngineName = "transformers",
+) -> LoadedModel:
+    """Load a model, on a GPU if one is visible, in the data type it was saved in.
+
+    `observer` and `limits` are for causal models in our own engine; vLLM keeps its own.
+    """
     disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory.path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype="auto",
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelDirectoryError(f"{directory.path} cannot be loaded: {error}") from error
-    if missing := report["missing_keys"]:
-        raise ModelDirectoryError(f"{directory.path} has no weights for {', '.join(sorted(missing)[:3])}")
-    return over(
-        model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, observer=observer, limits=limits
-    )
+    task = task_of(directory.path)
+    if engine == "vllm":
+        return _in_vllm(directory.path, task)
+    tokenizer, model = _read(directory.path, task)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    if task == "generate":
+        return over(model, tokenizer, observer=observer, limits=limits)
+    options = _label_options(model) if task == "classify" else _embedding_options(directory.path)
+    return pooling_over(model, tokenizer, PoolingOptions(**options, pad_id=_pad_id(model, tokenizer)))
 
 
 def over(
@@ -61,28 +86,140 @@ def over(
     observer: Observer | None = None,
     limits: Limits | None = None,
 ) -> LoadedModel:
-    """An engine over a model and tokenizer that are loaded."""
-    vocab_size = model.get_input_embeddings().num_embeddings
-    prompts = Prompts(tokenizer, vocab_size=vocab_size)
+    """An engine over a causal model and tokenizer that are loaded."""
+    end_ids = _end_ids(model.generation_config, tokenizer)
+    prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings, end_ids=end_ids)
     engine = TransformersEngine(
         model,
         prompts.decode,
-        context_length=_context_length(model, tokenizer),
+        context_length=_context_length(model.config, tokenizer),
         num_tokens=max(tokenizer.get_vocab().values()) + 1,
-        end_ids=_end_ids(model, tokenizer),
+        end_ids=end_ids,
         limits=limits,
         observer=observer,
     )
     return LoadedModel(frozenset({"generate"}), prompts, engine)
 
 
-def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
+def pooling_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: PoolingOptions) -> LoadedModel:
+    """An engine over a model that classifies or embeds."""
+    prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
+    engine = TransformersPoolingEngine(model, options, context_length=_context_length(model.config, tokenizer))
+    task: Task = "classify" if options.labels else "embed"
+    return LoadedModel(frozenset({task}), prompts, pooling=engine)
+
+
+def _in_vllm(path: Path, task: Task) -> LoadedModel:
+    """The weights are read by vLLM alone."""
+    from serving import vllm_engine
+
+    if task != "generate":
+        raise ModelDirectoryError(f"{path} holds no causal model; the engine `vllm` is asked for those alone")
+    try:
+        tokenizer, config = AutoTokenizer.from_pretrained(path, **_SAFE), AutoConfig.from_pretrained(path, **_SAFE)
+        declared = GenerationConfig.from_model_config(config)
+        if (path / "generation_config.json").is_file():
+            declared = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelDirectoryError(f"{path} cannot be loaded: {error}") from error
+    end_ids = _end_ids(declared, tokenizer)
+    prompts = Prompts(tokenizer, vocab_size=config.get_text_config().vocab_size, end_ids=end_ids)
+    engine = vllm_engine.start(
+        path,
+        prompts.decode,
+        end_ids=end_ids,
+        context_length=_context_length(config, tokenizer),
+    )
+    return LoadedModel(frozenset({"generate"}), prompts, engine)
+
+
+def task_of(path: Path) -> Task:
+    """What the model in this directory is for; ModelDirectoryError where it is for nothing that is served."""
+    config = _read_json(path / "config.json")
+    if config.get("is_encoder_decoder"):
+        raise ModelDirectoryError(f"{path} holds an encoder-decoder model; causal models and encoders are served")
+    if (path / "modules.json").is_file():
+        return "embed"
+    names = config.get("architectures") or []
+    if any(str(name).endswith("ForSequenceClassification") for name in names):
+        return "classify"
+    if not names or set(names) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        return "generate"
+    return "embed"
+
+
+def _read(path: Path, task: Task) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **_SAFE)
+        model, report = getattr(transformers, _AUTO_CLASS[task]).from_pretrained(
+            path, **_SAFE, use_safetensors=True, dtype="auto", output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelDirectoryError(f"{path} cannot be loaded: {error}") from error
+    # The pooler of an encoder is not used: masked language models come without one.
+    if missing := [name for name in report["missing_keys"] if task != "embed" or not name.startswith("pooler.")]:
+        raise ModelDirectoryError(f"{path} has no weights for {', '.join(sorted(missing)[:3])}")
+    return tokenizer, model
+
+
+def _label_options(model: PreTrainedModel) -> dict[str, Any]:
+    """As the model's config names them; with one label, or several that may be true at once, each stands alone."""
+    names = model.config.id2label
+    labels = tuple(str(names[index]) for index in sorted(names))
+    several = model.config.problem_type == "multi_label_classification"
+    return {"labels": labels, "exclusive": len(labels) > 1 and not several}
+
+
+def _embedding_options(path: Path) -> dict[str, Any]:
+    """Pooling and normalisation as sentence-transformers writes them down; without that the mean of all tokens."""
+    if not (path / "modules.json").is_file():
+        return {}
+    options: dict[str, Any] = {}
+    for module in _read_json(path / "modules.json"):
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            options["pooling"] = _pooling(path, str(module.get("path", "")))
+        elif kind == "Normalize":
+            options["normalized"] = True
+        elif kind != "Transformer":
+            raise ModelDirectoryError(f"{path / 'modules.json'} asks for a module `{kind}`, which is not supported")
+    return options
+
+
+def _pooling(root: Path, folder: str) -> Pooling:
+    path = (root / folder / "config.json").resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ModelDirectoryError(f"{folder!r} in modules.json leads out of the model directory {root}")
+    config = _read_json(path)
+    modes = [mode for name, mode in _POOLING_MODES.items() if config.get(name)]
+    others = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    if len(modes) != 1 or len(others) != 1:
+        raise ModelDirectoryError(f"{path} must choose one of {', '.join(_POOLING_MODES)}; it has {others or 'none'}")
+    return modes[0]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelDirectoryError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The model's own: causal ones with a head over labels look for the last token that is none."""
+    if (declared := getattr(model.config, "pad_token_id", None)) is not None:
+        return int(declared)
+    encoder = model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return int(tokenizer.pad_token_id) if encoder and tokenizer.pad_token_id is not None else None
+
+
+def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    limits = (getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
     return int(min(limit for limit in limits if limit is not None))
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's, and those `model.generate` would stop at."""
-    declared = model.generation_config.eos_token_id
+    declared = config.eos_token_id
     named = declared if isinstance(declared, list) else [declared]
     return frozenset(one for one in (tokenizer.eos_token_id, *named) if one is not None)

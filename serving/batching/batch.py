@@ -73,6 +73,7 @@ class Batch:
             self._runner.clear(row)
             self._runner.release(row)
         self._rows, self._decoding, self._reserved = [], 0, 0
+        self._prefixes = PrefixPool(self._limits.prefix_tokens)
         self._outbox.send()
 
     def _let_go(self, now: float) -> None:

@@ -73,6 +73,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return -1
 
+    def reset(self) -> None:
+        """Unlike the others, this gives the memory back."""
+        del self.keys, self.values
+        self.is_initialized = False
+
 
 def _write(slots_RSHD: Tensor, new_BHTD: Tensor, span: Span) -> None:
     flat_NHD = new_BHTD.transpose(1, 2).reshape(-1, new_BHTD.shape[1], new_BHTD.shape[3])
@@ -109,12 +114,22 @@ class Slots(Cache):  # type: ignore[misc]
         return min(_power_of_two(rows), self._max_rows, self._bound // length), length
 
     def _reshape(self, kept: int, rows: int, length: int) -> None:
-        """Layer by layer, so that no more than one of them is there twice."""
+        """Layer by layer, so that no more than one of them is there twice. Without memory for it nothing is kept."""
         kept_rows, kept_length = min(kept, self.shape[0]), min(length, self.shape[1])
         self.shape = (rows, length)
+        try:
+            for layer in self._held():
+                layer.keys = _resized(layer.keys, self.shape, kept_rows, kept_length)
+                layer.values = _resized(layer.values, self.shape, kept_rows, kept_length)
+        except RuntimeError:
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """Everything, and give its memory back."""
+        self.shape = (0, 0)
         for layer in self._held():
-            layer.keys = _resized(layer.keys, self.shape, kept_rows, kept_length)
-            layer.values = _resized(layer.values, self.shape, kept_rows, kept_length)
+            layer.reset()
 
     def move(self, source: int, target: int, length: int) -> None:
         """The first slots of one row into another."""

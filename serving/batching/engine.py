@@ -60,6 +60,8 @@ class TransformersEngine:
         return self._batch.load
 
     def submit(self, request: GenerationRequest) -> TokenStream:
+        if request.max_tokens < 1:
+            raise InvalidRequest("an answer has at least one token", param="max_tokens")
         self._check(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._check(request.given_ids or request.prompt_ids, len(request.given_ids))
         work = Generation(request, self._vocabulary, self._line.stir)

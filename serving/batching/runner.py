@@ -82,6 +82,7 @@ class SlottedRunner:
     def __init__(self, model: PreTrainedModel, found: Windows, *, bound: int, max_rows: int) -> None:
         self._model = model
         self._windows = found
+        self._device, self._dtype = model.device, model.dtype  # asked once: the model looks through its parameters
         self._slots = Slots(model.config.get_text_config().num_hidden_layers, bound=bound, max_rows=max_rows)
         self.reserve, self.move, self.swap = self._slots.reserve, self._slots.move, self._slots.swap
         self.clear, self.read, self.fill = self._slots.clear, self._slots.read, self._slots.fill
@@ -94,7 +95,7 @@ class SlottedRunner:
         input_BT, position_BT = self._place(first, chunks, starts)
         logits: Tensor = self._model(
             input_ids=input_BT,
-            attention_mask=masks(self._windows, position_BT, self._slots.span.length, self._model.dtype),
+            attention_mask=masks(self._windows, position_BT, self._slots.span.length, self._dtype),
             position_ids=position_BT,
             past_key_values=self._slots,
             use_cache=True,
@@ -104,7 +105,7 @@ class SlottedRunner:
 
     def _place(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Token ids and positions, padded on the left; padding sees the first slot, and is written nowhere."""
-        device, slots = self._model.device, self._slots.shape[1]
+        device, slots = self._device, self._slots.shape[1]
         width = max(map(len, chunks))
         ends = [start + len(chunk) for start, chunk in zip(starts, chunks, strict=True)]
         length = min(slots, -(-max(ends) // _TOKENS_ALIKE) * _TOKENS_ALIKE)

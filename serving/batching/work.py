@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serving.batching.prefixes import block_names
 from serving.batching.streams import Outbox, Stream
-from serving.detokenizer import Detokenizer, StopStrings
+from serving.detokenizer import AnswerText
 from serving.engine import Delta, EndReason, FinishReason, GenerationRequest, Scored, TokenLogprob
 from serving.errors import DeadlineExceeded, EngineFailed
 from serving.sampling import Chooser, Chosen, logprobs
@@ -86,14 +86,16 @@ class Generation(Work):
         self.stream: Stream[Delta] = Stream(wake)  # type: ignore[assignment]
         self.names = block_names(tokens)
         self.last_token: float | None = None
-        self.num_output = 0
         self.chooser: Chooser
         if request.deadline_s is not None:
             self.deadline = self.submitted + request.deadline_s
         self._request = request
         self._vocabulary = vocabulary
-        self._detokenizer = Detokenizer(vocabulary.decode)
-        self._stops = StopStrings(request.stop)
+        self._text = AnswerText(request, vocabulary.decode, vocabulary.end_ids)
+
+    @property
+    def num_output(self) -> int:
+        return self._text.num_tokens
 
     def begin(self, outbox: Outbox) -> None:
         """Go in silence through what the client has already, which may turn out to have been all."""
@@ -128,23 +130,10 @@ class Generation(Work):
         outbox.add(self.stream, delta, last=True)
 
     def _advance(self, token: int) -> tuple[str, FinishReason | None]:
-        """The text that became certain, and whether the answer ends here."""
-        self.num_output += 1
-        ended = token in self._vocabulary.end_ids
-        if not ended:
+        guide = self.chooser.guide
+        if token not in self._vocabulary.end_ids:
             self.chooser.advance(token)
-        stopped = ended or self._guided_to_the_end()
-        last = stopped or self.num_output >= self._request.max_tokens
-        text = "" if ended else self._detokenizer.push(token)
-        piece = self._stops.push(text + self._detokenizer.finish() if last else text)
-        if piece.stopped:
-            return piece.text, "stop"
-        if last:
-            return piece.text + self._stops.finish(), "stop" if stopped else "length"
-        return piece.text, None
-
-    def _guided_to_the_end(self) -> bool:
-        return self.chooser.guide is not None and self.chooser.guide.finished
+        return self._text.push(token, complete=guide is not None and guide.finished)
 
 
 class Scoring(Work):

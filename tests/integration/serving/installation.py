@@ -157,7 +157,7 @@ def crowd(installation: Installation, deployment: str, num_people: int = 4) -> I
 @contextmanager
 def installed(head: RayHead, home: Path) -> Iterator[Installation]:
     """A control plane in a thread, while the block lasts; at its end nothing of it is on Serve."""
-    (port,) = free_ports(1)
+    port, grpc_port = free_ports(2)
     settings = Settings(
         home=home,
         listen=f"{HOST}:0",
@@ -167,6 +167,7 @@ def installed(head: RayHead, home: Path) -> Iterator[Installation]:
         ray_auth_mode="token",
         serve_host=HOST,
         serve_port=port,
+        serve_grpc_port=grpc_port,
         reconcile_interval_s=0.3,
         drain_s=1.0,
     )

@@ -1,13 +1,25 @@
-"""A loaded model ends its answers, and chooses its tokens, as its tokenizer says."""
+"""A directory becomes the engine that its config asks for, and a causal one ends as its tokenizer says."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
 
+from serving import vllm_engine
 from serving.engine import GenerationRequest, Sampling
-from serving.loading import over
+from serving.errors import ModelDirectoryError
+from serving.loading import load, over, task_of
+from serving.model_dir import ModelDirectory
 
 GREEDY = Sampling(temperature=0)
 
@@ -59,3 +71,123 @@ async def test_padded_rows_of_the_head_are_never_chosen(model, tokenizer, sampli
 
     model.forward = padded
     assert await answer(model, tokenizer, [9, 30, 31], sampling) == expected
+
+
+BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def saved(tokenizer, tmp_path):
+    """Writes a BERT beside the tokenizer, and loads it."""
+    engines = []
+
+    def saved(kind, files=None, **changes):
+        torch.manual_seed(4)
+        config = BertConfig(**BERT, vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=0, **changes)
+        model = kind(config).eval()
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        for name, document in (files or {}).items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(json.dumps(document))
+        loaded = load(ModelDirectory(tmp_path, 0))
+        engines.append(loaded.pooling)
+        return model, loaded
+
+    yield saved
+    for engine in engines:
+        engine.close()
+
+
+async def test_a_head_over_labels_classifies(saved):
+    model, loaded = saved(BertForSequenceClassification, id2label={0: "late", 1: "lost", 2: "other"})
+    assert (loaded.tasks, loaded.engine, loaded.pooling.context_length) == ({"classify"}, None, 40)
+    assert loaded.pooling.labels == ("late", "lost", "other")
+    [found] = await loaded.pooling.classify([(9, 10, 11)])
+    expected = model(torch.tensor([[9, 10, 11]])).logits[0].softmax(-1)
+    assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"problem_type": "multi_label_classification"}, {"id2label": {0: "yes"}}])
+async def test_labels_that_may_be_true_at_once(saved, changes):
+    model, loaded = saved(BertForSequenceClassification, **changes)
+    [found] = await loaded.pooling.classify([(9, 10, 11)])
+    assert found == pytest.approx(model(torch.tensor([[9, 10, 11]])).logits[0].sigmoid().tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
+async def test_another_encoder_embeds_by_the_mean(saved, kind):
+    model, loaded = saved(kind)
+    assert loaded.tasks == {"embed"}
+    [found] = await loaded.pooling.embed([(9, 10, 11)])
+    hidden = model.base_model(torch.tensor([[9, 10, 11]])).last_hidden_state[0]
+    assert found == pytest.approx(hidden.mean(0).tolist(), abs=1e-5)
+
+
+def modules(*kinds):
+    places = {"Transformer": "", "Pooling": "1_Pooling"}
+    return [{"type": f"sentence_transformers.models.{kind}", "path": places.get(kind, kind)} for kind in kinds]
+
+
+async def test_sentence_transformers_say_how(saved):
+    files = {
+        "modules.json": modules("Transformer", "Pooling", "Normalize"),
+        "1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+    }
+    model, loaded = saved(BertModel, files)
+    [found] = await loaded.pooling.embed([(9, 10, 11)])
+    first = model(torch.tensor([[9, 10, 11]])).last_hidden_state[0, 0]
+    assert found == pytest.approx(torch.nn.functional.normalize(first, dim=0).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"modules.json": modules("Transformer", "Dense")}, "a module `Dense`"),
+        ({"modules.json": modules("Pooling"), "1_Pooling/config.json": {}}, "must choose one of"),
+        (
+            {"modules.json": modules("Pooling"), "1_Pooling/config.json": {"pooling_mode_weightedmean_tokens": True}},
+            "must choose one of",
+        ),
+        ({"modules.json": [{"type": "a.Pooling", "path": "../elsewhere"}]}, "leads out of the model directory"),
+    ],
+)
+def test_what_cannot_be_done_as_written_is_refused(saved, files, words):
+    with pytest.raises(ModelDirectoryError, match=words):
+        saved(BertModel, files)
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "generate"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "generate"),
+        ({"model_type": "llama"}, "generate"),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "classify"),
+        ({"architectures": ["RobertaModel"]}, "embed"),
+    ],
+)
+def test_the_architecture_says_what_for(tmp_path, config, task):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert task_of(tmp_path) == task
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True}))
+    with pytest.raises(ModelDirectoryError, match="encoder-decoder"):
+        task_of(tmp_path)
+
+
+def test_vllm_is_given_the_directory_and_what_ends_an_answer(chat_model_dir, tokenizer, monkeypatch):
+    """vLLM itself is not here: what would start it is stood in for."""
+    started = {}
+    monkeypatch.setattr(vllm_engine, "start", lambda path, decode, **options: started.update(path=path, **options))
+    loaded = load(ModelDirectory(chat_model_dir, 0), engine="vllm")
+    assert loaded.tasks == {"generate"}
+    assert started == {"path": chat_model_dir, "end_ids": {tokenizer.eos_token_id}, "context_length": 128}
+
+
+def test_vllm_is_asked_for_causal_models_alone(saved, tmp_path):
+    saved(BertModel)
+    with pytest.raises(ModelDirectoryError, match="holds no causal model"):
+        load(ModelDirectory(tmp_path, 0), engine="vllm")

@@ -1,0 +1,1 @@
+"""The sides of `benchmarks/serving.py`, each in a process of its own."""

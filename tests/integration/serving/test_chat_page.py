@@ -1,0 +1,159 @@
+"""The chat page in a real browser, against a real gateway over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from fake_backends import CANARY, STABLE, TOKEN, LocalBackends, entrance, listening, table
+from fake_backends import loaded as loaded
+from playwright.async_api import Page, async_playwright, expect
+
+from serving.backend import Chunk, Head
+from serving.gateway_http import build_gateway
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page is not tried in a browser"),
+]
+LOUD = ("error", "warning")
+GOOD = TOKEN["authorization"].removeprefix("Bearer ")
+
+
+class SlowBackends(LocalBackends):
+    """Answers are short. Each chunk but the first waits until `gate` is set."""
+
+    def __init__(self, **models):
+        super().__init__(**models)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def call(self, app, request):
+        begun = False
+        if request.body:
+            request = replace(request, body=json.dumps({**json.loads(request.body), "max_tokens": 8}).encode())
+        async for item in super().call(app, request):
+            if begun and isinstance(item, Chunk):
+                await self.gate.wait()
+            begun = begun or isinstance(item, Chunk)
+            yield item
+
+
+@pytest.fixture
+def backends(loaded):
+    return SlowBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+
+
+@pytest.fixture
+async def address(backends):
+    async with listening(build_gateway(entrance(backends, table(10_000)))) as address:
+        yield address
+
+
+@pytest.fixture
+async def page(address):
+    """A page that fails its test when anything is written to the browser's console."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = await browser.new_page(viewport={"width": 1100, "height": 720})
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text) if message.type in LOUD else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        await page.goto(address)
+        yield page
+        await browser.close()
+    assert [each for each in complaints if "Failed to load resource" not in each] == []
+
+
+async def log_in(page: Page) -> None:
+    await page.get_by_label("Token").fill(GOOD)
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_label("Model")).to_have_value("support-bot")
+
+
+async def ask(page: Page, text: str = "Where is my card?") -> None:
+    """By keyboard alone."""
+    await page.get_by_label("Message").fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def test_a_talk_by_keyboard(page, backends):
+    await expect(page.get_by_label("Model")).to_be_disabled()
+    await log_in(page)
+    await expect(page.get_by_label("Model")).to_contain_text("support-bot · v1")
+    await ask(page)
+    answer = page.get_by_label("Answer")
+    await expect(answer.locator("footer")).to_contain_text("support-student@1")
+    notes = await answer.locator("footer").inner_text()
+    assert [word in notes for word in ("tokens/s", "first token", "in all")] == [True] * 3
+    said = await answer.locator("p").text_content()
+    assert said
+    await ask(page, "And my money?")
+    await expect(page.get_by_label("Answer")).to_have_count(2)
+    await expect(page.get_by_label("Answer").nth(1).locator("footer")).to_contain_text("in all")
+    chats = [json.loads(request.body)["messages"] for _, request in backends.calls if request.method == "POST"]
+    assert [message["role"] for message in chats[1]] == ["user", "assistant", "user"]
+    assert chats[1][1]["content"] == said
+    await page.get_by_role("button", name="New chat").click()
+    await expect(page.get_by_label("Answer")).to_have_count(0)
+
+
+async def test_an_answer_comes_in_pieces_and_can_be_stopped(page, backends):
+    await log_in(page)
+    backends.gate.clear()
+    await ask(page)
+    stop = page.get_by_role("button", name="Stop")
+    await expect(stop).to_be_visible()
+    await expect(page.get_by_label("Answer").locator("p")).not_to_be_empty()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_label("Answer").locator("footer")).to_contain_text("stopped")
+    await expect(stop).to_be_hidden()
+    async with asyncio.timeout(10):
+        while not backends.closed[STABLE] >= 2:  # the list of models, and the answer that was stopped
+            await asyncio.sleep(0.02)
+
+
+async def test_what_goes_wrong_is_said_and_the_question_is_kept(page, backends):
+    await log_in(page)
+    backends.kills[STABLE] = [0] * 4
+    await ask(page, "Where?")
+    await expect(page.get_by_role("alert")).to_contain_text("no replica of `support-bot` could answer")
+    await expect(page.get_by_label("Message")).to_have_value("Where?")
+    await page.get_by_label("Token").fill("bad")
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("alert")).to_contain_text("does not know the token")
+
+
+async def test_nothing_of_an_answer_is_markup(page, backends, monkeypatch):
+    await log_in(page)
+    evil = "<img src=x onerror=alert(1)>"
+
+    async def call(app, request):
+        yield Head(200, (("content-type", "text/event-stream; charset=utf-8"),))
+        yield Chunk(b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\ndata: [DONE]\n\n' % evil.encode())
+
+    monkeypatch.setattr(backends, "call", call)
+    await ask(page, "<b>bold</b>")
+    await expect(page.get_by_label("Answer").locator("p")).to_have_text(evil)
+    await expect(page.get_by_label("You").locator("p")).to_have_text("<b>bold</b>")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_fits_a_phone(page, scheme, tmp_path):
+    await page.set_viewport_size({"width": 360, "height": 640})
+    await page.emulate_media(color_scheme=scheme)
+    await log_in(page)
+    await ask(page, "A word that is long: " + "Donaudampfschifffahrt" * 4)
+    await expect(page.get_by_label("Answer").locator("footer")).to_be_visible()
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    for name in ("Send", "New chat"):
+        box = await page.get_by_role("button", name=name).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+        assert box["y"] + box["height"] <= 640
+        assert box["height"] >= 44
+    await page.screenshot(path=tmp_path / f"{scheme}.png")

@@ -1,0 +1,102 @@
+"""Greedy answers are those of `model.generate`, token for token, whoever else is there and however it was computed."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.batching.engine import TransformersEngine
+from serving.batching.policy import Limits
+from serving.batching.runner import SeparateRunner, SlottedRunner, choose_runner
+from serving.engine import GenerationRequest, Sampling
+from tests.causal_models import END_ID, SEPARATE, SLOTTED, VOCABULARY, generated, make
+
+SYSTEM_PROMPT = tuple(range(20, 55))
+GREEDY = Sampling(temperature=0)
+
+tokens = st.integers(2, VOCABULARY - 1)
+prompts = st.builds(
+    lambda shared, own: SYSTEM_PROMPT[:shared] + tuple(own),
+    st.sampled_from([0, 0, 20, 35]),
+    st.lists(tokens, min_size=1, max_size=20),
+)
+arrivals = st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 6)), min_size=1, max_size=9)
+limits = st.builds(
+    Limits,
+    kv_tokens=st.sampled_from([120, 300, 1000]),
+    prefix_tokens=st.sampled_from([0, 32]),
+    max_rows=st.sampled_from([1, 2, 5]),
+    prefill_tokens=st.sampled_from([1, 7, 24, 400]),
+)
+
+
+@lru_cache
+def model(name):
+    return make(name)
+
+
+@lru_cache(maxsize=4096)
+def expected(name, prompt, max_tokens):
+    return generated(model(name), prompt, max_tokens)
+
+
+def engine(name, bounds, **options):
+    settings = {"context_length": 128, "num_tokens": VOCABULARY, "end_ids": frozenset({END_ID}), **options}
+    return TransformersEngine(model(name), lambda ids: "".join(f"{each}," for each in ids), limits=bounds, **settings)
+
+
+async def answers(name, wanted, bounds):
+    """Each request comes when the ones before it have got so many tokens, of all together."""
+    running, count, moved = engine(name, bounds), 0, asyncio.Event()
+
+    async def ask(prompt, max_tokens, after):
+        nonlocal count
+        while count < after:
+            moved.clear()
+            await moved.wait()
+        found = []
+        async for delta in running.submit(GenerationRequest(prompt, max_tokens, GREEDY)):
+            found += delta.token_ids
+            count += 1
+            moved.set()
+        return found
+
+    # Never later than the tokens that come for sure: one of each request before.
+    due = [(prompt, most, min(after, place)) for place, (prompt, most, after) in enumerate(wanted)]
+    try:
+        return await asyncio.wait_for(asyncio.gather(*(ask(*each) for each in due)), 60)
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("name", SLOTTED)
+@settings(max_examples=12, deadline=None)
+@given(wanted=arrivals, bounds=limits)
+def test_any_mix_any_order_any_chunks(name, wanted, bounds):
+    found = asyncio.run(answers(name, wanted, bounds))
+    assert found == [expected(name, prompt, max_tokens) for prompt, max_tokens, _ in wanted]
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+@settings(max_examples=3, deadline=None)
+@given(wanted=arrivals, bounds=limits)
+def test_also_where_no_cache_is_shared(name, wanted, bounds):
+    found = asyncio.run(answers(name, wanted, bounds))
+    assert found == [expected(name, prompt, max_tokens) for prompt, max_tokens, _ in wanted]
+
+
+@pytest.mark.parametrize("name", SLOTTED)
+def test_eager_attention_too(name):
+    eager = make(name, attn_implementation="eager")
+    assert isinstance(choose_runner(eager, bound=256, max_rows=2), SlottedRunner)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, SlottedRunner) for n in SLOTTED] + [(n, SeparateRunner) for n in SEPARATE]
+)
+def test_the_fast_way_wherever_it_is_right(name, kind):
+    assert isinstance(choose_runner(model(name), bound=256, max_rows=2), kind)

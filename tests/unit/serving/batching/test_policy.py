@@ -1,0 +1,69 @@
+"""Who comes in, and whose prompt is computed: nobody starves, no bound is passed, nothing idles that could work."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.batching.policy import Limits, admit, prefill
+
+LIMITS = Limits(kv_tokens=200, prefix_tokens=40, max_rows=5, prefill_tokens=16)
+SIZES = st.integers(1, LIMITS.row_tokens)
+
+
+def fits(rows):
+    return len(rows) <= LIMITS.max_rows and len(rows) * max(rows, default=0) <= LIMITS.row_tokens
+
+
+@given(st.lists(SIZES, max_size=5).filter(fits), st.lists(SIZES, max_size=9))
+def test_the_bound_is_kept_and_as_many_as_fit_come_in(reserved, waiting):
+    count = admit(reserved, waiting, LIMITS)
+    assert fits([*reserved, *waiting[:count]])
+    assert count == len(waiting) or not fits([*reserved, *waiting[: count + 1]])
+
+
+@given(st.lists(SIZES, min_size=1))
+def test_whoever_stands_first_comes_in_when_the_rows_are_empty(waiting):
+    assert admit([], waiting, LIMITS) >= 1
+
+
+@given(st.lists(SIZES, min_size=1, max_size=30), st.data())
+def test_everybody_gets_a_row_in_the_order_of_the_line(waiting, data):
+    """Whatever the others do, as long as each ends once."""
+    rows, line, order = [], list(enumerate(waiting)), []
+    while line or rows:
+        count = admit([size for _, size in rows], [size for _, size in line], LIMITS)
+        rows, line = rows + line[:count], line[count:]
+        assert rows
+        assert fits([size for _, size in rows])
+        order.append(rows.pop(data.draw(st.integers(0, len(rows) - 1)))[0])
+    assert sorted(order) == list(range(len(waiting)))
+
+
+@given(st.lists(st.integers(1, 60), max_size=8), st.integers(1, 64))
+def test_prompts_come_on_within_the_budget(remaining, budget):
+    sizes = prefill(remaining, budget)
+    assert bool(sizes) == bool(remaining)
+    assert len(sizes) * max(sizes, default=0) <= budget
+    whole = list(remaining[: len(sizes)]) == sizes
+    assert whole or sizes == [budget]
+    if whole and len(sizes) < len(remaining):
+        assert (len(sizes) + 1) * max(*sizes, remaining[len(sizes)]) > budget
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 64))
+def test_every_prompt_comes_to_its_end(remaining, budget):
+    steps = 0
+    while remaining:
+        sizes = prefill(remaining, budget)
+        rests = [rest - size for rest, size in zip(remaining, sizes, strict=False)]
+        remaining = [rest for rest in [*rests, *remaining[len(sizes) :]] if rest]
+        steps += 1
+        assert steps <= 8 * 60
+
+
+@pytest.mark.parametrize("wrong", [{"kv_tokens": 0}, {"max_rows": 0}, {"prefix_tokens": 1 << 16}, {"max_waiting": 0}])
+def test_limits_that_leave_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"at least 1|must leave room"):
+        Limits(**wrong)

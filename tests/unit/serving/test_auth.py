@@ -1,0 +1,139 @@
+"""What is believed of a token, for how long, and what happens while nobody can be asked."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from athanor.v1 import token_service_pb2, token_service_pb2_grpc
+
+from serving.auth import FRESH_REFUSAL_S, FRESH_S, STALE_S, Caller, Callers, ControlPlanes
+from serving.errors import Forbidden, Unauthenticated, Unavailable
+
+ME = Caller("k3m9x2pq", "me")
+
+
+class Said:
+    """A directory that says what it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: Caller | Exception = ME
+        self.asked = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def caller(self, authorization):
+        self.asked += 1
+        await self.gate.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def aclose(self):
+        pass
+
+
+@pytest.fixture
+def said():
+    return Said()
+
+
+@pytest.fixture
+def now():
+    return [1000.0]
+
+
+@pytest.fixture
+def callers(said, now):
+    return Callers(said, clock=lambda: now[0])
+
+
+async def test_an_answer_is_believed_for_some_seconds(callers, said, now):
+    assert await callers.caller("Bearer a") == ME
+    now[0] += FRESH_S - 1
+    assert await callers.caller("Bearer a") == ME
+    assert said.asked == 1
+    now[0] += 2
+    said.answer = Unauthenticated("revoked")
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await callers.caller("Bearer a")
+
+
+async def test_a_bad_token_is_not_asked_about_again_at_once(callers, said, now):
+    said.answer = Unauthenticated("unknown")
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await callers.caller("Bearer bad")
+    assert said.asked == 1
+    now[0] += FRESH_REFUSAL_S
+    said.answer = ME
+    assert await callers.caller("Bearer bad") == ME
+
+
+async def test_while_nobody_can_be_asked_known_tokens_stay_good_for_an_hour_and_unknown_ones_wait(callers, said, now):
+    await callers.caller("Bearer a")
+    said.answer = Unavailable("nobody there")
+    now[0] += STALE_S - 1
+    assert await callers.caller("Bearer a") == ME
+    with pytest.raises(Unavailable):
+        await callers.caller("Bearer b")
+    now[0] += 2
+    with pytest.raises(Unavailable):
+        await callers.caller("Bearer a")
+
+
+async def test_a_token_that_was_refused_is_not_good_because_nobody_can_be_asked(callers, said, now):
+    said.answer = Forbidden("no")
+    with pytest.raises(Forbidden):
+        await callers.caller("Bearer a")
+    said.answer = Unavailable("nobody there")
+    now[0] += FRESH_REFUSAL_S
+    with pytest.raises(Unavailable):
+        await callers.caller("Bearer a")
+
+
+async def test_requests_at_once_ask_once(callers, said):
+    said.gate.clear()
+    asking = [asyncio.create_task(callers.caller("Bearer a")) for _ in range(10)]
+    await asyncio.sleep(0)
+    said.gate.set()
+    assert await asyncio.gather(*asking) == [ME] * 10
+    assert said.asked == 1
+
+
+async def test_no_token_at_all_asks_nobody(callers, said):
+    with pytest.raises(Unauthenticated, match="no token"):
+        await callers.caller("")
+    assert said.asked == 0
+
+
+class TokenService(token_service_pb2_grpc.TokenServiceServicer):
+    """A control plane that knows one token."""
+
+    async def GetCaller(self, request, context):
+        sent = dict(context.invocation_metadata())["authorization"]
+        if sent != "Bearer good":
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this control plane does not know the token")
+        return token_service_pb2.GetCallerResponse(token=token_service_pb2.Token(id=ME.token_id, name=ME.name))
+
+
+async def test_any_control_plane_answers_for_the_installation():
+    server = grpc.aio.server()
+    token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    planes = ControlPlanes(("127.0.0.1:1", f"127.0.0.1:{port}"))  # nobody listens at the first
+    try:
+        assert await planes.caller("Bearer good") == ME
+        with pytest.raises(Unauthenticated, match="does not know the token"):
+            await planes.caller("Bearer bad")
+        with pytest.raises(Unauthenticated, match="characters"):
+            await planes.caller("Bearer ü")
+    finally:
+        await planes.aclose()
+        await server.stop(None)
+    alone = ControlPlanes(("127.0.0.1:1",))
+    with pytest.raises(Unavailable):
+        await alone.caller("Bearer good")
+    await alone.aclose()

@@ -1,0 +1,206 @@
+"""Inference over gRPC: a real server and a real client, the gateway between them, replicas in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+from athanor.v1 import inference_service_pb2 as pb
+from athanor.v1 import inference_service_pb2_grpc as pb_grpc
+from fake_backends import CANARY, QUESTION, STABLE, TOKEN, LocalBackends, entrance, http_client, pooling_model, table
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.gateway_grpc import GrpcGateway, Refused
+from serving.routes import Backend, Route, RouteTable
+
+GOOD = tuple(TOKEN.items())
+ASKED = pb.GenerateRequest(
+    model="support-bot",
+    conversation=pb.Conversation(messages=[pb.ChatMessage(role="user", content="Where is my card?")]),
+    max_tokens=9,
+    temperature=0,
+)
+
+
+class Servicer(pb_grpc.InferenceServiceServicer, health_pb2_grpc.HealthServicer):
+    """Ends refused calls as Serve's proxy does: with the status that was set."""
+
+    def __init__(self, gateway: GrpcGateway) -> None:
+        self.gateway = gateway
+
+    async def _unary(self, answer, context):
+        try:
+            return await answer
+        except Refused:
+            await context.abort(context.code(), context.details())
+
+    async def _stream(self, answers, context):
+        try:
+            async for each in answers:
+                yield each
+        except Refused:
+            await context.abort(context.code(), context.details())
+
+    async def Classify(self, request, context):
+        return await self._unary(self.gateway.classify(request, context), context)
+
+    async def Embed(self, request, context):
+        return await self._unary(self.gateway.embed(request, context), context)
+
+    async def Check(self, request, context):
+        return await self._unary(self.gateway.check(request, context), context)
+
+    async def Generate(self, request, context):
+        async for each in self._stream(self.gateway.generate(request, context), context):
+            yield each
+
+    async def Watch(self, request, context):
+        async for each in self._stream(self.gateway.watch(request, context), context):
+            yield each
+
+
+@pytest.fixture
+def backends(loaded):
+    return LocalBackends(
+        **{STABLE: (1, loaded), CANARY: (2, loaded), "vectors--r1": (3, pooling_model(loaded.prompts))}
+    )
+
+
+@pytest.fixture
+def gate(backends):
+    vectors = Backend(app="vectors--r1", model="support-student@3", revision=1, weight=10_000)
+    waits = Route(name="not-yet", backends=())
+    return entrance(
+        backends, RouteTable(routes=(*table(10_000).routes, Route(name="vectors", backends=(vectors,)), waits))
+    )
+
+
+@pytest.fixture
+async def channel(gate):
+    server = grpc.aio.server()
+    servicer = Servicer(GrpcGateway(gate))
+    pb_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    gate.grpc_address = f"127.0.0.1:{port}"
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(None)
+
+
+@pytest.fixture
+def stub(channel):
+    return pb_grpc.InferenceServiceStub(channel)
+
+
+async def test_a_generated_answer_is_that_of_the_http_side(stub, gate, backends):
+    call = stub.Generate(ASKED, metadata=GOOD)
+    *pieces, last = [response async for response in call]
+    async with http_client(gate) as http:
+        body = {"model": "support-bot", "messages": QUESTION, "max_tokens": 9, "temperature": 0}
+        expected = (await http.post("/v1/chat/completions", json=body)).json()
+    assert "".join(piece.text for piece in pieces) == expected["choices"][0]["message"]["content"]
+    assert pieces[-1].finish_reason == pb.FINISH_REASON_LENGTH
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (expected["usage"]["prompt_tokens"], 9)
+    assert dict(await call.trailing_metadata())["x-athanor-model"] == "support-student@1"
+
+
+async def test_a_replica_that_dies_is_not_seen(stub, backends):
+    expected = [response async for response in stub.Generate(ASKED, metadata=GOOD)]
+    backends.kills[STABLE] = [4, 0]
+    assert [response async for response in stub.Generate(ASKED, metadata=GOOD)] == expected
+
+
+async def test_options_reach_the_engine_and_forms_bind(stub):
+    request = pb.GenerateRequest(
+        model="support-bot", prompt="Where", max_tokens=12, num_choices=2, seed=5, regex="[ab]{4}", top_k=50, stop=["x"]
+    )
+    texts = {0: "", 1: ""}
+    async for response in stub.Generate(request, metadata=GOOD):
+        texts[response.index] += response.text
+    assert [sorted({*text} - {"a", "b"}) for text in texts.values()] == [[], []]
+    assert [len(text) for text in texts.values()] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "metadata", "code", "words"),
+    [
+        ({}, (), "UNAUTHENTICATED", "no token"),
+        ({}, (("authorization", "Bearer bad"),), "UNAUTHENTICATED", "does not know"),
+        ({"model": "gpt-4o"}, GOOD, "NOT_FOUND", "`gpt-4o` is not here"),
+        ({"model": "not-yet"}, GOOD, "UNAVAILABLE", "not ready yet"),
+        ({"temperature": 9}, GOOD, "INVALID_ARGUMENT", "temperature: .*less than or equal to 2"),
+        ({"regex": "("}, GOOD, "INVALID_ARGUMENT", "unclosed group"),
+        ({"conversation": None}, GOOD, "INVALID_ARGUMENT", "`conversation` or `prompt`"),
+        ({"model": "vectors"}, GOOD, "INVALID_ARGUMENT", "cannot generate"),
+    ],
+)
+async def test_refusals_have_their_status(stub, change, metadata, code, words):
+    request = pb.GenerateRequest()
+    request.CopyFrom(ASKED)
+    for name, value in change.items():
+        request.ClearField(name) if value is None else setattr(request, name, value)
+    with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
+        [_ async for _ in stub.Generate(request, metadata=metadata)]
+    assert caught.value.code() is grpc.StatusCode[code]
+
+
+async def test_replicas_that_die_again_and_again_are_unavailable(stub, backends, monkeypatch):
+    monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
+    for kills, code in (([0] * 4, "UNAVAILABLE"), ([3, 0, 0, 0], "INTERNAL")):
+        backends.kills[STABLE] = kills
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [_ async for _ in stub.Generate(ASKED, metadata=GOOD)]
+        assert caught.value.code() is grpc.StatusCode[code]
+
+
+async def test_labels_and_vectors(stub):
+    inputs = ["Where is it?", "?"]
+    labels = await stub.Classify(pb.ClassifyRequest(model="vectors", inputs=inputs), metadata=GOOD)
+    vectors = await stub.Embed(pb.EmbedRequest(model="vectors", inputs=inputs), metadata=GOOD)
+    assert [result.labels[0].label for result in labels.results] == ["arrival", "top_up"]
+    assert [label.probability for label in labels.results[0].labels] == [0.7, 0.2, 0.1]
+    assert [list(each.values)[1:] for each in vectors.embeddings] == [[-0.5, 0.125]] * 2
+    assert vectors.prompt_tokens == labels.prompt_tokens == sum(each.values[0] for each in vectors.embeddings)
+    for refused in (pb.ClassifyRequest(model="vectors"), pb.ClassifyRequest(model="support-bot", inputs=["x"])):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Classify(refused, metadata=GOOD)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_health_is_told_without_a_token(channel, gate):
+    stub = health_pb2_grpc.HealthStub(channel)
+    names = ("", "athanor.v1.InferenceService", "support-bot", "not-yet")
+    said = [(await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
+    assert [health_pb2.HealthCheckResponse.ServingStatus.Name(each) for each in said] == [
+        "SERVING",
+        "SERVING",
+        "SERVING",
+        "NOT_SERVING",
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Check(health_pb2.HealthCheckRequest(service="other"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_is_watched(channel, gate, monkeypatch):
+    monkeypatch.setattr("serving.gateway_grpc._WATCH_S", 0.01)
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="not-yet"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    ready = gate.table.routes[0].model_copy(update={"name": "not-yet"})
+    gate.table = RouteTable(routes=(ready,))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+
+
+async def test_the_example_of_the_docs_runs(gate, channel, capsys):
+    """As it stands there, but for address and token."""
+    page = (Path(__file__).parents[3] / "docs" / "serving-api.md").read_text("utf-8")
+    [example] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "InferenceService" in block]
+    example = example.replace("127.0.0.1:9000", gate.grpc_address).replace("ath_...", "good")
+    await asyncio.to_thread(exec, compile(example, "serving-api.md", "exec"), {})
+    assert capsys.readouterr().out
