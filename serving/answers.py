@@ -73,8 +73,9 @@ class Choice:
     def __post_init__(self) -> None:
         self.num_tokens = len(self.given_ids)
         self._first = not self.given_ids
+        there = [*_ids(self.echoed), *self.given_ids] if self.given_ids else []
         counts_characters = self.with_logprobs and self.kind == "text"
-        self._offset = length_of(self.given_ids, self.token_bytes) if counts_characters else 0
+        self._offset = length_of(there, self.token_bytes) if counts_characters else 0
 
     def push(self, delta: Delta) -> tuple[Document, Chunk] | None:
         """The choice in the next chunk, and what that adds; tokens that add no text yet wait for it."""
@@ -117,12 +118,15 @@ class Choice:
             return chat_logprobs(scored, self.token_bytes)
         tokens = [*(self.echoed if self._first else ()), *scored]
         offset = self._offset
-        ids = [token if isinstance(token, int) else token.token_id for token in tokens]
-        self._offset += length_of(ids, self.token_bytes)
+        self._offset += length_of(_ids(tokens), self.token_bytes)
         return text_logprobs(tokens, self.token_bytes, offset)
 
     def _document(self, content: Document, logprobs: Document | None, reason: FinishReason | None) -> Document:
         return {"index": self.index, **content, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _ids(tokens: Sequence[TokenLogprob | int]) -> list[int]:
+    return [token if isinstance(token, int) else token.token_id for token in tokens]
 
 
 async def whole(envelope: Envelope, choices: Sequence[Choice]) -> Chunk:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from serving.answers import DONE, event
 from serving.backend import BackendRequest, Backends, Chunk, Head, Resume
 from serving.errors import BackendFailed, DeadlineExceeded, Unavailable
-from serving.failures import server_error
+from serving.failures import refusal, server_error
 from serving.gateway_metrics import GatewayMetrics
 from serving.mirroring import Mirroring, Outcome
 from serving.routes import Backend, Route, choose, mirrored
@@ -61,10 +61,14 @@ class Gateway:
         progress = _Progress(time.monotonic(), time.monotonic() + call.timeout_s)
         call = replace(call, request=_settled(call.request))
         with self._metrics.request(call.route.name) as watched:
-            async with aclosing(self._attempts(call, progress)) as items:
-                async for item in items:
-                    watched.note(item, progress.backend)
-                    yield item
+            try:
+                async with aclosing(self._attempts(call, progress)) as items:
+                    async for item in items:
+                        watched.note(item, progress.backend)
+                        yield item
+            finally:
+                took_s = time.monotonic() - progress.began_at
+                logger.info("request %s: %s in %.3f s", call.request.request_id, progress.in_words(call), took_s)
         if (revision := self._mirrored(call, progress)) and self._mirroring:
             self._mirroring.start(call.route, revision, call.request, progress.outcome(time.monotonic()))
 
@@ -85,7 +89,11 @@ class Gateway:
                 self._metrics.failed(call.route.name, chosen)
                 logger.warning("request %s: %s: %s", call.request.request_id, chosen.app, error)
             except TimeoutError as error:
-                raise DeadlineExceeded(f"no complete answer within {call.timeout_s:g} s") from error
+                late = DeadlineExceeded(f"no complete answer within {call.timeout_s:g} s")
+                if not progress.begun:
+                    raise late from error
+                yield Chunk(event(refusal(late)))
+                return
         if not progress.begun:
             raise Unavailable(f"no replica of `{call.route.name}` could answer; try again in a moment")
         yield Chunk(event(server_error(call.request.request_id)))
@@ -167,6 +175,11 @@ class _Progress:
             if self.first_at is None and chunk.token_ids:
                 self.first_at = time.monotonic()
             yield chunk
+
+    def in_words(self, call: Call) -> str:
+        """For the log: who answered, with what status, after how many attempts."""
+        status = self.head.status if self.head else "no answer"
+        return f"{status} by {self.backend.app if self.backend else call.route.name}, attempt {self.attempts}"
 
     def resumed(self, request: BackendRequest, now: float) -> BackendRequest:
         """What the next replica is asked: the rest, in the time that is left."""

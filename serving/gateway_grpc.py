@@ -142,7 +142,7 @@ class GrpcGateway:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
         caller = await self._entrance.caller(metadata.get("authorization", ""))
         request_id = metadata.get("request_id") or f"req_{uuid4().hex}"
-        with self._entrance.limits.one(caller.token_id):
+        with self._entrance.admitted(caller):
             route, pinned = self._entrance.target(fields["model"])
             body = json.dumps(fields).encode()
             seed = 0 if fields.get("seed") is not None else None

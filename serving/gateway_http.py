@@ -11,14 +11,14 @@ import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import page
 from serving.auth import ANYBODY, Caller, Callers
@@ -65,6 +65,10 @@ class Entrance:
         """Unauthenticated, Forbidden or Unavailable."""
         return ANYBODY if self.table.auth == "none" else await self.callers.caller(authorization)
 
+    def admitted(self, caller: Caller) -> AbstractContextManager[None]:
+        """One more request of a token while the block lasts; RateLimited. Where there are no tokens, engines refuse."""
+        return nullcontext() if caller is ANYBODY else self.limits.one(caller.token_id)
+
     def target(self, model: str, deployment: str | None = None) -> tuple[Route, Backend | None]:
         """Which deployment a request means, and which version if it names one; ModelNotFound."""
         if deployment is None:
@@ -99,9 +103,15 @@ class HttpGateway:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        request = Request(scope, receive)
+        request, started = Request(scope, receive), False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
-            await self._dispatch(request, send)
+            await self._dispatch(request, send_and_note)
         except RequestError as error:
             self._entrance.metrics.refused(error.code or error.kind)
             await reply(error.status, refusal(error), _headers_of(error))(scope, receive, send)
@@ -109,7 +119,8 @@ class HttpGateway:
             logger.info("request %s: the client went", request.state.request_id)
         except Exception as error:  # the process boundary: logged, and answered without a word of why
             logger.exception("request %s failed", request.state.request_id, exc_info=error)
-            await reply(500, server_error(request.state.request_id))(scope, receive, send)
+            if not started:  # else the server sees an answer without an end, and cuts the connection
+                await reply(500, server_error(request.state.request_id))(scope, receive, send)
 
     async def _dispatch(self, request: Request, send: Send) -> None:
         path, method = request.url.path, request.method
@@ -118,7 +129,7 @@ class HttpGateway:
             await (await self._open(path))(request.scope, request.receive, send)
             return
         caller = await self._entrance.caller(request.headers.get("authorization", ""))
-        with self._entrance.limits.one(caller.token_id):
+        with self._entrance.admitted(caller):
             found = _PATH.fullmatch(path)
             rest = found["rest"] if found else ""
             if found and rest in _ANSWERING:

@@ -36,6 +36,8 @@ class Generator:
         limits = [self._limit(body, ids) for ids in prompts]
         self.prompts.check_ids([*(body.logit_bias or {})], param="logit_bias")
         guide = await self._guide(body)
+        if body.num_logprobs is not None:
+            await asyncio.to_thread(self.prompts.token_bytes, 0)  # the first time, this reads the whole vocabulary
         echoes = [await self._echo(body, ids) for ids in prompts]
         begun: list[Choice] = []
         try:

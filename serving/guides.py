@@ -9,6 +9,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from serving.schemas import GenerationOptions
 
 _MOST_CACHED = 64
+_MAX_GRAMMAR = 256 * 1024  # characters
 # One space, or a line break and an indentation: whitespace without end would never come to the next value.
 _JSON_LAYOUT: JsonCompileOptions = {"whitespace_pattern": r"(\x20?|\x0A\x20{0,32})"}
 
@@ -97,14 +99,16 @@ class Grammars:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._end_ids = end_ids
-        self._lock = Lock()
-        self._vocabulary: LLTokenizer | None = None
+        self._lock = Lock()  # held for moments only: the event loop takes it too
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def compile(self, form: Form) -> TokenGuide:
         """A fresh guide; InvalidRequest says what is wrong with the form. Takes up to a second: not for event loops."""
         with self._lock:
-            matcher = self._compiled.get(form.grammar) or self._matcher(form)
+            matcher = self._compiled.get(form.grammar)
+        if matcher is None:
+            matcher = self._matcher(form)
+        with self._lock:
             self._compiled[form.grammar] = matcher
             self._compiled.move_to_end(form.grammar)
             if len(self._compiled) > _MOST_CACHED:
@@ -113,29 +117,33 @@ class Grammars:
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token writes; of a control token, its name."""
-        with self._lock:
-            written = self._tokens().decode_bytes([token_id])
-        return bytes(written)
+        if self._vocabulary is None:
+            text: str = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+            return text.encode()
+        return bytes(self._vocabulary.decode_bytes([token_id]))
 
     def _matcher(self, form: Form) -> LLMatcher:
-        matcher = LLMatcher(self._tokens(), form.grammar, log_level=0)
+        if len(form.grammar) > _MAX_GRAMMAR:
+            raise InvalidRequest(f"{form.param}: more than {_MAX_GRAMMAR} characters", param=form.param)
+        if self._vocabulary is None:
+            raise InvalidRequest("this model's tokenizer cannot constrain output", param=form.param, code="unsupported")
+        matcher = LLMatcher(self._vocabulary, form.grammar, log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n\n")[0]
             raise InvalidRequest(f"{form.param}: {reason}", param=form.param)
         return matcher
 
-    def _tokens(self) -> LLTokenizer:
-        """Made when first needed: it takes a second for a large vocabulary."""
-        if self._vocabulary is None:
-            backend = getattr(self._tokenizer, "backend_tokenizer", None)
-            if backend is None:
-                raise InvalidRequest("this model's tokenizer cannot constrain output", code="unsupported")
-            plain = type(backend).from_str(backend.to_str())
-            plain.no_padding()
-            plain.no_truncation()
-            num_tokens = max(self._tokenizer.get_vocab().values()) + 1
-            self._vocabulary = LLTokenizer(plain.to_str(), n_vocab=num_tokens, eos_token=sorted(self._end_ids))
-        return self._vocabulary
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer | None:
+        """Made when first needed: it takes a second for a large vocabulary. None: a tokenizer in Python alone."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        plain = type(backend).from_str(backend.to_str())
+        plain.no_padding()
+        plain.no_truncation()
+        num_tokens = max(self._tokenizer.get_vocab().values()) + 1
+        return LLTokenizer(plain.to_str(), n_vocab=num_tokens, eos_token=sorted(self._end_ids))
 
 
 class TokenGuide:

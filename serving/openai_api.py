@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 TITLE = "Athanor, OpenAI-compatible"
 MAX_BODY_BYTES = 4 * 1024 * 1024
+_LONG_BODY = 64 * 1024
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -139,27 +141,31 @@ class Routes:
         """The assistant's next message."""
         self._check_model(body.model)
         self._check_task("generate")
-        prompt = self._model.prompts.chat([message.as_template_input() for message in body.messages])
+        turns = [message.as_template_input() for message in body.messages]
+        prompt = await _tokenized(request, lambda: self._model.prompts.chat(turns))
         return await self._answer("chat", body, [prompt], request)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """The continuation of plain prompts."""
         self._check_model(body.model)
         self._check_task("generate")
-        return await self._answer("text", body, [self._model.prompts.text(each) for each in body.prompts], request)
+        prompts = await _tokenized(request, lambda: [self._model.prompts.text(each) for each in body.prompts])
+        return await self._answer("text", body, prompts, request)
 
-    async def embeddings(self, body: EmbeddingRequest) -> Response:
+    async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
         """A vector for each text."""
         self._check_model(body.model)
         engine = self._pooling("embed")
-        texts = pooling_api.input_ids(body, self._model.prompts, engine.context_length)
+        length = engine.context_length
+        texts = await _tokenized(request, lambda: pooling_api.input_ids(body, self._model.prompts, length))
         return JSONResponse(await pooling_api.embeddings(body, engine, texts, self._card.name))
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """The labels of each text, with probabilities."""
         self._check_model(body.model)
         engine, exchange = self._pooling("classify"), _exchange(request)
-        texts = pooling_api.input_ids(body, self._model.prompts, engine.context_length)
+        length = engine.context_length
+        texts = await _tokenized(request, lambda: pooling_api.input_ids(body, self._model.prompts, length))
         created = exchange.created or int(time.time())
         identity = {"name": self._card.name, "request_id": _bare(exchange.request_id)}
         return JSONResponse(await pooling_api.classes(engine, texts, **identity, created=created))
@@ -269,6 +275,12 @@ def _exchange(request: Request) -> BackendRequest:
     if isinstance(given, BackendRequest):
         return given
     return BackendRequest(request.method, request.url.path, (), b"", str(request.state.request_id), can_resume=False)
+
+
+async def _tokenized(request: Request, tokenize: Callable[[], T]) -> T:
+    """On a thread, where a long text would hold up the answers to others."""
+    is_long = len(await request.body()) > _LONG_BODY
+    return await asyncio.to_thread(tokenize) if is_long else tokenize()
 
 
 def _bare(request_id: str) -> str:

@@ -77,6 +77,30 @@ async def test_a_stream_is_the_same_whenever_replicas_die(loaded, monkeypatch, o
     assert all(len(end) == 1 for end in ends)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
+@given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=3), echo=st.booleans(), n=st.integers(1, 2))
+async def test_a_plain_completion_is_the_same_whenever_replicas_die(loaded, monkeypatch, kills, echo, n):
+    monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
+    backends = LocalBackends(**{STABLE: (1, loaded)})
+    body = {"model": "support-bot", "prompt": ["Where is", "How do"], "n": n, "echo": echo, "logprobs": 1, "seed": 3}
+
+    async def said() -> dict[int, list]:
+        async with http_client(entrance(backends)) as http:
+            reply = await http.post("/v1/completions", json={**body, "max_tokens": 7, "stream": True})
+        choices: dict[int, list] = {}
+        for choice in (choice for document in events(reply.text) for choice in document["choices"]):
+            parts = choices.setdefault(choice["index"], ["", [], []])
+            parts[0] += choice["text"]
+            parts[1] += choice["logprobs"]["tokens"]
+            parts[2] += choice["logprobs"]["text_offset"]
+        return choices
+
+    undisturbed = await said()
+    backends.kills[STABLE] = [*kills]
+    assert await said() == undisturbed
+    assert len(undisturbed) == 2 * n
+
+
 async def test_a_stream_without_a_seed_goes_on_with_the_same_draws(loaded):
     backends = LocalBackends(**{STABLE: (1, loaded)})
     backends.kills[STABLE] = [4]
@@ -180,6 +204,20 @@ async def test_a_deadline_is_504_and_reaches_the_engine(loaded):
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "timeout")
     assert 0 < backends.calls[0][1].deadline_s <= 0.05
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-athanor-timeout")
+
+
+async def test_a_deadline_in_the_middle_of_a_stream_is_an_error_event():
+    class Slow(Scripted):
+        async def call(self, app, request):
+            yield Head(200, (("content-type", "text/event-stream; charset=utf-8"),))
+            yield Chunk(b"data: {}\n\n", {0: (5,)})
+            await asyncio.Event().wait()
+
+    async with http_client(entrance(Slow())) as http:
+        reply = await http.post(CHAT, json={**BODY, "stream": True}, headers={"x-athanor-timeout": "0.2"})
+    first, last, end = reply.text.split("\n\n")
+    assert (reply.status_code, first, end) == (200, "data: {}", "")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
 
 
 async def test_a_mirrored_request_is_asked_in_the_dark_and_handed_over_with_both_outcomes(loaded):
