@@ -78,7 +78,7 @@ class DeploymentReconciler:
         self._settings = settings
         self._store = store
         self._serving = serving
-        self._rules = Rules(settings.revision_timeout_s, settings.drain_s)
+        self._rules = Rules(settings.revision_timeout_s, settings.revision_drain_s)
         self._patience = Patience(settings.unhealthy_grace_s)
         self.metrics: Metrics | None = None
 

@@ -128,7 +128,7 @@ class Settings(BaseModel):
     """Port of the same over gRPC; without it there is none. Serve keeps what it was started with."""
     serve_gateways: Annotated[int, Field(ge=1, le=64)] = 1
     """Gateways before the replicas; they need no CPU of their own."""
-    drain_s: Annotated[float, Field(ge=0)] = 5.0
+    revision_drain_s: Annotated[float, Field(ge=0)] = 5.0
     """How long a revision that gets no more requests is left up before it finishes the last ones and goes."""
     revision_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """How long a new revision may take to come up beside one that answers, before it is given up."""

@@ -38,7 +38,7 @@ class DeploymentStore:
             write.changed = True
             model_rows.check_there(write.connection, [new.resolved_model])
             made = deployment_rows.create(write, new, new.creator)
-            request_rows.remember(write, scope, request_id, request_sha256, made.name)
+            request_rows.remember(write, [(scope, request_id, request_sha256, made.name)])
             return made
 
     def get_deployment(self, name: str) -> StoredDeployment:

@@ -169,7 +169,7 @@ def installed(head: RayHead, home: Path) -> Iterator[Installation]:
         serve_port=port,
         serve_grpc_port=grpc_port,
         reconcile_interval_s=0.3,
-        drain_s=1.0,
+        revision_drain_s=1.0,
     )
     loop, stop, address = asyncio.new_event_loop(), asyncio.Event(), Future[str]()
 
