@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from serving.engine import FinishReason, GenerationRequest
 
+Decode = Callable[[Sequence[int]], str]
+_REMEMBERED = 1 << 15
 _INCOMPLETE = "\ufffd"  # what decoders put where bytes do not (yet) make a character
+
+
+def remembering(decode: Decode) -> Decode:
+    """The same, for many answers of one tokenizer: what one or two tokens say is asked for again and again."""
+
+    @lru_cache(_REMEMBERED)
+    def known(ids: tuple[int, ...]) -> str:
+        return decode(ids)
+
+    return lambda ids: known(tuple(ids)) if len(ids) <= 2 else decode(ids)
 
 
 class Detokenizer:
     """Text of a growing sequence. Decodes a short window of it: the tokens since the last whole character, and the
     ones just before as context, since a decoder may write a token differently at the start of a text."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._window: list[int] = []
         self._settled = 0  # tokens of the window that are context
@@ -85,9 +98,7 @@ class AnswerText:
     """The text of one answer. What it gives depends on the tokens alone, so an answer that is begun anew with the same
     tokens goes on as it would have."""
 
-    def __init__(
-        self, request: GenerationRequest, decode: Callable[[Sequence[int]], str], end_ids: frozenset[int]
-    ) -> None:
+    def __init__(self, request: GenerationRequest, decode: Decode, end_ids: frozenset[int]) -> None:
         self.num_tokens = 0
         self._most = request.max_tokens
         self._end_ids = end_ids

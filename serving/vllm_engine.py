@@ -16,7 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-from serving.detokenizer import AnswerText
+from serving.detokenizer import AnswerText, remembering
 from serving.engine import Delta, FinishReason, GenerationRequest, Load, Sampling, Scored, TokenLogprob, TokenStream
 from serving.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
 
@@ -53,7 +53,7 @@ class VllmEngine:
         """`make_params`: vLLM's `SamplingParams`, with deltas as its kind of output."""
         self._client = client
         self._make_params = make_params
-        self._decode = decode
+        self._decode = remembering(decode)
         self._context_length = context_length
         self._end_ids = end_ids
         self._max_ongoing = max_ongoing

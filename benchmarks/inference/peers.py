@@ -19,7 +19,6 @@ import torch
 from benchmarks.inference.workload import Request, load, num_tokens, requests
 from benchmarks.measure import memory_mib
 
-
 _MEMORY_SHARE = 0.2
 """Of what is free, for the cache of `generate_batch`: by default it takes most of the machine."""
 

@@ -16,6 +16,7 @@ from serving.batching.policy import Limits
 from serving.batching.runner import choose_runner
 from serving.batching.streams import Outbox
 from serving.batching.work import Generation, Scoring, Vocabulary, failed
+from serving.detokenizer import remembering
 from serving.engine import GenerationRequest, Load, Observer, Scored, TokenStream
 from serving.errors import InvalidRequest
 
@@ -41,7 +42,7 @@ class TransformersEngine:
     ) -> None:
         """`num_tokens`: entries of the vocabulary; rows that a head has beyond them are never chosen."""
         limits = limits or Limits()
-        self._vocabulary = Vocabulary(decode, num_tokens, end_ids, model.device)
+        self._vocabulary = Vocabulary(remembering(decode), num_tokens, end_ids, model.device)
         self._num_inputs = model.get_input_embeddings().num_embeddings
         self._context_length = min(context_length, limits.row_tokens)
         self._line = Line(limits.max_waiting)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.detokenizer import Detokenizer, StopStrings
+from serving.detokenizer import AnswerText, Detokenizer, StopStrings, remembering
+from serving.engine import GenerationRequest
 
 
 def utf8(ids):
@@ -83,3 +84,37 @@ def test_nothing_of_a_stop_string_gets_out(parts, expected):
 def test_a_beginning_that_led_nowhere_is_handed_out():
     assert stopped(["<end>"], ["a <en", "ough"]) == ("a <enough", False)
     assert stopped(["<end>"], ["a <en"]) == ("a <en", False)
+
+
+@given(st.lists(st.lists(st.integers(0, 255), max_size=4), max_size=6))
+def test_what_is_remembered_is_what_the_decoder_says(windows):
+    asked = []
+    decode = remembering(lambda ids: asked.append(tuple(ids)) or utf8(ids))
+    for ids in [*windows, *windows]:
+        assert decode(ids) == utf8(ids)
+    short = [each for each in asked if len(each) <= 2]
+    assert len(short) == len(set(short))
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (GenerationRequest((1,), 100, stop=("<end>",)), ("it is ", "stop", 11)),
+        (GenerationRequest((1,), 4), ("it i", "length", 4)),
+        (GenerationRequest((1,), 100), ("it is <end> now", "stop", 16)),
+    ],
+)
+def test_an_answer_ends_at_a_stop_string_its_length_or_an_end_token(request_, expected):
+    text, pieces, reason = AnswerText(request_, utf8, frozenset({0})), [], None
+    for token in b"it is <end> now\0and more":
+        piece, reason = text.push(token)
+        pieces.append(piece)
+        if reason is not None:
+            break
+    assert ("".join(pieces), reason, text.num_tokens) == expected
+
+
+def test_an_answer_that_is_complete_ends_with_what_was_held_back():
+    text = AnswerText(GenerationRequest((1,), 9, stop=("ab",)), utf8, frozenset())
+    assert text.push(ord("a")) == ("", None)
+    assert text.push(0xE2, complete=True) == ("a\ufffd", "stop")
