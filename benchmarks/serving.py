@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from benchmarks.inference import workload as work
 from benchmarks.measure import Spread
+from cluster.ray_head import free_ports
 
 CLIENTS = (1, 4, 16, 64)
 TARGETS = {"tokens_to_static": 0.9, "tokens_to_generate_batch": 5.0, "ttft_p99_half_load_to_idle": 3.0}
@@ -48,6 +49,14 @@ class Bench:
         arguments = ("--way", side, "--rows", str(rows), "--requests", everything, "--of", str(count))
         return measure.run_side("benchmarks.inference.peers", str(self.root), *arguments, log=log)
 
+    def run_http(self) -> Run:
+        """What gateway and replica add."""
+        [port] = free_ports(1)
+        arguments = ("--port", str(port), "--requests", str(self.few))
+        return measure.run_side(
+            "benchmarks.inference.over_http", str(self.root), *arguments, log=self.root / "sides.log"
+        )
+
 
 def main() -> None:
     chosen = _arguments()
@@ -56,7 +65,9 @@ def main() -> None:
         model = measure.run_side("benchmarks.inference.workload", directory, log=bench.root / "sides.log")
         before = measure.machine()
         runs = repeat(bench, ["ours", *chosen.sides], chosen.repetitions)
+        http = [bench.run_http() for _ in range(chosen.repetitions if chosen.http else 0)]
     document = summary(runs, before, model | {"requests": chosen.requests, "clients": list(bench.clients)})
+    document |= {"http": _stage(http)} if http else {}
     told = measure.medians_and_spread(document)
     print(table(document), file=sys.stderr)
     if chosen.save:
@@ -73,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=192, help="of one stage; the more clients, the more of them")
     parser.add_argument("--few", type=int, default=24, help="requests of the two slow sides")
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--http", action="store_true", help="also what gateway and replica on Ray Serve add")
     parser.add_argument("--sides", nargs="*", choices=PEERS, default=list(PEERS), help="what ours is compared with")
     chosen = parser.parse_args()
     if min(chosen.repetitions, chosen.requests, chosen.few, *chosen.clients) < 1:
@@ -157,6 +169,8 @@ def table(document: Mapping[str, Any]) -> str:
     for name, figures in document["ratio"].items():
         target = f"{TARGETS[name]:g}" if name in TARGETS else ""
         lines.append(f"{name:30s}{figures['median']:10.3g}{_ends(figures):>16s}{target:>10s}")
+    for name, figures in document.get("http", {}).get("overhead", {}).items():
+        lines.append(f"{'http: ' + name:30s}{figures['median']:10.3g}{_ends(figures):>16s}")
     return "\n".join([*lines, f"n = {document['n']}"])
 
 
