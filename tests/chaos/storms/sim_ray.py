@@ -31,7 +31,13 @@ class SimRay:
     def __init__(self, seed: int, *, num_cpus: int = 16) -> None:
         self.violations: list[str] = []
         self.drivers: dict[str, SimDriver] = {}
+        self.lost: list[SimDriver] = []
+        """Drivers that no head knows any more."""
         self.num_started = 0
+        self.num_told = 0
+        """Reports of progress that drivers have sent."""
+        self.num_heard = 0
+        """Those that were answered."""
         self.loses = 0.0
         """Share of requests, and of replies, that get lost."""
         self.is_away = False
@@ -64,6 +70,14 @@ class SimRay:
     def restart_head(self) -> None:
         """Everything on it dies, and the new head knows no job."""
         self.do(self._forget())
+
+    def lose_head(self) -> None:
+        """The new head knows no job, and the drivers live on."""
+        self.do(self._lose())
+
+    def kill_lost_driver(self) -> str:
+        """SIGKILL to one that no head knows. Its job."""
+        return str(self.do(self._kill_lost()))
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application(middlewares=[self._disturbances()])
@@ -138,10 +152,10 @@ class SimRay:
         if ray_job_id in self.drivers:
             return web.Response(status=500, text=f"ValueError: Job with submission_id {ray_job_id} already exists.")
         uid = ray_job_id.rpartition("-")[0]
-        living = [each.id for each in self.drivers.values() if each.uid == uid and each.is_alive]
+        living = [each.id for each in [*self.drivers.values(), *self.lost] if each.uid == uid and each.is_alive]
         if living:
             self.violations.append(f"{ray_job_id} was started while {living} lives")
-        self.drivers[ray_job_id] = SimDriver(ray_job_id, body, self._random.random())
+        self.drivers[ray_job_id] = SimDriver(self, ray_job_id, body, self._random.random())
         self.num_started += 1
         return web.json_response({"job_id": ray_job_id, "submission_id": ray_job_id})
 
@@ -161,8 +175,17 @@ class SimRay:
         return victim.id
 
     async def _forget(self) -> None:
-        await asyncio.gather(*(driver.kill() for driver in self.drivers.values()))
+        await asyncio.gather(*(driver.kill() for driver in [*self.drivers.values(), *self.lost]))
         self.drivers.clear()
+
+    async def _lose(self) -> None:
+        self.lost += [driver for driver in self.drivers.values() if driver.is_alive]
+        self.drivers.clear()
+
+    async def _kill_lost(self) -> str:
+        victim = next(driver for driver in self.lost if driver.is_alive)
+        await victim.kill()
+        return victim.uid
 
 
 class SimDriver:
@@ -173,7 +196,8 @@ class SimDriver:
     on until it is told to end; `quiet` says nothing at all.
     """
 
-    def __init__(self, ray_job_id: str, body: dict[str, Any], luck: float) -> None:
+    def __init__(self, ray: SimRay, ray_job_id: str, body: dict[str, Any], luck: float) -> None:
+        self._ray = ray
         self.id = ray_job_id
         self.uid = ray_job_id.rpartition("-")[0]
         self._metadata = body.get("metadata") or {}
@@ -236,7 +260,9 @@ class SimDriver:
         report = worker_service_pb2.ReportProgressRequest(
             attempt=self._ref, progress=progress, events=[event] if step % 3 == 0 else []
         )
+        self._ray.num_told += 1
         answer = await self._ask("ReportProgress", report)
+        self._ray.num_heard += getattr(answer, "directive", None) is not None
         return worker_service_pb2.DIRECTIVE_CONTINUE if answer == "absent" else getattr(answer, "directive", None)
 
     async def _end(self, outcome: str, *, reports: bool = True, **fields: str) -> None:

@@ -264,9 +264,13 @@ def all_jobs(store: Store) -> list[StoredJob]:
     return store.list_jobs(JobQuery(limit=100_000))
 
 
-def check_invariants(store: Store, crowd: Crowd, ray: SimRay, *, names_are_unique: bool = True) -> Counter[State]:
+def check_invariants(
+    store: Store, crowd: Crowd, ray: SimRay, *, names_are_unique: bool = True, drivers_alone_report: bool = True
+) -> Counter[State]:
     """What may never happen, whatever died. Returns how the jobs ended."""
     assert ray.violations == []
+    if drivers_alone_report:
+        _check_log(store, ray)
     jobs = {job.uid: job for job in all_jobs(store)}
     assert set(crowd.acknowledged) <= set(jobs), "an acknowledged job is not there"
     if names_are_unique:
@@ -278,6 +282,16 @@ def check_invariants(store: Store, crowd: Crowd, ray: SimRay, *, names_are_uniqu
     published = [job.published_model for job in jobs.values() if job.state is State.SUCCEEDED]
     assert sorted(int(each.split("@")[1]) for each in published) == list(range(1, len(published) + 1))
     return Counter(jobs[uid].state for uid in crowd.acknowledged)
+
+
+def _check_log(store: Store, ray: SimRay) -> None:
+    """Of all versions that were ever taken none is missing: each is an event, a deletion, or a report of progress."""
+    head = store.head_version()
+    logged = [event.resource_version for event in all_events(store)]
+    logged += [gone.resource_version for gone in store.deletions_after(0, 1_000_000)]
+    assert len(set(logged)) == len(logged), "one version was given twice"
+    assert max([*logged, *(job.resource_version for job in all_jobs(store))]) == head, "the last one is nobody's"
+    assert ray.num_heard <= head - len(logged) <= ray.num_told, "versions that no report explains, or reports forgotten"
 
 
 def _check_history(job: StoredJob, events: list[StoredEvent]) -> None:

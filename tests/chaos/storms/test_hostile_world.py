@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from athanor.v1 import job_pb2
 from cutting_proxy import Proxy
 from sim_ray import SimRay
-from storm import SEED, Crowd, Follower, Server, StormTable, check_invariants, settings_for, supervised, until
+from storm import SEED, Crowd, Follower, Server, StormTable, check_invariants, insist, settings_for, supervised, until
 
 from cluster.client import AthanorClient
 from cluster.rpc import RequestFailed
@@ -35,7 +36,7 @@ class Storm:
         self._began = time.monotonic()
 
     def conclude(self, storm: str, disturbances: str) -> None:
-        self.crowd.ended()
+        """When all have ended and nothing runs any more."""
         store = Store.open(self.server.settings.database_url)
         try:
             ended = check_invariants(store, self.crowd, self.ray)
@@ -96,6 +97,31 @@ def test_a_clock_that_jumps_gives_no_living_driver_up(sim_ray: SimRay, storm_tab
         clock.write_text("0")
         storm.crowd.ended()
     storm.conclude("a clock that jumps by minutes and hours", f"{jumps} jumps")
+
+
+def test_a_head_that_is_lost_while_its_drivers_live(sim_ray: SimRay, storm_table: StormTable, tmp_path: Path) -> None:
+    """Whoever is heard is alive, whatever Ray knows; whoever is heard no more is followed by another, and by one."""
+    storm = Storm(tmp_path, sim_ray, storm_table)
+    with supervised(storm.server):
+        uids = [storm.crowd.send("long") for _ in range(8)]
+        for uid in uids:
+            storm.crowd.reaches(uid, job_pb2.JOB_STATE_RUNNING)
+        sim_ray.lose_head()
+        steps = {uid: storm.crowd.job(uid).progress.step for uid in uids}
+        for uid in uids:  # far longer than Ray's word and a lease are waited for
+            until(lambda uid=uid: storm.crowd.job(uid).progress.step > steps[uid] + 100, f"{uid} goes on")
+        for uid in uids:
+            job = storm.crowd.job(uid)
+            assert (job.state, len(job.attempts)) == (job_pb2.JOB_STATE_RUNNING, 1)
+        killed = [sim_ray.kill_lost_driver() for _ in range(3)]
+        for uid in killed:
+            until(lambda uid=uid: len(storm.crowd.job(uid).attempts) == 2, f"{uid} has another attempt")
+        for uid in uids:
+            insist(lambda uid=uid: storm.crowd.client.cancel_job(uid))
+        storm.crowd.ended()
+    storm.conclude(
+        "a head that is lost while its drivers live", f"8 drivers live on, {len(killed)} of them killed later"
+    )
 
 
 def test_a_store_that_is_slow(sim_ray: SimRay, storm_table: StormTable, tmp_path: Path) -> None:

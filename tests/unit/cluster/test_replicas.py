@@ -20,11 +20,11 @@ LEASE_S = Settings().replica_lease_s
 
 
 class Pair:
-    """Two control planes on one store and one Ray; the clock of both is the world's."""
+    """Two control planes on one store and one Ray; the clock of both is the world's, of the second one off by a bit."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, skew_s: float = 0.0) -> None:
         self.world = world
-        self.stores = [world.store, Store.open(world.settings.database_url, world.clock)]
+        self.stores = [world.store, Store.open(world.settings.database_url, lambda: world.clock() + skew_s)]
         self.replicas = [
             Replicas(store, name, f"127.0.0.1:{port}", LEASE_S, clock=world.clock)
             for store, name, port in zip(self.stores, ("a", "b"), (50051, 50052), strict=True)
@@ -144,3 +144,26 @@ def _then_wait(decide: Callable[..., Any], barrier: threading.Barrier) -> Callab
         return found
 
     return decide_and_wait
+
+
+@pytest.mark.parametrize("skew_s", [share * LEASE_S for share in (-3.0, -0.5, 0.5, 3.0)])
+async def test_planes_whose_clocks_differ_start_nothing_twice_and_give_no_living_driver_up(
+    tmp_path: Path, skew_s: float
+) -> None:
+    pair = Pair(World(tmp_path, max_running_jobs=50), skew_s)
+    world = pair.world
+    uids = [world.create() for _ in range(4)]
+    for _ in range(12):
+        await pair.rounds()
+        drivers = [FakeDriver(world, each) for each in world.ray.submissions]
+        for driver in drivers:
+            await driver.heartbeat()
+        assert all(len(world.ray.live(uid)) <= 1 for uid in uids)
+    assert [(world.state(uid), len(world.job(uid).attempts)) for uid in uids] == [(State.RUNNING, 1)] * 4
+    for driver in drivers:
+        await driver.report(driver.record("SUCCEEDED"))
+        driver.exit()
+    await pair.rounds(8)
+    assert {world.state(uid) for uid in uids} == {State.SUCCEEDED}
+    assert all(len(world.terminal_events(uid)) == 1 for uid in uids)
+    pair.stores[1].close()
