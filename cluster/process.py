@@ -19,7 +19,8 @@ import psutil
 
 MARK = "ATHANOR_PROCESS_MARK"
 _CREATE_TIME_TOLERANCE_S = 2.0  # the clock may be set while we run
-_started: dict[int, subprocess.Popen[bytes]] = {}
+_started: dict[int, tuple[float, subprocess.Popen[bytes]]] = {}
+"""Pid -> when it was created, and our hold on it: kept, so that the exit status is collected by whoever waits."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], mark: str, log_path: P
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _started[child.pid] = child  # kept: the exit status is collected by whoever waits, not by the garbage collector
-    return ProcessRef(child.pid, psutil.Process(child.pid).create_time(), mark)
+    create_time = psutil.Process(child.pid).create_time()
+    _started[child.pid] = create_time, child
+    return ProcessRef(child.pid, create_time, mark)
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -131,8 +133,8 @@ def _is_reaped(ref: ProcessRef) -> bool:
 
     There is none yet while a thread of the child still runs, though its first one, which psutil looks at, has ended.
     """
-    child = _started.get(ref.pid)
-    if child is None:
+    create_time, child = _started.get(ref.pid, (0.0, None))
+    if child is None or abs(create_time - ref.create_time) >= _CREATE_TIME_TOLERANCE_S:
         return True
     if child.poll() is None:
         return False

@@ -57,7 +57,9 @@ def quota_words(quota: Quota, held: Held, asked: Resources) -> str:
     for field, name in names.items():
         limit, has, asks = (getattr(each, field) for each in (quota, held, wanted))
         if field != "jobs" and asks > limit:
-            return f"it asks for {asks:g} {name}, and its project may hold {limit:g} at once"
+            return (
+                f"it asks for {asks:g} {name[:-1] if asks == 1 else name}, and its project may hold {limit:g} at once"
+            )
         if has + asks > limit:
             more = "" if field == "jobs" else f"; it asks for {asks:g}"
             return f"its project holds {has:g} of the {limit:g} {name} that it may{more}"

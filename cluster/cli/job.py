@@ -111,7 +111,7 @@ def list_jobs(
 
     def load() -> Iterator[Line]:
         found = client.list_jobs(states=states, name=name, filter=narrow, order_by=order_by, limit=limit + 1)
-        for job in at_most(limit, found):
+        for job in at_most(limit, found, aloud=not watch):
             yield Line(job.uid, as_document(job), row(job), wide_row(job))
 
     with connect(address) as client:

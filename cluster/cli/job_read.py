@@ -201,14 +201,17 @@ def _draw(lines: list[tuple[int, dict[str, Any]]], names: Iterable[str]) -> None
     """One curve below the other, as wide as the terminal."""
     from cluster.cli.braille import draw
 
+    known = ", ".join(sorted({each for _, figures in lines for each in _names(figures)}))
+    if not known:
+        say("there are no figures yet")
+        return
     width = min(shutil.get_terminal_size().columns, 120)
     for name in names:
         points = [
             (float(step), float(_named(figures, name))) for step, figures in lines if _named(figures, name) is not None
         ]
         if not points:
-            known = ", ".join(sorted({each for _, figures in lines for each in _names(figures)}))
-            say(f"there is no figure {name!r}; there are {known}" if known else "there are no figures yet")
+            say(f"there is no figure {name!r}; there are {known}")
             continue
         sys.stdout.write("\n".join([*draw(name, points, width, _PLOT_HEIGHT), "", ""]))
 

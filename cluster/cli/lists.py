@@ -48,11 +48,12 @@ class Columns:
         return self.wide if form is Format.WIDE and self.wide else self.table
 
 
-def at_most(limit: int, found: Iterable[Item]) -> Iterator[Item]:
+def at_most(limit: int, found: Iterable[Item], *, aloud: bool = True) -> Iterator[Item]:
     """The first `limit` of them; said when there are more, for which `found` needs to hold one more."""
     for at, item in enumerate(found):
         if at == limit:
-            say(f"there are more than these {limit}: --limit {limit * 10}")
+            if aloud:
+                say(f"there are more than these {limit}: --limit {limit * 10}")
             return
         yield item
 

@@ -103,7 +103,7 @@ async def test_quotas_of_a_project(wide: World) -> None:
     assert wide.standing(care[2])[1:] == ("QUOTA", words)
     wide.store.set_quota("care", {"cpus": 0.5, "jobs": 5}, 1.0)
     await wide.rounds(2)
-    words = "it asks for 1 CPUs, and its project may hold 0.5 at once"
+    words = "it asks for 1 CPU, and its project may hold 0.5 at once"
     assert wide.standing(care[2])[1:] == ("OVER_QUOTA", words)
     wide.store.set_quota("care", {"cpus": None, "jobs": 2}, 1.0)
     await wide.rounds(2)
