@@ -333,10 +333,10 @@ def test_revisions_and_decisions_of_a_deployment(store: Store, open_store: Calla
     with pytest.raises(Conflict, match="changed meanwhile"):
         decided(store, first, first.revisions[0])
     reasons = [each.decision.reason for each in store.deployment_decisions("desk", None, 10)]
-    assert reasons == ["X", "CREATED"]
+    assert reasons == ["X", "DEPLOYMENT_CREATED"]
     newest = store.deployment_decisions("desk", None, 1)[0]
     assert (newest.decision.actor, newest.decision.figures) == ("ann", {"n": 1})
-    assert [each.decision.reason for each in store.deployment_decisions("desk", newest.number, 10)] == ["CREATED"]
+    assert [each.decision.reason for each in store.deployment_decisions("desk", newest.number, 10)] == ["DEPLOYMENT_CREATED"]
 
 
 def test_what_a_judge_sees_is_counted_and_survives_decisions(store: Store) -> None:
