@@ -36,6 +36,7 @@ _STATES = {
     "UNHEALTHY": Shown.UNHEALTHY,
     "DELETING": Shown.STARTING,  # by somebody else: what goes for good is told by our store alone
 }
+_ANSWERING = ("RUNNING", "UPDATING")  # one that is told something new answers right afterwards
 _EXCEPTION_LINE = re.compile(r"^(?:ray\.exceptions\.)?[\w.]+(?:Error|Exception|Failed)\b.*$", re.MULTILINE)
 
 Json = Mapping[str, Any]
@@ -234,7 +235,7 @@ def _seen(application: Json) -> Seen:
     state = _STATES.get(application["status"], Shown.STARTING)
     deployments: list[Json] = list((application.get("deployments") or {}).values())
     replicas = [replica for each in deployments for replica in each.get("replicas") or ()]
-    num_running = sum(replica.get("state") == "RUNNING" for replica in replicas)
+    num_running = sum(replica.get("state") in _ANSWERING for replica in replicas)
     details = [str(each.get("message") or "") for each in deployments]
     words = next((text for text in [*details, str(application.get("message") or "")] if text.strip()), "")
     if state in (Shown.FAILED, Shown.UNHEALTHY):

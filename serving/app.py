@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
@@ -20,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.backend import BackendRequest, Chunk, Head, respond
 from serving.errors import BackendFailed, ServingError
-from serving.model_dir import ModelDirectory, verify
+from serving.options import GatewayOptions, JudgeOptions, ModelOptions
 from serving.routes import RouteTable
 
 if TYPE_CHECKING:
@@ -41,39 +39,6 @@ _LAST_REQUESTS_S = 600.0
 _HEALTH_PERIOD_S = 5.0
 _REPLICA, _GATEWAY, _JUDGE = "Replica", "Gateway", "Judge"
 logger = logging.getLogger(__name__)
-
-
-class ModelOptions(BaseModel):
-    """Which model version an application loads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    name: Annotated[str, Field(min_length=1)]
-    """Of the deployment."""
-    revision: Annotated[int, Field(ge=1)]
-    model_path: Path
-    model_name: Annotated[str, Field(min_length=1)]
-    version: int
-    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of the model's `athanor.json`, as the registry knows it; then no other is served."""
-
-    def verified(self) -> ModelDirectory:
-        return verify(self.model_path, self.manifest_sha256)
-
-
-class JudgeOptions(ModelOptions):
-    """Of the teacher; `revision` is the canary's."""
-
-    canary_app: str
-    token: Annotated[str, Field(min_length=1, repr=False)]
-
-
-class GatewayOptions(BaseModel):
-    """Of which installation it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    storage: Path
 
 
 class Replica:

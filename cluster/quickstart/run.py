@@ -97,10 +97,10 @@ def _run(home: Home, num_cpus: int | None, take_down: bool) -> dict[str, Any]:
         with clock.step("deploy", "5/6  Serving the student through an OpenAI-compatible endpoint"):
             endpoint = _deploy(client, student.published_model)
         with clock.step("ask", "6/6  Asking it a question of a kind that nobody trained on"):
-            answer = ask(endpoint, DEPLOYMENT, _plain_question(desk.evaluation))
+            answer = ask(endpoint, DEPLOYMENT, _plain_question(desk.evaluation), token=access.secret)
             say(f"  customer: {answer.prompt}\n  student:  {answer.completion}\n  expected: {answer.expected}")
     if not take_down:
-        _say_next(cluster, student, endpoint, answer)
+        _say_next(home, cluster, student, endpoint, answer)
     return {
         **figures(report),
         "jobs": {"teacher": teacher.uid, "student": student.uid},
@@ -123,8 +123,9 @@ def figures(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def ask(endpoint: str, model: str, question: Question, *, timeout_s: float = 60.0) -> Answer:
+def ask(endpoint: str, model: str, question: Question, *, token: str = "", timeout_s: float = 60.0) -> Answer:
     """Ask an OpenAI-compatible endpoint, greedily."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = {
         "model": model,
         "messages": [{"role": "user", "content": question.text}],
@@ -132,7 +133,8 @@ def ask(endpoint: str, model: str, question: Question, *, timeout_s: float = 60.
         "temperature": 0,
     }
     try:
-        reply = httpx.post(f"{endpoint}/chat/completions", json=request, timeout=timeout_s, trust_env=False)
+        url = f"{endpoint}/chat/completions"
+        reply = httpx.post(url, json=request, headers=headers, timeout=timeout_s, trust_env=False)
     except httpx.HTTPError as error:
         raise QuickstartFailed("ENDPOINT_SILENT", f"{endpoint} did not answer: {error}") from error
     if reply.status_code != httpx.codes.OK:
@@ -220,13 +222,13 @@ def _plain_question(questions: Sequence[Question]) -> Question:
     return next(question for question in questions if question.text.endswith(question.phrasing.thing))
 
 
-def _say_next(cluster: UpResult, student: job_pb2.Job, endpoint: str, answer: Answer) -> None:
+def _say_next(home: Home, cluster: UpResult, student: job_pb2.Job, endpoint: str, answer: Answer) -> None:
     request = json.dumps({"model": DEPLOYMENT, "messages": [{"role": "user", "content": answer.prompt}]})
     token = f"  (token in {cluster.record.ray_token_path})" if cluster.record.ray_token_path else ""
     say("\nWhat next")
     say(f"  look at the cluster   {cluster.record.dashboard_url}{token}")
     say(f"  read the report       {student.report_path}")
-    header = "-H 'Content-Type: application/json'"
+    header = f"-H 'Content-Type: application/json' -H \"Authorization: Bearer $(cat {home.admin_token_path})\""
     say(f"  ask the student       curl {endpoint}/chat/completions {header} -d {shlex.quote(request)}")
     say("  see jobs and models   athanor job list; athanor model list")
     say("  stop everything       athanor down")

@@ -69,7 +69,7 @@ def create(write: Write, new: StoredDeployment, actor: str = "") -> StoredDeploy
     write.connection.execute(insert(deployments).values(**_columns(new) | times))
     first = Revision(1, new.resolved_model, new.path, new.cpus_per_replica, new.gpus_per_replica)
     _insert_revision(write, new.name, first)
-    _add_decision(write, new.name, Decision("CREATED", f"asked for {new.resolved_model}", 1, actor))
+    _add_decision(write, new.name, Decision("DEPLOYMENT_CREATED", f"asked for {new.resolved_model}", 1, actor))
     return get(write.connection, new.name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ from grpc_status import rpc_status
 from storm import Crowd, until
 
 from cluster.client import job_calls
+from cluster.store.deployment_records import Gate, Phase, Trial
+from cluster.store.store import Store
 
+_JUDGES_TOKEN = "of-the-judge"
 FILES = (audit, cluster, deployments, jobs, models, tokens, workers)
 OK = "OK"
 
@@ -143,6 +146,29 @@ class World:
         self.crowd.client.create_deployment(wish)
         return name
 
+    def live(self) -> str:
+        """A deployment whose first revision answers, as far as the store knows: there is no Serve here."""
+        return self._revised(Phase.LIVE)
+
+    def canary(self, trial: Trial | None = None) -> str:
+        """One with a canary beside it."""
+        return self._revised(Phase.LIVE, Phase.CANARY, trial=trial)
+
+    def _revised(self, *phases: Phase, trial: Trial | None = None) -> str:
+        store = Store.open(f"sqlite:///{self.jobs_dir.parent.parent / 'athanor.db'}")
+        try:
+            known = store.get_deployment(self.deployment())
+            (first,) = known.revisions
+            revisions = [replace(first, number=number, phase=phase) for number, phase in enumerate(phases, start=1)]
+            if len(revisions) > 1:
+                revisions[1] = replace(revisions[1], is_canary=True, trial=trial)
+            return store.decide_deployment(known, replace(known, revisions=tuple(revisions)), ()).name
+        finally:
+            store.close()
+
+    def judged(self) -> str:
+        return self.canary(Trial(Gate(), "teacher@1", "/teacher", _JUDGES_TOKEN))
+
     def token(self) -> str:
         made = self.crowd.client.create_token(self.name("token"), options_pb2.ROLE_VIEWER)
         return str(made.token.id)
@@ -202,6 +228,37 @@ CASES: dict[str, Case] = {
     "DeploymentService.ListDeployments": Case(lambda world: deployments.ListDeploymentsRequest()),
     "DeploymentService.DeleteDeployment": Case(
         lambda world: deployments.DeleteDeploymentRequest(name=world.deployment()), again=("DEPLOYMENT_NOT_FOUND",)
+    ),
+    "DeploymentService.UpdateDeployment": Case(
+        lambda world: deployments.UpdateDeploymentRequest(
+            deployment=deployments.Deployment(name=world.deployment(), num_replicas=2),
+            update_mask=FieldMask(paths=["num_replicas"]),
+        )
+    ),
+    "DeploymentService.StartCanary": Case(
+        lambda world: deployments.StartCanaryRequest(name=world.live(), model=world.model(), weight=100),
+        again=("CANARY_EXISTS",),
+    ),
+    "DeploymentService.SetTraffic": Case(
+        lambda world: deployments.SetTrafficRequest(name=world.canary(), canary_weight=500)
+    ),
+    "DeploymentService.Promote": Case(
+        lambda world: deployments.PromoteRequest(name=world.canary()), again=("NO_CANARY",)
+    ),
+    "DeploymentService.Rollback": Case(
+        lambda world: deployments.RollbackRequest(name=world.canary()), again=("NO_EARLIER_REVISION",)
+    ),
+    "DeploymentService.ListDeploymentEvents": Case(
+        lambda world: deployments.ListDeploymentEventsRequest(name=world.deployment())
+    ),
+    "DeploymentService.ReportObservations": Case(
+        lambda world: deployments.ReportObservationsRequest(
+            name=world.judged(),
+            revision=2,
+            token=_JUDGES_TOKEN,
+            observations=[deployments.Observation(canary_failed=True)],
+            request_id=world.name("report"),
+        )
     ),
     "JobService.CreateJob": Case(_create),
     "JobService.GetJob": Case(lambda world: jobs.GetJobRequest(uid=world.held())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +26,15 @@ from google.protobuf import json_format, struct_pb2
 
 from cluster.capacity import Resources
 from cluster.channel import open_async_channel
-from cluster.deployer import DeploymentStatus
+from cluster.deployer import Endpoint, ServeView
 from cluster.errors import RayUnreachable
 from cluster.launcher import RayJob, RayNode, Submission
 from cluster.policy import View
 from cluster.ray_state import ListedJob
+from cluster.rollout import Seen, Shown
+from cluster.serve_plan import Plan
 from cluster.server import running_server
 from cluster.settings import Settings
-from cluster.store.records import DeploymentState, StoredDeployment
 
 
 class ScriptedRay:
@@ -76,21 +77,21 @@ class ScriptedServing:
     """Ray Serve in memory: everything is ready at once."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
-        self.manifests: Mapping[str, str] = {}
+        self.plan = Plan()
+
+    @property
+    def names(self) -> set[str]:
+        """Of the deployments."""
+        return set(self.plan.prefixes)
 
     async def ours(self) -> set[str]:
-        return set(self.names)
+        return {each["name"] for each in self.plan.applications}
 
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> Mapping[str, DeploymentStatus]:
-        self.manifests = manifests
-        self.names = {each.name for each in deployments if each.state is not DeploymentState.DELETING}
-        url = "http://127.0.0.1:8000/{}/v1"
-        return {
-            name: DeploymentStatus(DeploymentState.READY, "answers requests", url.format(name)) for name in self.names
-        }
+    async def apply(self, plan: Plan) -> ServeView:
+        self.plan = plan
+        ready = Seen(Shown.READY, num_running=1)
+        applications = {each["name"]: ready for each in plan.applications}
+        return ServeView(Endpoint("127.0.0.1", 8000), applications, is_routed=True)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_ray_jobs import launcher_for, settings_for, until_view
 
-from cluster.deployer import Deployer
+from cluster.deployer import Deployer, Endpoint
 from cluster.ids import new_installation_id, new_job_uid, ray_job_id
 from cluster.launcher import INSTALLATION, RayLauncher, Submission
 from cluster.orphans import Orphans
@@ -46,7 +46,10 @@ async def until(holds: Callable[[], object]) -> None:
 async def test_ours_is_reaped_after_the_grace_and_others_are_not(settings: Settings, launcher: RayLauncher) -> None:
     store = Store.open(settings.database_url)
     deployer = Deployer(
-        settings.ray_dashboard_url, settings.token_file, "127.0.0.1", settings.serve_port, storage=settings.storage
+        settings.ray_dashboard_url,
+        settings.token_file,
+        Endpoint("127.0.0.1", settings.serve_port),
+        storage=settings.storage,
     )
     owners = {"ours": store.installation_id(), "theirs": new_installation_id(), "nobody": ""}
     ids = {name: ray_job_id(new_job_uid(name), 1) for name in owners}

@@ -72,7 +72,8 @@ async def test_deployment_comes_up_and_goes_down(plane: ControlPlane) -> None:
     async with asyncio.timeout(30):
         while created.state != deployment_service_pb2.DEPLOYMENT_STATE_READY:
             created = (await plane.deployments.GetDeployment(get)).deployment
-        assert plane.serving.manifests == {"bot@1": "ab" * 32}, "replicas must serve what the registry knows"
+        replicas = next(each for each in plane.serving.plan.applications if each["name"] == "desk--r1")
+        assert replicas["args"]["manifest_sha256"] == "ab" * 32, "replicas must serve what the registry knows"
         await plane.deployments.DeleteDeployment(deployment_service_pb2.DeleteDeploymentRequest(name="desk"))
         while (await plane.deployments.ListDeployments(deployment_service_pb2.ListDeploymentsRequest())).deployments:
             await asyncio.sleep(0.01)

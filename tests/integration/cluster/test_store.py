@@ -19,6 +19,7 @@ from cluster.lifecycle import State
 from cluster.scheduler import Quota
 from cluster.standings import WORDS, Standing
 from cluster.store import alias_rows
+from cluster.store.deployment_records import Autoscaling, Decision, Gate, Phase, Revision, Trial
 from cluster.store.job_lists import cursor_of
 from cluster.store.records import (
     Change,
@@ -309,6 +310,71 @@ def test_models_are_listed_by_name_newest_first(store: Store) -> None:
 
 def deployment(name: str = "desk") -> StoredDeployment:
     return StoredDeployment(name, "bot", "bot@1", "/m/1", 1, 1.0, 0.0, DeploymentState.PENDING, "", 0, 0)
+
+
+def decided(store: Store, known: StoredDeployment, *changed: Revision, reason: str = "X") -> StoredDeployment:
+    kept = {each.number: each for each in (*known.revisions, *changed)}
+    decision = Decision(reason, "why", changed[-1].number, "ann", {"n": 1})
+    return store.decide_deployment(known, replace(known, revisions=tuple(kept.values())), [decision])
+
+
+def test_revisions_and_decisions_of_a_deployment(store: Store, open_store: Callable[[], Store]) -> None:
+    publish(store, 1)
+    publish(store, 2)
+    gate = Gate(teacher="bot@1", max_latency_ratio=3.0)
+    first = store.create_deployment(replace(deployment(), autoscaling=Autoscaling(0, 4, 2.5), gate=gate))
+    assert (first.revisions[0].model, first.revisions[0].phase) == ("bot@1", Phase.STARTING)
+    assert (first.autoscaling, first.gate) == (Autoscaling(0, 4, 2.5), gate)
+    trial = Trial(gate, "bot@1", "/m/1", "secret")
+    canary = Revision(2, "bot@2", "/m/2", is_canary=True, weight=500, mirror_share=0.25, trial=trial)
+    second = decided(store, first, replace(first.revisions[0], phase=Phase.LIVE, weight=10_000, was_live=True), canary)
+    assert open_store().get_deployment("desk") == second == store.list_deployments()[0]
+    assert (second.canary.trial, second.generation) == (trial, 2)
+    with pytest.raises(Conflict, match="changed meanwhile"):
+        decided(store, first, first.revisions[0])
+    reasons = [each.decision.reason for each in store.deployment_decisions("desk", None, 10)]
+    assert reasons == ["X", "DEPLOYMENT_CREATED"]
+    newest = store.deployment_decisions("desk", None, 1)[0]
+    assert (newest.decision.actor, newest.decision.figures) == ("ann", {"n": 1})
+    assert [each.decision.reason for each in store.deployment_decisions("desk", newest.number, 10)] == ["DEPLOYMENT_CREATED"]
+
+
+def test_what_a_judge_sees_is_counted_and_survives_decisions(store: Store) -> None:
+    publish(store, 1)
+    known = store.create_deployment(deployment())
+    canary = Revision(2, "bot@1", "/m/1", is_canary=True, trial=Trial(Gate(), "bot@1", "/m/1", "secret"))
+    known = decided(store, known, canary)
+    for _ in range(2):
+        store.observe_canary("desk", 2, "secret", lambda trial: {"n": trial.evidence.get("n", 0) + 1})
+    decided(store, known, replace(known.revisions[1], weight=100))
+    assert store.get_deployment("desk").canary.trial.evidence == {"n": 2}
+    for number, token in ((2, "other"), (1, "secret"), (3, "secret")):
+        with pytest.raises(PreconditionFailed) as caught:
+            store.observe_canary("desk", number, token, lambda trial: {})
+        assert caught.value.reason == "LEASE_LOST"
+    known = store.get_deployment("desk")
+    decided(store, known, replace(known.revisions[1], phase=Phase.DRAINING))
+    with pytest.raises(PreconditionFailed, match="end at once"):
+        store.observe_canary("desk", 2, "secret", lambda trial: {})
+
+
+def test_of_revisions_that_are_gone_the_newest_few_stay(store: Store) -> None:
+    publish(store, 1)
+    known = store.create_deployment(deployment())
+    for number in range(2, 26):
+        gone = replace(known.revisions[-1], phase=Phase.GONE)
+        known = decided(store, known, gone, Revision(number, "bot@1", "/m/1"))
+    numbers = [each.number for each in known.revisions]
+    assert (numbers[0], numbers[-1], len(store.deployment_decisions("desk", None, 100))) == (6, 25, 25)
+
+
+def test_the_same_request_makes_one_deployment(store: Store) -> None:
+    publish(store, 1)
+    made = store.create_deployment(deployment(), "r-1", "hash")
+    assert store.create_deployment(deployment(), "r-1", "hash") == made
+    with pytest.raises(AlreadyExists) as caught:
+        store.create_deployment(deployment(), "r-1", "other hash")
+    assert caught.value.reason == "REQUEST_ID_REUSED"
 
 
 def test_deployments(store: Store) -> None:

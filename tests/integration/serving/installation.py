@@ -93,7 +93,7 @@ class Installation:
             timeout=30,
         )
         deployments = reply.json()["applications"][application]["deployments"].values()
-        return [each["pid"] for deployment in deployments for each in deployment["replicas"] if each["pid"]]
+        return [each["pid"] for deployment in deployments for each in deployment["replicas"] if each.get("pid")]
 
     def kill_replica(self, application: str) -> None:
         os.kill(self.replica_pids(application)[0], signal.SIGKILL)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 from fake_backends import CANARY, STABLE, TOKEN, LocalBackends, entrance, listening, table
 from fake_backends import loaded as loaded
 from playwright.async_api import Page, async_playwright, expect
@@ -18,6 +19,7 @@ from serving.gateway_http import build_gateway
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page is not tried in a browser"),
 ]
 LOUD = ("error", "warning")
@@ -25,7 +27,7 @@ GOOD = TOKEN["authorization"].removeprefix("Bearer ")
 
 
 class SlowBackends(LocalBackends):
-    """Answers are short. Each chunk but the first waits until `gate` is set."""
+    """Answers are short, and always the same. After some chunks each waits until `gate` is set."""
 
     def __init__(self, **models):
         super().__init__(**models)
@@ -33,13 +35,15 @@ class SlowBackends(LocalBackends):
         self.gate.set()
 
     async def call(self, app, request):
-        begun = False
+        num_chunks = 0
         if request.body:
-            request = replace(request, body=json.dumps({**json.loads(request.body), "max_tokens": 8}).encode())
+            request = replace(
+                request, body=json.dumps({**json.loads(request.body), "max_tokens": 8, "temperature": 0}).encode()
+            )
         async for item in super().call(app, request):
-            if begun and isinstance(item, Chunk):
+            num_chunks += isinstance(item, Chunk)
+            if num_chunks > 4:
                 await self.gate.wait()
-            begun = begun or isinstance(item, Chunk)
             yield item
 
 
@@ -48,24 +52,25 @@ def backends(loaded):
     return SlowBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
 
 
-@pytest.fixture
-async def address(backends):
-    async with listening(build_gateway(entrance(backends, table(10_000)))) as address:
-        yield address
-
-
-@pytest.fixture
-async def page(address):
-    """A page that fails its test when anything is written to the browser's console."""
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def browser():
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser, backends):
+    """A page that fails its test when anything is written to the browser's console."""
+    complaints: list[str] = []
+    async with listening(build_gateway(entrance(backends, table(10_000)))) as address:
         page = await browser.new_page(viewport={"width": 1100, "height": 720})
-        complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text) if message.type in LOUD else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         await page.goto(address)
         yield page
-        await browser.close()
+        await page.close()
     assert [each for each in complaints if "Failed to load resource" not in each] == []
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import grpc
+import httpx
 import pytest
 from athanor.v1 import inference_service_pb2 as pb
 from athanor.v1 import inference_service_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from installation import Installation
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.ray_head import HOST
 
@@ -75,3 +77,18 @@ def test_health_in_the_standard_way(channel):
     watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
     assert next(watch).status == serving
     watch.cancel()
+
+
+def test_the_numbers_of_every_replica_and_the_page_are_reached_over_http(channel, installation):
+    [*pb_grpc.InferenceServiceStub(channel).Generate(ASKED, timeout=60)]
+    numbers = httpx.get(f"{installation.url}/metrics", trust_env=False, timeout=30).text
+    families = {family.name: family for family in text_string_to_metric_families(numbers)}
+    tokens = [
+        sample.value
+        for sample in families["athanor_serve_generation_tokens"].samples
+        if sample.labels["deployment"] == "over-grpc" and sample.name.endswith("_total")
+    ]
+    assert sum(tokens) >= 12
+    assert families["athanor_serve_requests"].samples
+    page = httpx.get(f"{installation.url}/", trust_env=False, timeout=30)
+    assert "default-src 'none'" in page.headers["content-security-policy"]

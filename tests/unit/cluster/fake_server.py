@@ -244,6 +244,10 @@ class FakeControlPlane(
         self._seen(context)
         return deployment_service_pb2.ListDeploymentsResponse(deployments=self.deployments.values())
 
+    def Rollback(self, request, context):
+        self._seen(context)
+        return deployment_service_pb2.RollbackResponse(deployment=self.deployments[request.name])
+
     def DeleteDeployment(self, request, context):
         self._seen(context)
         del self.deployments[request.name]

@@ -45,10 +45,10 @@ def test_a_repeated_create_says_the_same_request_id(client: AthanorClient, plane
     assert len({request.request_id for request in plane.created}) == 1
 
 
-def test_a_deployment_is_not_created_twice(client: AthanorClient, plane: FakeControlPlane) -> None:
+def test_a_rollback_is_not_asked_for_twice(client: AthanorClient, plane: FakeControlPlane) -> None:
     plane.unavailable_times = 1
     with pytest.raises(RequestFailed) as failure:
-        client.create_deployment(deployment_service_pb2.Deployment(name="bot", model="bot@1"))
+        client.rollback_deployment("bot")
     assert failure.value.code is grpc.StatusCode.UNAVAILABLE
     assert len(plane.deadlines) == 1
 

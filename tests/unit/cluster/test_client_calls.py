@@ -17,6 +17,7 @@ from athanor.v1 import (
 from google.protobuf import message_factory
 
 from cluster.client import AsyncAthanorClient, AthanorClient, streams
+from cluster.client import deployment_calls as deployments
 from cluster.client import installation_calls as installation
 from cluster.client import job_calls as jobs
 from cluster.client import model_calls as models
@@ -50,10 +51,16 @@ UNARY = (
     models.list_alias_history("m", "a"),
     models.rollback_alias("m", "a"),
     models.verify_model_version("m"),
-    models.create_deployment(deployment_service_pb2.Deployment(name="d")),
-    models.get_deployment("d"),
-    models.list_deployments(),
-    models.delete_deployment("d"),
+    deployments.create_deployment(deployment_service_pb2.Deployment(name="d")),
+    deployments.get_deployment("d"),
+    deployments.list_deployments(),
+    deployments.delete_deployment("d"),
+    deployments.update_deployment(deployment_service_pb2.Deployment(name="d"), ["model"]),
+    deployments.start_canary("d", "m@2"),
+    deployments.set_traffic("d", 500),
+    deployments.promote_deployment("d"),
+    deployments.rollback_deployment("d"),
+    deployments.list_deployment_events("d"),
     installation.server_info(),
     installation.list_nodes(),
     installation.get_queue(),
@@ -73,7 +80,11 @@ STREAMS = (
     streams.stream_metrics("u"),
     streams.FileReading("m@1", "config.json"),
 )
-NOT_REPEATED = {"DeleteModelVersion", "RollbackAlias", "CreateDeployment", "DeleteDeployment", "CreateToken"}
+NOT_REPEATED = {
+    *("DeleteModelVersion", "RollbackAlias", "DeleteDeployment", "CreateToken"),
+    *("UpdateDeployment", "StartCanary", "Promote", "Rollback"),
+}
+INTERNAL = {"athanor.v1.DeploymentService.ReportObservations"}
 
 
 def test_every_public_rpc_of_the_contract_can_be_asked() -> None:
@@ -83,7 +94,7 @@ def test_every_public_rpc_of_the_contract_can_be_asked() -> None:
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    assert {each.method.full_name for each in (*CALLS, *STREAMS)} == there
+    assert {each.method.full_name for each in (*CALLS, *STREAMS)} == there - INTERNAL
 
 
 @pytest.mark.parametrize("asked", [*CALLS, *STREAMS], ids=lambda asked: asked.method.name)

@@ -9,11 +9,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.deployer import Deployer, DeploymentStatus
+from cluster.deployer import Deployer, Endpoint
 from cluster.errors import RayRefused, RayUnreachable
+from cluster.rollout import Shown
+from cluster.serve_plan import GATEWAY, Plan, Surroundings, plan
+from cluster.store.deployment_records import Phase, Revision
 from cluster.store.records import DeploymentState, StoredDeployment
 
 STORAGE = Path("/storage")
+APP = "support-bot--r1"
 BOT = StoredDeployment(
     name="support-bot",
     model="support-student@champion",
@@ -26,6 +30,7 @@ BOT = StoredDeployment(
     message="",
     create_time_us=0,
     update_time_us=0,
+    revisions=(Revision(1, "support-student@3", "/storage/models/support-student/support-bot-7k2m9qxa"),),
 )
 FOREIGN = {"name": "translator", "import_path": "shop.translate:app", "route_prefix": "/translate"}
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
@@ -102,146 +107,164 @@ async def deployer(ray_serve):
     await deployer.aclose()
 
 
-def make_deployer(handler, host="127.0.0.1"):
-    return Deployer("http://10.0.0.5:8265", None, host, 8000, storage=STORAGE, transport=httpx.MockTransport(handler))
+def make_deployer(handler, host="127.0.0.1", storage=STORAGE, grpc_port=None):
+    listen = Endpoint(host, 8000, grpc_port)
+    return Deployer("http://10.0.0.5:8265", None, listen, storage=storage, transport=httpx.MockTransport(handler))
+
+
+def planned(*deployments, storage=STORAGE):
+    return plan(deployments, {}, Surroundings(storage, ("127.0.0.1:50051",)))
+
+
+def named(name):
+    return replace(BOT, name=name)
 
 
 async def test_nothing_to_serve_starts_nothing(deployer, ray_serve):
-    assert await deployer.apply([], {}) == {}
+    view = await deployer.apply(Plan())
+    assert (dict(view.applications), view.trouble) == ({}, "")
     assert ray_serve.configurations == []
 
 
 async def test_ours_are_told_from_those_of_others(deployer, ray_serve):
     assert await deployer.ours() == set()
-    await deployer.apply([BOT], {})
-    elsewhere = {**ray_serve.applications["support-bot"]["deployed_app_config"], "name": "other"}
+    await deployer.apply(planned(BOT))
+    elsewhere = {**ray_serve.applications[APP]["deployed_app_config"], "name": "other"}
     elsewhere["args"] = {**elsewhere["args"], "model_path": "/elsewhere/models/m/other-7k2m9qxa"}
     ray_serve.applications["other"] = {"deployed_app_config": elsewhere, "status": "RUNNING"}
     ray_serve.applications["translator"] = {"deployed_app_config": FOREIGN, "status": "RUNNING"}
     ray_serve.applications["from-code"] = {"deployed_app_config": None, "status": "RUNNING"}
-    assert await deployer.ours() == {"support-bot"}
-    ray_serve.show("support-bot", "DELETING")
-    assert await deployer.ours() == set()
+    assert await deployer.ours() == {GATEWAY, APP}
+    ray_serve.show(APP, "DELETING")
+    assert await deployer.ours() == {GATEWAY}
 
 
 async def test_the_configuration_says_all_of_it(deployer, ray_serve):
-    await deployer.apply([BOT], {})
+    wanted = planned(BOT)
+    await deployer.apply(wanted)
     assert ray_serve.configurations == [
         {
             "proxy_location": "EveryNode",
             "http_options": {"host": "127.0.0.1", "port": 8000},
-            "applications": [
-                {
-                    "name": "support-bot",
-                    "route_prefix": "/support-bot",
-                    "import_path": "serving.app:build",
-                    "args": {
-                        "name": "support-bot",
-                        "model_path": "/storage/models/support-student/support-bot-7k2m9qxa",
-                        "model_name": "support-student",
-                        "version": 3,
-                        "num_replicas": 2,
-                        "cpus_per_replica": 1.0,
-                        "gpus_per_replica": 0.0,
-                    },
-                }
-            ],
+            "applications": list(wanted.applications),
         }
     ]
 
 
-async def test_a_known_manifest_is_required_of_the_replicas(deployer, ray_serve):
-    await deployer.apply([BOT], {"support-student@3": "ab" * 32, "support-student@4": "cd" * 32})
-    assert ray_serve.configurations[-1]["applications"][0]["args"]["manifest_sha256"] == "ab" * 32
+async def test_grpc_is_asked_for_where_it_has_a_port(ray_serve):
+    deployer = make_deployer(ray_serve, grpc_port=9001)
+    await deployer.apply(planned(BOT))
+    options = ray_serve.configurations[-1]["grpc_options"]
+    assert options["port"] == 9001
+    assert any("InferenceService" in name for name in options["grpc_servicer_functions"])
+    await deployer.aclose()
 
 
 async def test_it_is_sent_again_only_when_something_differs(deployer, ray_serve):
-    await deployer.apply([BOT], {})
-    await deployer.apply([BOT], {})
+    await deployer.apply(planned(BOT))
+    await deployer.apply(planned(BOT))
     assert len(ray_serve.configurations) == 1
-    await deployer.apply([replace(BOT, resolved_model="support-student@4", path="/storage/models/4")], {})
+    second = Revision(2, "support-student@4", "/storage/models/4")
+    await deployer.apply(planned(replace(BOT, revisions=(*BOT.revisions, second))))
     assert len(ray_serve.configurations) == 2
-    assert ray_serve.configurations[-1]["applications"][0]["args"]["version"] == 4
+    assert {each["name"] for each in ray_serve.configurations[-1]["applications"]} == {
+        GATEWAY,
+        APP,
+        "support-bot--r2",
+    }
 
 
 async def test_a_ray_that_forgot_is_told_again(deployer, ray_serve):
-    await deployer.apply([BOT], {})
+    await deployer.apply(planned(BOT))
     ray_serve.started, ray_serve.applications = False, {}
-    await deployer.apply([BOT], {})
+    await deployer.apply(planned(BOT))
     assert len(ray_serve.configurations) == 2
 
 
-async def test_the_way_of_a_deployment(deployer, ray_serve):
-    endpoint = "http://127.0.0.1:8000/support-bot/v1"
-
-    async def status(state=DeploymentState.PENDING):
-        return (await deployer.apply([replace(BOT, state=state)], {})).get("support-bot")
-
-    assert await status() == DeploymentStatus(DeploymentState.DEPLOYING, "replicas are starting", endpoint)
-    ray_serve.show("support-bot", "RUNNING")
-    ready = DeploymentStatus(DeploymentState.READY, "support-student@3 answers requests", endpoint)
-    assert await status() == ready
-    taken_down = DeploymentStatus(DeploymentState.DELETING, "being taken down", endpoint)
-    assert await status(DeploymentState.DELETING) == taken_down
+async def test_the_way_of_a_revision(deployer, ray_serve):
+    view = await deployer.apply(planned(BOT))
+    assert view.seen(APP).state is Shown.STARTING
+    assert (view.endpoint, view.is_routed) == (Endpoint("127.0.0.1", 8000), False)
+    assert "the gateway is not up yet" in view.trouble
+    ray_serve.show(APP, "RUNNING")
+    ray_serve.show(GATEWAY, "RUNNING")
+    view = await deployer.apply(planned(BOT))
+    assert (view.seen(APP).state, view.is_routed, view.trouble) == (Shown.READY, True, "")
+    view = await deployer.apply(planned(replace(BOT, state=DeploymentState.DELETING)))
+    assert APP in view.going
     assert ray_serve.configurations[-1]["applications"] == []
-    del ray_serve.applications["support-bot"]
-    assert await status(DeploymentState.DELETING) is None
+    ray_serve.applications.clear()
+    view = await deployer.apply(planned(replace(BOT, state=DeploymentState.DELETING)))
+    assert dict(view.applications) == {}
     assert len(ray_serve.configurations) == 2
 
 
-@pytest.mark.parametrize("shown", ["DEPLOY_FAILED", "UNHEALTHY"])
-async def test_a_failure_is_told_in_one_line(deployer, ray_serve, shown):
-    await deployer.apply([BOT], {})
-    ray_serve.show("support-bot", shown, "Failed to update the deployments ['support-student'].", TRACEBACK)
-    status = (await deployer.apply([BOT], {}))["support-bot"]
-    assert status.state is DeploymentState.FAILED
-    assert status.message == (
+async def test_the_gateway_is_told_of_a_change_before_it_is_routed(deployer, ray_serve):
+    await deployer.apply(planned(BOT))
+    ray_serve.show(GATEWAY, "RUNNING")
+    assert (await deployer.apply(planned(BOT))).is_routed
+    live = replace(BOT, revisions=(replace(BOT.revisions[0], phase=Phase.LIVE, weight=10_000),))
+    view = await deployer.apply(planned(live))
+    assert not view.is_routed, "it was told, and has not said that it took it"
+    ray_serve.show(GATEWAY, "RUNNING")
+    assert (await deployer.apply(planned(live))).is_routed
+
+
+@pytest.mark.parametrize(("shown", "state"), [("DEPLOY_FAILED", Shown.FAILED), ("UNHEALTHY", Shown.UNHEALTHY)])
+async def test_a_failure_is_told_in_one_line(deployer, ray_serve, shown, state):
+    await deployer.apply(planned(BOT))
+    ray_serve.show(APP, shown, "Failed to update the deployments ['Replica'].", TRACEBACK)
+    seen = (await deployer.apply(planned(BOT))).seen(APP)
+    assert seen.state is state
+    assert seen.message == (
         "Ray gave up on it: serving.errors.ModelDirectoryError: there is no model directory /storage/gone"
     )
     assert len(ray_serve.configurations) == 1
 
 
 async def test_what_a_start_waits_for_is_told(deployer, ray_serve):
-    await deployer.apply([BOT], {})
-    ray_serve.show(
-        "support-bot", "DEPLOYING", deployment_message="2 replicas that have taken more than 30s to be scheduled"
-    )
-    status = (await deployer.apply([BOT], {}))["support-bot"]
-    assert status.state is DeploymentState.DEPLOYING
-    assert status.message == "starting: 2 replicas that have taken more than 30s to be scheduled"
+    await deployer.apply(planned(BOT))
+    ray_serve.show(APP, "DEPLOYING", deployment_message="2 replicas that have taken more than 30s to be scheduled")
+    seen = (await deployer.apply(planned(BOT))).seen(APP)
+    assert seen.state is Shown.STARTING
+    assert seen.message == "starting: 2 replicas that have taken more than 30s to be scheduled"
 
 
-async def test_a_proxy_that_does_not_start_is_not_ready(deployer, ray_serve):
+async def test_replicas_that_answer_are_counted_while_others_change(deployer, ray_serve):
+    await deployer.apply(planned(BOT))
+    ray_serve.show(APP, "UNHEALTHY")
+    states = ("RUNNING", "STARTING", "UPDATING", "STOPPING")
+    ray_serve.applications[APP]["deployments"]["model"]["replicas"] = [{"state": each} for each in states]
+    seen = (await deployer.apply(planned(BOT))).seen(APP)
+    assert (seen.num_running, seen.answers) == (2, True)
+
+
+async def test_a_proxy_that_does_not_start_is_trouble(deployer, ray_serve):
     ray_serve.proxy = "STARTING"
-    for shown in ("DEPLOYING", "RUNNING"):
-        await deployer.apply([BOT], {})
-        ray_serve.show("support-bot", shown)
-        status = (await deployer.apply([BOT], {}))["support-bot"]
-        assert status.state is DeploymentState.DEPLOYING
-        assert "is port 8000 taken" in status.message
+    await deployer.apply(planned(BOT))
+    assert "is port 8000 taken" in (await deployer.apply(planned(BOT))).trouble
 
 
 async def test_applications_of_others_stay_as_they_are(deployer, ray_serve):
     ray_serve._configure({"http_options": {"host": "0.0.0.0", "port": 9000}, "applications": [FOREIGN]})
     ray_serve.applications["notebook"] = {"deployed_app_config": None, "status": "RUNNING"}
-    assert await deployer.apply([], {}) == {}
+    await deployer.apply(Plan())
     assert ray_serve.configurations == []
-    status = (await deployer.apply([BOT], {}))["support-bot"]
-    assert [each["name"] for each in ray_serve.configurations[-1]["applications"]] == ["support-bot", "translator"]
-    assert ray_serve.configurations[-1]["applications"][1] == FOREIGN
+    view = await deployer.apply(planned(BOT))
+    assert [each["name"] for each in ray_serve.configurations[-1]["applications"]] == [GATEWAY, APP, "translator"]
+    assert ray_serve.configurations[-1]["applications"][2] == FOREIGN
     assert ray_serve.configurations[-1]["http_options"] == {"host": "0.0.0.0", "port": 9000}
-    assert status.endpoint == "http://10.0.0.5:9000/support-bot/v1"
+    assert view.endpoint == Endpoint("10.0.0.5", 9000)
 
 
-@pytest.mark.parametrize("name", ["translator", "notebook"])
-async def test_a_name_that_another_application_has_is_refused(deployer, ray_serve, name):
-    ray_serve._configure({"http_options": {"host": "127.0.0.1", "port": 9000}, "applications": [FOREIGN]})
-    ray_serve.applications["notebook"] = {"deployed_app_config": None, "status": "RUNNING"}
-    status = (await deployer.apply([replace(BOT, name=name)], {}))[name]
-    assert status.state is DeploymentState.FAILED
-    assert "not ours" in status.message
+async def test_a_name_that_another_application_has_is_refused(deployer, ray_serve):
+    ray_serve._configure({"http_options": {"host": "127.0.0.1", "port": 9000}, "applications": []})
+    ray_serve.applications[APP] = {"deployed_app_config": None, "status": "RUNNING"}
+    view = await deployer.apply(planned(BOT))
+    assert "not ours" in view.refused["support-bot"]
     assert ray_serve.configurations == []
-    assert await deployer.apply([replace(BOT, name=name, state=DeploymentState.DELETING)], {}) == {}
+    view = await deployer.apply(planned(replace(BOT, state=DeploymentState.DELETING)))
+    assert dict(view.applications) == {}, "what is left of that name is not ours"
 
 
 @pytest.mark.parametrize(
@@ -266,39 +289,34 @@ async def test_what_ray_says_no_to_is_not_what_cannot_be_seen(reply, error, word
 
     deployer = make_deployer(answer)
     with pytest.raises(error, match=words):
-        await deployer.apply([BOT], {})
+        await deployer.apply(planned(BOT))
     await deployer.aclose()
 
 
 async def test_the_token_is_read_at_each_call(ray_serve, tmp_path):
-    token = tmp_path / "token"
+    token, listen = tmp_path / "token", Endpoint("127.0.0.1", 8000)
     transport = httpx.MockTransport(ray_serve)
-    deployer = Deployer("http://10.0.0.5:8265", token, "127.0.0.1", 8000, storage=STORAGE, transport=transport)
+    deployer = Deployer("http://10.0.0.5:8265", token, listen, storage=STORAGE, transport=transport)
     with pytest.raises(RayUnreachable, match="RAY_AUTH_TOKEN_PATH"):
-        await deployer.apply([], {})
+        await deployer.apply(Plan())
     for secret in ("first", "second"):
         token.write_text(f"{secret}\n")
-        await deployer.apply([], {})
+        await deployer.apply(Plan())
         assert ray_serve.requests[-1].headers["authorization"] == f"Bearer {secret}"
     await deployer.aclose()
 
 
-async def test_two_installations_on_one_ray_leave_each_other_alone(ray_serve):
-    def installed(storage):
-        transport = httpx.MockTransport(ray_serve)
-        return Deployer("http://10.0.0.5:8265", None, "127.0.0.1", 8000, storage=Path(storage), transport=transport)
-
-    first, second = installed("/storage"), installed("/other")
-    theirs = replace(BOT, name="other-bot", path="/other/models/support-student/support-bot-9z")
-    await first.apply([BOT], {})
-    await second.apply([theirs], {})
-    await first.apply([BOT], {})
-    assert ray_serve.applications.keys() == {"support-bot", "other-bot"}
+async def test_a_second_installation_on_one_ray_leaves_the_first_alone(ray_serve):
+    """There is one address, and so one gateway: the second is told whose it is."""
+    first, second = (make_deployer(ray_serve, storage=Path(each)) for each in ("/storage", "/other"))
+    theirs = replace(BOT, name="other-bot", revisions=(Revision(1, "m@1", "/other/models/m/1"),))
+    await first.apply(planned(BOT))
+    view = await second.apply(planned(theirs, storage=Path("/other")))
+    assert "not ours" in view.refused["other-bot"]
+    await second.apply(Plan())
+    await first.apply(planned(BOT))
+    assert ray_serve.applications.keys() == {GATEWAY, APP}
     assert {each["status"] for each in ray_serve.applications.values()} == {"DEPLOYING"}
-    taken = await second.apply([theirs, replace(theirs, name="support-bot")], {})
-    assert taken["support-bot"].state is DeploymentState.FAILED
-    assert await second.apply([replace(theirs, state=DeploymentState.DELETING)], {}) != {}
-    assert ray_serve.applications["support-bot"]["status"] == "DEPLOYING"
     for deployer in (first, second):
         await deployer.aclose()
 
@@ -309,14 +327,16 @@ async def test_a_path_that_another_application_has_fails_that_deployment_alone(d
     if shown == "details":
         ray_serve.applications["notebook"] = {"status": "RUNNING", "route_prefix": "/desk"}
     name = {"config": "translate", "details": "desk"}[shown]
-    statuses = await deployer.apply([BOT, replace(BOT, name=name)], {})
-    assert statuses[name].state is DeploymentState.FAILED
-    assert "take another name" in statuses[name].message
-    assert statuses["support-bot"].state is DeploymentState.DEPLOYING
-    assert [each["name"] for each in ray_serve.configurations[-1]["applications"]] == ["support-bot", "translator"]
+    view = await deployer.apply(planned(BOT, named(name)))
+    assert view.refused.keys() == {name}
+    assert view.seen(APP).state is Shown.STARTING
+    assert [each["name"] for each in ray_serve.configurations[-1]["applications"]] == [GATEWAY, APP, "translator"]
 
 
-async def test_what_somebody_else_takes_down_is_not_stored_as_going(deployer, ray_serve):
-    await deployer.apply([BOT], {})
-    ray_serve.show("support-bot", "DELETING")
-    assert (await deployer.apply([BOT], {}))["support-bot"].state is DeploymentState.DEPLOYING
+async def test_an_address_whose_root_is_somebody_elses_is_left_alone(deployer, ray_serve):
+    ray_serve._configure({"http_options": {"host": "x", "port": 1}, "applications": [{**FOREIGN, "route_prefix": "/"}]})
+    view = await deployer.apply(planned(BOT))
+    assert view.refused == {
+        "support-bot": "/ belongs to 'translator' on Ray Serve, which is not ours; it is left alone"
+    }
+    assert ray_serve.configurations == []

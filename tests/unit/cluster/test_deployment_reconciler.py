@@ -1,59 +1,159 @@
-"""What users are told of their deployments while Serve keeps quiet, or says no."""
+"""What users are told of their deployments while Serve keeps quiet, or says no; and how an alias moves one."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import pytest
 from fakes import World
 
-from cluster.deployer import DeploymentStatus
-from cluster.deployment_reconciler import DeploymentReconciler
+from cluster.deployer import Endpoint, ServeView
+from cluster.deployment_reconciler import DeploymentReconciler, Patience
 from cluster.errors import RayError, RayRefused, RayUnreachable
+from cluster.metrics import Metrics
+from cluster.rollout import Seen, Shown
+from cluster.serve_plan import Plan
+from cluster.store.deployment_records import DeploymentState, Gate, Phase, StoredDeployment
 from cluster.store.model_rows import NewModel
-from cluster.store.records import DeploymentState, StoredDeployment
 
 READY, FAILED = DeploymentState.READY, DeploymentState.FAILED
+WHERE = Endpoint("x", 8000)
 BOT = StoredDeployment(
-    "bot", "m", "m@1", "/models/m", 1, 1.0, 0.0, DeploymentState.PENDING, "waits", 0, 0, "http://x/v1"
+    "bot", "m", "m@1", "/models/m", 1, 1.0, 0.0, DeploymentState.PENDING, "waits", 0, 0, "http://x:8000/bot/v1"
 )
 
 
 class Serving:
-    """Answers with what the test says, or raises it."""
+    """Shows every application as the test says, or raises it."""
 
     def __init__(self) -> None:
-        self.answer: Mapping[str, DeploymentStatus] | RayError = {}
+        self.state: Shown | RayError = Shown.READY
+        self.shown: dict[str, Seen] = {}
+        self.plan = Plan()
 
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> Mapping[str, DeploymentStatus]:
-        if isinstance(self.answer, RayError):
-            raise self.answer
-        return self.answer
+    async def ours(self) -> set[str]:
+        return set()
+
+    async def apply(self, plan: Plan) -> ServeView:
+        self.plan = plan
+        if isinstance(self.state, RayError):
+            raise self.state
+        seen = Seen(self.state, "no such model", 1 if self.state is Shown.READY else 0)
+        return ServeView(WHERE, {each["name"]: seen for each in plan.applications} | self.shown, is_routed=True)
+
+
+@pytest.fixture
+def serving() -> Serving:
+    return Serving()
+
+
+@pytest.fixture
+def reconciler(world: World, serving: Serving) -> DeploymentReconciler:
+    for _ in range(2):
+        world.store.create_model(NewModel("m", "/models/m", "", 0), "", "")
+    return DeploymentReconciler(world.settings, world.store, serving)
+
+
+async def rounds(reconciler: DeploymentReconciler, number: int = 2) -> None:
+    for _ in range(number):
+        await reconciler.round()
 
 
 @pytest.mark.parametrize("error", [RayUnreachable("SERVE_UNREACHABLE", "no answer"), RayRefused("SERVE_REFUSED", "no")])
-async def test_serves_trouble_is_told_by_each_deployment(world: World, error: RayError) -> None:
-    serving = Serving()
-    reconciler = DeploymentReconciler(world.settings, world.store, serving)
-    world.store.create_model(NewModel("m", "/models/m", "", 0), "", "")
+async def test_serves_trouble_is_told_by_each_deployment(world: World, serving, reconciler, error: RayError) -> None:
     world.store.create_deployment(BOT)
-    serving.answer = error
+    serving.state = error
     await reconciler.round()
     stored = world.store.get_deployment("bot")
     assert (stored.state, stored.message) == (DeploymentState.PENDING, error.message)
-    for state, message, then in (
-        (READY, "answers requests", (DeploymentState.DEPLOYING, error.message)),
-        (FAILED, "no such model", (FAILED, "no such model")),
+    for state, seen, then in (
+        (Shown.FAILED, FAILED, (FAILED, "no such model")),
+        (Shown.READY, READY, (DeploymentState.DEPLOYING, error.message)),
     ):
-        serving.answer = {"bot": DeploymentStatus(state, message, "http://x/v1")}
-        await reconciler.round()
-        assert world.store.get_deployment("bot").state is state
-        serving.answer = error
+        serving.state = state
+        await rounds(reconciler)
+        assert world.store.get_deployment("bot").state is seen
+        serving.state = error
         await reconciler.round()
         stored = world.store.get_deployment("bot")
-        assert (stored.state, stored.message, stored.endpoint) == (*then, "http://x/v1")
+        assert (stored.state, stored.message, stored.endpoint) == (*then, "http://x:8000/bot/v1")
     world.store.delete_deployment("bot")
     await reconciler.round()
     assert world.store.get_deployment("bot").state is DeploymentState.DELETING
+
+
+async def test_it_is_ready_when_the_gateway_knows_it_too(world: World, serving, reconciler) -> None:
+    world.store.create_deployment(BOT)
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.live.number, stored.state) == (1, DeploymentState.DEPLOYING)
+    await reconciler.round()
+    assert world.store.get_deployment("bot").state is READY
+
+
+async def test_what_was_deleted_is_forgotten_when_serve_has_nothing_of_it(world: World, serving, reconciler) -> None:
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    world.store.delete_deployment("bot")
+    serving.shown = {"bot--r1": Seen(Shown.STARTING), "bot-b--r1": Seen(Shown.READY)}
+    await reconciler.round()
+    assert world.store.list_deployments() != []
+    del serving.shown["bot--r1"]
+    await reconciler.round()
+    assert world.store.list_deployments() == []
+
+
+async def test_an_alias_that_moves_brings_the_next_revision(world: World, serving, reconciler) -> None:
+    world.store.set_alias("m", "champion", 1, None, "ann")
+    world.store.create_deployment(
+        StoredDeployment(**{**vars(BOT), "model": "m@champion", "follow_alias": True, "followed": "m@1"})
+    )
+    await rounds(reconciler)
+    world.store.set_alias("m", "champion", 2, None, "ann")
+    await rounds(reconciler, 3)
+    assert world.store.get_deployment("bot").resolved_model == "m@2"
+    assert {each["name"] for each in serving.plan.applications} >= {"bot--r2"}
+
+
+async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: World, serving, reconciler) -> None:
+    world.store.set_alias("m", "champion", 1, None, "ann")
+    wish = {**vars(BOT), "model": "m@champion", "follow_alias": True, "followed": "m@1", "gate": Gate()}
+    world.store.create_deployment(StoredDeployment(**wish))
+    await rounds(reconciler)
+    world.store.set_alias("m", "champion", 2, None, "ann")
+    await rounds(reconciler, 3)
+    stored = world.store.get_deployment("bot")
+    assert (stored.resolved_model, len(stored.revisions)) == ("m@1", 1)
+    newest = world.store.deployment_decisions("bot", None, 10)[0].decision
+    assert newest.reason == "ALIAS_NOT_FOLLOWED"
+    assert "no teacher" in newest.message
+
+
+async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, serving, reconciler) -> None:
+    from cluster import rollout_wishes
+    from cluster.rollout import Target
+
+    reconciler.metrics = Metrics()
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    stored = world.store.get_deployment("bot")
+    step = rollout_wishes.start_canary(stored, Target("m@2", "/models/m"), 2500, "ann")
+    world.store.decide_deployment(stored, step.deployment, step.decisions)
+    await rounds(reconciler)
+    value = reconciler.metrics.registry.get_sample_value
+    assert world.store.get_deployment("bot").canary.phase is Phase.CANARY
+    assert value("athanor_canary_weight", {"deployment": "bot"}) == 0.25
+    serving.shown = {"bot--r2": Seen(Shown.FAILED, "gone")}
+    await rounds(reconciler)
+    assert value("athanor_canary_weight", {"deployment": "bot"}) is None
+    decided = {"deployment": "bot", "decision": "rolled_back"}
+    assert value("athanor_canary_decision_total", decided) == 1
+
+
+def test_an_unhealthy_application_has_failed_after_its_grace() -> None:
+    now_s = [0.0]
+    patience = Patience(60.0, lambda: now_s[0])
+    ill = {"bot--r1": Seen(Shown.UNHEALTHY, "dies", 1)}
+    for at_s, state in ((0.0, Shown.UNHEALTHY), (59.0, Shown.UNHEALTHY), (60.0, Shown.FAILED)):
+        now_s[0] = at_s
+        assert patience.judge(ill)["bot--r1"].state is state
+    assert patience.judge({"bot--r1": Seen(Shown.READY)})["bot--r1"].state is Shown.READY
+    assert patience.judge(ill)["bot--r1"].state is Shown.UNHEALTHY, "its time begins anew"

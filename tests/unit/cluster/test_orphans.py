@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from fakes import Clock, World
 
-from cluster.deployer import DeploymentStatus
+from cluster.deployer import Endpoint, ServeView
 from cluster.errors import RayUnreachable
 from cluster.launcher import INSTALLATION, Submission
 from cluster.lifecycle import State
 from cluster.orphan_files import MARK
 from cluster.orphans import Orphans, Patience
 from cluster.policy import View
+from cluster.serve_plan import Plan
 from cluster.store.model_rows import NewModel
 from cluster.store.records import Change, DeploymentState, StoredDeployment
 
@@ -33,12 +34,10 @@ class Applications:
     async def ours(self) -> set[str]:
         return set(self.names)
 
-    async def apply(
-        self, deployments: Sequence[StoredDeployment], manifests: Mapping[str, str]
-    ) -> Mapping[str, DeploymentStatus]:
+    async def apply(self, plan: Plan) -> ServeView:
         self.applied += 1
-        self.names = {each.name for each in deployments}
-        return {}
+        self.names = {each["name"] for each in plan.applications}
+        return ServeView(Endpoint("x", 8000))
 
 
 class Site:

@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| `([A-Z_0-9]+)` \| ([A-Z_]+|–) \| (.+) \| (.+) \|$", re.
 ERRORS = {name: kind for name, kind in vars(cluster.errors).items() if isinstance(kind, type)}
 SAID_BY = {
     *("TrainerError", "UserError", "CheckpointError", "StorageError", "Stopped", "TeacherLost", "ShardLost"),
-    *("RequestFailed", "NotFinished", "QuickstartFailed", "unreadable"),
+    *("Decision", "RequestFailed", "NotFinished", "QuickstartFailed", "unreadable"),
     *("Change", "Terminal", "ended", "event", "write_event", "_closing", "_block", "_log"),
 }
 CONSTANTS = {"DRIVER_TERMINATED", "PREEMPTED"}

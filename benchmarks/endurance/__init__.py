@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/load.py`: an installation of its own, a crowd that asks, and the picture."""

@@ -1,0 +1,132 @@
+"""What a judge makes of a pair of answers, and how far two distributions are apart of which little is known."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.backend import BackendRequest
+from serving.divergence import agreement, mean_divergence, partial_kl
+from serving.engine import Scored, TokenLogprob
+from serving.errors import BackendFailed
+from serving.judge import Finding, Judge
+from serving.mirroring import MirroredPair, Outcome
+from serving.routes import Backend
+
+VOCABULARY = 12
+PROMPT, ANSWER = (1, 2), (3, 4, 5)
+
+
+def logprobs(weights: Sequence[float]) -> list[float]:
+    total = sum(weights)
+    return [math.log(weight / total) for weight in weights]
+
+
+def top(distribution: Sequence[float], num: int) -> dict[int, float]:
+    best = sorted(range(len(distribution)), key=distribution.__getitem__, reverse=True)[:num]
+    return {token: distribution[token] for token in best}
+
+
+def kl(teacher: Sequence[float], student: Sequence[float]) -> float:
+    return sum(math.exp(p) * (p - q) for p, q in zip(teacher, student, strict=True))
+
+
+distributions = st.lists(st.floats(0.01, 1.0), min_size=VOCABULARY, max_size=VOCABULARY).map(logprobs)
+
+
+@given(distributions, distributions, st.integers(1, VOCABULARY), st.integers(1, VOCABULARY))
+def test_it_is_never_more_than_the_divergence_itself(teacher, student, k, m):
+    assert 0 <= partial_kl(top(teacher, k), top(student, m)) <= kl(teacher, student) + 1e-9
+
+
+@given(distributions, distributions)
+def test_with_everything_known_it_is_the_divergence(teacher, student):
+    both = partial_kl(top(teacher, VOCABULARY), top(student, VOCABULARY))
+    assert both == pytest.approx(kl(teacher, student), abs=1e-6)
+
+
+@given(distributions, st.integers(1, VOCABULARY))
+def test_equals_do_not_diverge(teacher, k):
+    assert partial_kl(top(teacher, k), top(teacher, k)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_student_that_names_none_of_the_teachers_tokens_is_far_away():
+    teacher = {1: math.log(0.9), 2: math.log(0.09)}
+    student = {token: math.log(0.1) for token in range(10, 19)}
+    assert partial_kl(teacher, student) > 1.0
+
+
+class Model:
+    """Finds one token likely at every position."""
+
+    def __init__(self, favourite: int, *, error: Exception | None = None, prompt: tuple[int, ...] = PROMPT) -> None:
+        self.favourite, self.error, self.prompt = favourite, error, prompt
+        self.texts: list[tuple[int, ...]] = []
+
+    async def prompt_ids(self, request: BackendRequest) -> tuple[int, ...]:
+        return self.prompt
+
+    async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+        if self.error:
+            raise self.error
+        self.texts.append(tuple(token_ids))
+        alternatives = ((self.favourite, math.log(0.9)), (0, math.log(0.05)))
+        return Scored(tuple(TokenLogprob(each, math.log(0.01), alternatives) for each in token_ids[start:]))
+
+
+def outcome(revision: int, **changes) -> Outcome:
+    backend = Backend(app=f"bot--r{revision}", model=f"m@{revision}", revision=revision, weight=0)
+    return replace(Outcome(backend, 200, {0: ANSWER}, 0.1, 0.3), **changes)
+
+
+def compared(stable: Model, canary: Model, **changes) -> Finding | None:
+    judge = Judge(Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+    request = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
+    return asyncio.run(judge.compare(MirroredPair("bot", request, outcome(1), outcome(2, **changes))))
+
+
+def test_both_students_read_the_answer_that_the_client_got():
+    stable, canary = Model(7), Model(8)
+    finding = compared(stable, canary, duration_s=0.9)
+    assert stable.texts == canary.texts == [(*PROMPT, *ANSWER)]
+    assert (finding.stable_agreement, finding.canary_agreement) == (1.0, 0.0)
+    assert finding.stable_divergence == pytest.approx(0, abs=1e-9)
+    assert finding.canary_divergence > 1
+    assert (finding.stable_latency_s, finding.canary_latency_s) == pytest.approx((0.1, 0.3))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"status": 500}, {"status": 0, "error": "died"}, {"status": 400}, {"token_ids": {}}, {"error": "late"}]
+)
+def test_what_the_other_answered_and_it_did_not_is_its_failure(changes):
+    assert compared(Model(7), Model(7), **changes) == Finding(canary_failed=True)
+
+
+def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed():
+    assert compared(Model(7), Model(7, error=BackendFailed("died"))).canary_failed
+
+    class Broken(Model):
+        async def score(self, token_ids, *, start=1, top_k=0):
+            return Scored(tuple(TokenLogprob(each, math.nan, ((1, math.nan),)) for each in token_ids[start:]))
+
+    assert compared(Model(7), Broken(7)).canary_failed
+
+
+def test_what_says_nothing_of_the_canary_is_left_out():
+    assert compared(Model(7), Model(7), status=429) is None
+    assert compared(Model(7, prompt=()), Model(7)) is None
+    with pytest.raises(BackendFailed):
+        compared(Model(7, error=BackendFailed("the stable one died")), Model(7))
+
+
+def test_means_are_over_positions():
+    teacher = [TokenLogprob(1, -1.0, ((1, -1.0),)), TokenLogprob(2, -1.0, ((2, -1.0),))]
+    student = [TokenLogprob(1, -1.0, ((1, -1.0),)), TokenLogprob(2, -1.5, ((3, -1.0),))]
+    assert agreement(teacher, student) == 0.5
+    assert mean_divergence(teacher, student) > 0
