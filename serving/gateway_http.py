@@ -41,6 +41,7 @@ MAX_TIMEOUT_S = 600.0
 _ANSWERING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"})
 _PATH = re.compile(r"(?:/(?P<deployment>[a-z][a-z0-9-]{0,39}))?(?P<rest>/v1/[^?]*)")
 _MODEL_PATH = "/v1/models/"
+_MAX_NAME = 256
 _PASSED_ON = ("content-type", "accept")
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ class Entrance:
         return nullcontext() if caller is ANYBODY else self.limits.one(caller.token_id)
 
     def target(self, model: str, deployment: str | None = None) -> tuple[Route, Backend | None]:
-        """Which deployment a request means, and which version if it names one; ModelNotFound."""
+        """Which deployment a request means, and which version if it names one; ModelNotFound or InvalidRequest."""
+        if len(model) > _MAX_NAME:
+            raise InvalidRequest(f"model: {_MAX_NAME} characters at most", param="model")
         if deployment is None:
             if (found := self.table.named(model)) is None:
                 known = ", ".join(route.name for route in self.table.routes) or "none as of now"

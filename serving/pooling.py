@@ -166,7 +166,7 @@ class TransformersPoolingEngine:
     def _serve(self, group: Sequence[_Text]) -> None:
         try:
             results: Sequence[Vector | Exception] = self._compute([text.ids for text in group])
-        except Exception:
+        except Exception:  # the process boundary: logged, these texts fail, and the thread goes on
             logger.exception("the model broke on %d texts", len(group))
             results = [EngineFailed("the engine could not finish this request")] * len(group)
         for text, result in zip(group, results, strict=True):

@@ -159,7 +159,7 @@ def _guide(scores_BV: Tensor, asked: Sequence[Chooser]) -> dict[int, CannotChoos
             if not allowed_V.any():
                 raise CannotChoose("the guide allows no token")
             scores_BV[at].masked_fill_(~torch.from_numpy(allowed_V).to(scores_BV.device), -torch.inf)
-        except Exception as error:  # noqa: BLE001 (foreign code of one request; who asked for this logs it)
+        except Exception as error:  # noqa: BLE001 (process boundary of one request: its guide is not ours)
             broken[at] = CannotChoose(f"the guide broke: {error}")
             broken[at].__cause__ = error
     return broken

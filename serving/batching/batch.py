@@ -173,7 +173,7 @@ class Batch:
         chunks = [work.tokens[at : at + size] for work, at, size in zip(rows, starts, sizes, strict=True)]
         try:
             logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
-        except Exception:
+        except Exception:  # the process boundary of these requests: logged, and the others go on
             logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
             for work in rows:
                 work.broken = True
@@ -208,7 +208,7 @@ class Batch:
         """What a request brings along, a guide say, may break: then it fails, and it alone."""
         try:
             act()
-        except Exception:
+        except Exception:  # the process boundary of one request: logged, and the others go on
             logger.exception("request %s broke", work.name)
             work.fail(self._outbox, failed())
 

@@ -103,7 +103,7 @@ class TransformersEngine:
                 if not self._batch.busy:
                     self._line.wait()
                 self._batch.step()
-            except Exception:
+            except Exception:  # the process boundary: logged, its requests fail, and the thread goes on
                 logger.exception("a step broke; %d requests fail", self._batch.load.running)
                 self._batch.fail_all()
         self._batch.fail_all(self._line.close())

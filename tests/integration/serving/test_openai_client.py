@@ -208,7 +208,7 @@ def test_whatever_is_sent_is_no_server_error(address):
         operation = found.ok()
         model = "reader" if operation.path.endswith(("embeddings", "classify")) else "support-bot"
 
-        @settings(max_examples=20, deadline=None, suppress_health_check=[*HealthCheck])
+        @settings(max_examples=12, deadline=None, suppress_health_check=[*HealthCheck])
         @given(case=operation.as_strategy(), model=strategies.just(model))
         def both(case, model):
             check(case)

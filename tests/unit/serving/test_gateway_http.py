@@ -125,7 +125,10 @@ async def test_a_deployment_without_replicas_is_not_ready_yet(backends):
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"model": 3}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"model": 3}', b'{"model": "%s"}' % (b"x" * 257), b"[" * 100_000],
+)
 async def test_bodies_that_name_no_model(http, body):
     reply = await http.post(CHAT, content=body)
     assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
