@@ -28,6 +28,7 @@ from google.protobuf import json_format, struct_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from own_postgres import new_database
 
 from cluster.channel import open_channel
 from cluster.server import _FILES
@@ -102,13 +103,26 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("home")
+    with _served(tmp_path_factory.mktemp("home")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server_on_postgresql(tmp_path_factory: pytest.TempPathFactory, postgres: str) -> Iterator[Server]:
+    """What SQLite takes without a word PostgreSQL may refuse: numbers, lengths, text."""
+    with _served(tmp_path_factory.mktemp("home"), ATHANOR_DATABASE_URL=new_database(postgres)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _served(home: Path, **changes: str) -> Iterator[Server]:
     log_path = home / "log"
     environ = {
         **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
         "ATHANOR_HOME": str(home),
         "ATHANOR_LISTEN": "127.0.0.1:0",
         "ATHANOR_RAY_DASHBOARD_URL": "http://127.0.0.1:1",
+        **changes,
     }
     with log_path.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", START], env=environ, stderr=log)
@@ -162,6 +176,25 @@ def test_any_message(server: Server, method: str) -> None:
         assert code not in OUR_MISTAKES, f"{code} for {message}"
 
     with server.without_mistakes():
+        try_one()
+
+
+CALLS = st.sampled_from(sorted(METHODS)).flatmap(
+    lambda method: st.tuples(st.just(method), anything(METHODS[method].input_type, WORDS))
+)
+
+
+def test_any_message_on_postgresql(server_on_postgresql: Server) -> None:
+    """Of any method: its start costs more than a few calls of each."""
+
+    @settings(FUZZ, max_examples=600)
+    @given(CALLS)
+    def try_one(call: tuple[str, Any]) -> None:
+        method, message = call
+        code = server_on_postgresql.answer(method, message.SerializeToString())
+        assert code not in OUR_MISTAKES, f"{code} for {method} of {message}"
+
+    with server_on_postgresql.without_mistakes():
         try_one()
 
 
