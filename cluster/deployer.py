@@ -103,14 +103,20 @@ class Deployer:
         """
         seen = await self._read()
         refused = self._refused(plan, seen)
-        wanted = [each for each in plan.applications if not _belongs_to_any(each, refused)]
-        if len(refused) == len(plan.prefixes):
-            wanted = []
+        wanted = self._allowed(plan, seen, refused)
         configuration = self._configuration(wanted, seen)
         if configuration != _current(seen):
             await self._write(configuration, seen)
             seen = await self._read()
         return self._view(wanted, seen, refused)
+
+    def _allowed(self, plan: Plan, seen: Json, refused: Mapping[str, str]) -> list[Json]:
+        """What of the plan can be; what answers already of a deployment that is refused now is left as it is."""
+        kept = [each for each in _current(seen) if self._is_ours(each) and _belongs_to_any(each, refused)]
+        planned = [each for each in plan.applications if not _belongs_to_any(each, refused)]
+        is_free = GATEWAY not in self._foreign_names(seen)
+        found = [each for each in (*planned, *kept) if each["name"] != GATEWAY or is_free]
+        return found if any(each["name"] != GATEWAY for each in found) else []
 
     async def ours(self) -> set[str]:
         """Names of the applications on Serve that this installation has deployed, wanted or not."""
@@ -205,9 +211,14 @@ class Deployer:
         applications: Mapping[str, Json] = seen["applications"]
         return {name for name, each in applications.items() if self._is_ours(each.get("deployed_app_config"))}
 
+    def _foreign_names(self, seen: Json) -> set[str]:
+        """Applications of others. Of one that goes Serve tells no configuration, so it may have been ours."""
+        names: set[str] = {name for name, each in seen["applications"].items() if each["status"] != "DELETING"}
+        return names - self._our_names(seen)
+
     def _refused(self, plan: Plan, seen: Json) -> dict[str, str]:
         """Deployments that would take from others what is theirs: a path, or the name of an application."""
-        foreign = sorted(seen["applications"].keys() - self._our_names(seen))
+        foreign = sorted(self._foreign_names(seen))
         owners = {_route_prefix(seen["applications"][name]): name for name in reversed(foreign)}
         found: dict[str, str] = {}
         for name in plan.prefixes:

@@ -146,7 +146,7 @@ class DeploymentReconciler:
             seen,
             view.is_routed,
             self._followed(deployment),
-            view.seen(judge_name(deployment.name)),
+            view.seen(judge_name(deployment.name, deployment.canary.number if deployment.canary else 0)),
         )
         step = advance(deployment, look, self._rules)
         if step.deployment != deployment:

@@ -27,7 +27,9 @@ def update(deployment: StoredDeployment, changes: Mapping[str, Any], target: Tar
     words = ", ".join(sorted([*changes, *(["model"] if target else [])]))
     if needs:
         return begin(now, wanted, f"asked to change {words}", actor)
-    return Step(now, (Decision("DEPLOYMENT_UPDATED", f"asked to change {words}", 0, actor),) if now != deployment else ())
+    return Step(
+        now, (Decision("DEPLOYMENT_UPDATED", f"asked to change {words}", 0, actor),) if now != deployment else ()
+    )
 
 
 def start_canary(deployment: StoredDeployment, target: Target, weight: int, actor: str) -> Step:

@@ -48,8 +48,8 @@ def application_name(deployment: str, revision: int) -> str:
     return f"{deployment}--r{revision}"
 
 
-def judge_name(deployment: str) -> str:
-    return f"{deployment}--judge"
+def judge_name(deployment: str, canary: int) -> str:
+    return f"{deployment}--judge{canary}"
 
 
 def plan(deployments: Sequence[StoredDeployment], manifests: Mapping[str, str], around: Surroundings) -> Plan:
@@ -93,7 +93,7 @@ def _route(deployment: StoredDeployment) -> Route:
     if canary.mirror_share > 0:
         app = application_name(deployment.name, canary.number)
         mirror = Mirror(app=app, revision=canary.number, share=canary.mirror_share)
-    judge = judge_name(deployment.name) if canary.trial else None
+    judge = judge_name(deployment.name, canary.number) if canary.trial else None
     return Route(name=deployment.name, backends=backends, mirror=mirror, judge_app=judge)
 
 
@@ -147,7 +147,7 @@ def _judge(deployment: StoredDeployment, canary: Revision, manifests: Mapping[st
     }
     needs = {"num_cpus": canary.cpus_per_replica, "num_gpus": canary.gpus_per_replica}
     return {
-        "name": judge_name(deployment.name),
+        "name": judge_name(deployment.name, canary.number),
         "route_prefix": None,
         "import_path": JUDGE_PATH,
         "args": args,

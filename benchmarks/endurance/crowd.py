@@ -14,6 +14,7 @@ import httpx
 _TIMEOUT_S = 180.0
 _REFUSED = (429, 503)
 """Not accepted: nothing of it was begun."""
+_DONE = "[DONE]"
 _PROMPT = "A student learns from its teacher, and the teacher"
 
 
@@ -86,6 +87,10 @@ def _failure(status: int, text: str, *, is_stream: bool) -> str:
     if status != httpx.codes.OK:
         return f"{status} {text[:100]}"
     if is_stream:
-        is_whole = text.rstrip().endswith("data: [DONE]") and '"error"' not in text and '"finish_reason":"' in text
-        return "" if is_whole else f"broken stream: {text[-100:]}"
+        lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+        events = [json.loads(line) for line in lines if line != _DONE]
+        errors = [str(event["error"]) for event in events if "error" in event]
+        ends = [choice["finish_reason"] for event in events for choice in event.get("choices", ())]
+        is_whole = lines[-1:] == [_DONE] and any(ends) and not errors
+        return "" if is_whole else f"broken stream: {(errors or [text[-60:]])[0]}"
     return "" if json.loads(text)["choices"][0]["finish_reason"] else "no end"

@@ -336,7 +336,9 @@ def test_revisions_and_decisions_of_a_deployment(store: Store, open_store: Calla
     assert reasons == ["X", "DEPLOYMENT_CREATED"]
     newest = store.deployment_decisions("desk", None, 1)[0]
     assert (newest.decision.actor, newest.decision.figures) == ("ann", {"n": 1})
-    assert [each.decision.reason for each in store.deployment_decisions("desk", newest.number, 10)] == ["DEPLOYMENT_CREATED"]
+    assert [each.decision.reason for each in store.deployment_decisions("desk", newest.number, 10)] == [
+        "DEPLOYMENT_CREATED"
+    ]
 
 
 def test_what_a_judge_sees_is_counted_and_survives_decisions(store: Store) -> None:

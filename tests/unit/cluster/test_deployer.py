@@ -340,3 +340,22 @@ async def test_an_address_whose_root_is_somebody_elses_is_left_alone(deployer, r
         "support-bot": "/ belongs to 'translator' on Ray Serve, which is not ours; it is left alone"
     }
     assert ray_serve.configurations == []
+
+
+async def test_one_that_goes_keeps_nobody_out_though_serve_does_not_say_whose_it_was(deployer, ray_serve):
+    await deployer.apply(planned(BOT))
+    ray_serve.applications[APP] = {"deployed_app_config": None, "status": "DELETING"}
+    view = await deployer.apply(planned(BOT))
+    assert dict(view.refused) == {}
+    assert {each["name"] for each in ray_serve.configurations[-1]["applications"]} == {GATEWAY, APP}
+
+
+async def test_a_deployment_that_is_refused_keeps_what_it_has(deployer, ray_serve):
+    """A name that somebody else took meanwhile stops what comes, and takes nothing away."""
+    await deployer.apply(planned(BOT))
+    ray_serve.applications["support-bot--r2"] = {"deployed_app_config": None, "status": "RUNNING"}
+    second = Revision(2, "support-student@4", "/storage/models/4")
+    view = await deployer.apply(planned(replace(BOT, revisions=(*BOT.revisions, second))))
+    assert "not ours" in view.refused["support-bot"]
+    assert ray_serve.applications[APP]["status"] != "DELETING"
+    assert ray_serve.applications[GATEWAY]["status"] != "DELETING"

@@ -19,7 +19,7 @@ from cluster.store.job_counts import JobCount
 from cluster.store.records import Change
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana-dashboard.json"
-LABELS = {"service", "method", "code", "from", "to", "reason", "state", "project", "le"}
+LABELS = {"service", "method", "code", "from", "to", "reason", "state", "project", "le", "deployment", "decision"}
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -75,13 +75,13 @@ def test_scaling_to_zero_begins_with_one():
 def test_a_canary_with_a_gate_has_a_judge_with_the_teacher_in_it():
     canary = replace(CANARY, trial=TRIAL, mirror_share=0.25)
     found = applications(replace(BOT, revisions=(LIVE, canary)))
-    judge = found["desk--judge"]
+    judge = found["desk--judge2"]
     options = JudgeOptions.model_validate(judge["args"])
     assert (options.model_name, options.version, options.revision, options.token) == ("teacher", 2, 2, "secret")
     assert judge["deployments"][0]["user_config"]["control_planes"] == ["127.0.0.1:50051"]
     assert "secret" not in str(found[GATEWAY])
     over = replace(canary, phase=Phase.DRAINING)
-    assert "desk--judge" not in applications(replace(BOT, revisions=(LIVE, over)))
+    assert "desk--judge2" not in applications(replace(BOT, revisions=(LIVE, over)))
 
 
 def test_the_table_divides_the_requests_and_names_the_mirror():
@@ -90,7 +90,7 @@ def test_the_table_divides_the_requests_and_names_the_mirror():
     table = route_table([replace(BOT, revisions=(LIVE, canary, gone))], AROUND)
     (route,) = table.routes
     assert [(each.app, each.weight) for each in route.backends] == [("desk--r1", 8500), ("desk--r2", 1500)]
-    assert (route.mirror.app, route.mirror.share, route.judge_app) == ("desk--r2", 0.25, "desk--judge")
+    assert (route.mirror.app, route.mirror.share, route.judge_app) == ("desk--r2", 0.25, "desk--judge2")
     assert RouteTable.model_validate(table.model_dump(mode="json")) == table
     assert table.auth == "none"
 
