@@ -41,6 +41,7 @@ VARIABLES = {
     "tls_driver_key": "ATHANOR_TLS_CLIENT_KEY",
     "calls_per_second": "ATHANOR_CALLS_PER_SECOND",
     "max_streams": "ATHANOR_MAX_STREAMS",
+    "drain_s": "ATHANOR_DRAIN_S",
     "advertise": "ATHANOR_ADVERTISE",
     "ray_dashboard_url": "ATHANOR_RAY_DASHBOARD_URL",
     "serve_host": "ATHANOR_SERVE_HOST",

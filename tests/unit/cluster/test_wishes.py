@@ -74,3 +74,4 @@ def test_only_what_changes_is_stored(world: World) -> None:
     change = wishes.update(job, {"priority": 900, "labels": job.labels})
     assert change is not None
     assert set(change.job) == {"priority"}
+    assert world.store.transition(job, change).queue_key == pytest.approx(job.queue_key - 400)
