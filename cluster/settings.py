@@ -48,7 +48,7 @@ VARIABLES = {
     "serve_port": "ATHANOR_SERVE_PORT",
     "serve_grpc_port": "ATHANOR_SERVE_GRPC_PORT",
     "serve_gateways": "ATHANOR_SERVE_GATEWAYS",
-    "drain_s": "ATHANOR_DRAIN_S",
+    "revision_drain_s": "ATHANOR_REVISION_DRAIN_S",
     "revision_timeout_s": "ATHANOR_REVISION_TIMEOUT_S",
     "ray_auth_mode": "RAY_AUTH_MODE",
     "ray_token_path": "RAY_AUTH_TOKEN_PATH",
