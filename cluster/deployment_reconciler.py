@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -61,6 +61,20 @@ class Patience:
         }
 
 
+def surroundings_of(settings: Settings, control_planes: Iterable[str]) -> Surroundings:
+    """What gateways and judges are told of this installation; they show what drivers show."""
+    tls_ca = settings.tls_ca or settings.tls_cert
+    return Surroundings(
+        storage=settings.storage,
+        control_planes=tuple(sorted(control_planes)),
+        tls_ca=tls_ca.read_text() if tls_ca else None,
+        tls_cert=str(settings.tls_driver_cert) if settings.tls_driver_cert else None,
+        tls_key=str(settings.tls_driver_key) if settings.tls_driver_key else None,
+        auth=settings.auth,
+        num_gateways=settings.serve_gateways,
+    )
+
+
 class DeploymentReconciler:
     """Acts for all deployments of one store."""
 
@@ -111,18 +125,7 @@ class DeploymentReconciler:
             await asyncio.to_thread(self._step, deployment, view)
 
     def _plan(self, stored: Sequence[StoredDeployment]) -> Plan:
-        settings = self._settings
-        tls_ca = settings.tls_ca or settings.tls_cert
-        around = Surroundings(
-            storage=settings.storage,
-            control_planes=tuple(sorted(self._control_planes())),
-            tls_ca=tls_ca.read_text() if tls_ca else None,
-            tls_cert=str(settings.tls_driver_cert) if settings.tls_driver_cert else None,
-            tls_key=str(settings.tls_driver_key) if settings.tls_driver_key else None,
-            auth=settings.auth,
-            num_gateways=settings.serve_gateways,
-        )
-        return plan(stored, self._manifests(stored), around)
+        return plan(stored, self._manifests(stored), surroundings_of(self._settings, self._control_planes()))
 
     def _manifests(self, stored: Sequence[StoredDeployment]) -> dict[str, str]:
         living = [each for deployment in stored for each in deployment.revisions if each.is_up]

@@ -71,6 +71,8 @@ def route_table(deployments: Sequence[StoredDeployment], around: Surroundings) -
         routes=tuple(_route(each) for each in deployments),
         control_planes=around.control_planes,
         tls_ca=around.tls_ca,
+        tls_cert=around.tls_cert,
+        tls_key=around.tls_key,
         auth="none" if around.auth == "none" else "token",
     )
 

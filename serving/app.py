@@ -129,14 +129,15 @@ class Directory:
         from serving.auth import ControlPlanes
 
         self._planes = ControlPlanes(())
-        self._told: tuple[object, ...] = ((), None)
+        self._told: tuple[object, ...] = ()
 
     async def tell(self, table: RouteTable) -> None:
         from serving.auth import ControlPlanes
 
-        if self._told != (table.control_planes, table.tls_ca):
-            gone, self._planes = self._planes, ControlPlanes(table.control_planes, table.tls_ca)
-            self._told = (table.control_planes, table.tls_ca)
+        told = (table.control_planes, table.tls_ca, table.tls_cert, table.tls_key)
+        if self._told != told:
+            gone, self._planes = self._planes, ControlPlanes(*told)
+            self._told = told
             await gone.aclose()
 
     async def caller(self, authorization: str) -> Caller:

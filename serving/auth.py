@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -112,8 +113,16 @@ class Callers:
 class ControlPlanes:
     """The directory that the control planes are together: any of them may answer."""
 
-    def __init__(self, addresses: Sequence[str], tls_ca: str | None = None) -> None:
-        self._channels = [_channel(address, tls_ca) for address in addresses]
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """`tls_ca` is PEM text; the others are paths, of what is shown where a certificate is asked for."""
+        credentials = _credentials(tls_ca, tls_cert, tls_key)
+        self._channels = [_channel(address, credentials) for address in addresses]
 
     async def caller(self, authorization: str) -> Caller:
         for channel in [*self._channels]:
@@ -133,10 +142,17 @@ class ControlPlanes:
             await channel.close(None)
 
 
-def _channel(address: str, tls_ca: str | None) -> grpc.aio.Channel:
+def _credentials(tls_ca: str | None, tls_cert: str | None, tls_key: str | None) -> grpc.ChannelCredentials | None:
     if tls_ca is None:
+        return None
+    shown = [Path(each).read_bytes() if each else None for each in (tls_key, tls_cert)]
+    return grpc.ssl_channel_credentials(tls_ca.encode(), *shown)
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(tls_ca.encode()), options=_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
 async def _get_caller(channel: grpc.aio.Channel, authorization: str) -> Caller:

@@ -77,6 +77,9 @@ class RouteTable(_Frozen):
     """`host:port` of every control plane, asked who a bearer token belongs to."""
     tls_ca: str | None = None
     """PEM text of the authority behind the control planes' certificates; None: no TLS."""
+    tls_cert: str | None = None
+    """Path of the certificate that is shown, where control planes ask for one."""
+    tls_key: str | None = None
     auth: Literal["token", "none"] = "token"
 
     def route(self, name: str) -> Route | None:

@@ -69,8 +69,8 @@ def deploy(
     follow: FollowOption = False,
     gate: GateOption = False,
     teacher: TeacherOption = "",
-    mirror: MirrorOption = 1.0,
-    error_budget: BudgetOption = 0.05,
+    mirror: MirrorOption = None,
+    error_budget: BudgetOption = None,
     project: Annotated[str, typer.Option(help="Who may change it.")] = "",
     wait: WaitOption = True,
     timeout_s: TimeoutOption = 180.0,
@@ -79,6 +79,10 @@ def deploy(
 ) -> None:
     """Serve a model through an OpenAI-compatible endpoint."""
     from athanor.v1 import deployment_service_pb2
+
+    if gate and not follow:
+        words = "it judges what a followed alias moves to; add --follow, or name it at `athanor serve canary`"
+        raise typer.BadParameter(words, param_hint="--gate")
 
     wanted = deployment_service_pb2.Deployment(
         name=name,
@@ -156,9 +160,10 @@ def update(
     if not paths:
         raise typer.BadParameter("nothing to change; name --model, --replicas, --autoscale, --cpus, --gpus or --follow")
     with connect(address) as client:
+        before = _newest(client.get_deployment(name))
         deployment = client.update_deployment(changed, paths)
         if wait:
-            deployment = _settled(client, name, deployment, timeout_s)
+            deployment = _settled(client, deployment, before, timeout_s)
     _emit(form, deployment)
     raise typer.Exit(_code(deployment) if wait else ExitCode.OK)
 
@@ -188,17 +193,26 @@ serve_canary.add_to(app)
 
 
 def _settled(
-    client: AthanorClient, name: str, asked: deployment_service_pb2.Deployment, timeout_s: float
+    client: AthanorClient, asked: deployment_service_pb2.Deployment, before: int, timeout_s: float
 ) -> deployment_service_pb2.Deployment:
-    """Once the newest revision answers, or was taken back."""
-    number = asked.revisions[-1].number
-    deployment = client.wait_revision(name, number, timeout_s=timeout_s)
-    newest = next((each for each in deployment.revisions if each.number == number), None)
-    if newest is not None and newest.model != deployment.resolved_model:
-        say(f"{newest.model} was taken back: {newest.message}")
+    """Once the revision that the change asks for answers, or was taken back; `before` was the newest without it."""
+    from athanor.v1 import deployment_service_pb2
+
+    number = _newest(asked)
+    if number == before:  # changed where it is
+        return client.wait_deployment(asked.name, timeout_s=timeout_s)
+    deployment = client.wait_revision(asked.name, number, timeout_s=timeout_s)
+    phases = {each.number: each.phase for each in deployment.revisions}
+    if phases.get(number) != deployment_service_pb2.REVISION_PHASE_LIVE:
+        words = next((each.message for each in deployment.revisions if each.number == number), "another one came")
+        say(f"revision {number} was taken back: {words}")
         _emit(Format.TABLE, deployment)
         raise typer.Exit(ExitCode.ERROR)
-    return client.wait_deployment(name, timeout_s=timeout_s)
+    return client.wait_deployment(asked.name, timeout_s=timeout_s)
+
+
+def _newest(deployment: deployment_service_pb2.Deployment) -> int:
+    return max((each.number for each in deployment.revisions), default=0)
 
 
 def _emit(form: Format, deployment: deployment_service_pb2.Deployment) -> None:

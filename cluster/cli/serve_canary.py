@@ -34,15 +34,13 @@ def canary(
     weight: WeightOption = 0.0,
     gate: GateOption = False,
     teacher: TeacherOption = "",
-    mirror: MirrorOption = 1.0,
-    error_budget: BudgetOption = 0.05,
+    mirror: MirrorOption = None,
+    error_budget: BudgetOption = None,
     address: AddressOption = "",
 ) -> None:
     """Bring a version up beside the one that answers; with --gate it is promoted or rolled back by itself."""
-    if teacher and not gate:
-        raise typer.BadParameter("only a gate compares with a teacher; add --gate", param_hint="--teacher")
+    judged = gate_of(gate, teacher, mirror, error_budget)
     with connect(address) as client:
-        judged = gate_of(gate, teacher, mirror, error_budget)
         made = client.start_canary(name, model, weight=_basis_points(weight), gate=judged)
     newest = made.revisions[-1]
     say(f"{newest.model} comes up as revision {newest.number} of {name}, a canary with {weight:g} %")

@@ -36,10 +36,14 @@ TeacherOption = Annotated[
     ),
 ]
 MirrorOption = Annotated[
-    float, typer.Option("--mirror", min=0, max=1, help="Share of the requests that the canary is asked in the dark.")
+    float | None,
+    typer.Option(
+        "--mirror", min=0.001, max=1, help="With --gate: share of the requests that the canary is asked in the dark; 1."
+    ),
 ]
 BudgetOption = Annotated[
-    float, typer.Option("--error-budget", min=0, max=0.5, help="With --gate: probability of a wrong decision.")
+    float | None,
+    typer.Option("--error-budget", min=0.0001, max=0.5, help="With --gate: probability of a wrong decision; 0.05."),
 ]
 
 
@@ -48,6 +52,8 @@ def autoscaling_of(given: str, ongoing: float) -> deployment_service_pb2.Autosca
     from athanor.v1 import deployment_service_pb2
 
     if not given:
+        if ongoing:
+            raise typer.BadParameter("only scaling by load reads this; add --autoscale", param_hint="--target-ongoing")
         return None
     found = _RANGE.fullmatch(given)
     if found is None:
@@ -56,10 +62,16 @@ def autoscaling_of(given: str, ongoing: float) -> deployment_service_pb2.Autosca
     return deployment_service_pb2.Autoscaling(min_replicas=least, max_replicas=most, target_ongoing_requests=ongoing)
 
 
-def gate_of(wanted: bool, teacher: str, mirror: float, budget: float) -> deployment_service_pb2.CanaryGate | None:
+def gate_of(
+    wanted: bool, teacher: str, mirror: float | None, budget: float | None
+) -> deployment_service_pb2.CanaryGate | None:
     """Of `--gate` and what goes with it; None without it. Limits that are not given are the server's."""
     from athanor.v1 import deployment_service_pb2
 
+    given = {"--teacher": teacher or None, "--mirror": mirror, "--error-budget": budget}
     if not wanted:
+        for option, value in given.items():
+            if value is not None:
+                raise typer.BadParameter("only a gate reads this; add --gate", param_hint=option)
         return None
-    return deployment_service_pb2.CanaryGate(teacher=teacher, mirror_share=mirror, error_budget=budget)
+    return deployment_service_pb2.CanaryGate(teacher=teacher, mirror_share=mirror or 0.0, error_budget=budget or 0.0)

@@ -155,7 +155,7 @@ class DeploymentWishes:
     def _checked(self, deployment: StoredDeployment) -> StoredDeployment:
         """What only the whole of it shows: an alias to follow, and a teacher for its gate."""
         if deployment.follow_alias and not parse_reference(deployment.model).alias:
-            words = f"{deployment.model!r} names no alias to follow; write name@alias"
+            words = f"{deployment.model!r} names no alias to follow; write name@alias, or follow none (--no-follow)"
             check([Violation("deployment.follow_alias", words)])
         if deployment.gate is not None:
             begin_trial(

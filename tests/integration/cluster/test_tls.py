@@ -19,10 +19,14 @@ from control_plane import ControlPlane, ScriptedRay, ScriptedServing
 
 from cluster.channel import Tls, open_async_channel
 from cluster.client import AthanorClient
+from cluster.deployment_reconciler import surroundings_of
 from cluster.driver.attempt import Attempt
 from cluster.driver.reporting import Order, Reporter
+from cluster.serve_plan import route_table
 from cluster.server import running_server
 from cluster.settings import Settings
+from serving.auth import ControlPlanes
+from serving.errors import Unavailable
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -101,6 +105,22 @@ async def test_where_clients_must_show_a_certificate_a_token_is_not_enough(
         assert await is_refused(plane.address, plane.token, Tls(ca))
         foreign = Authority(tmp_path / "other", "other").sign("client")
         assert await is_refused(plane.address, plane.token, Tls(ca, foreign.certificate, foreign.key))
+
+
+async def test_an_endpoint_asks_about_tokens_with_the_certificate_of_drivers(
+    tmp_path: Path, authority: Authority
+) -> None:
+    ca, client = authority.own.certificate, authority.sign("client")
+    async with secured(tmp_path, authority.sign("server"), ca, client=client) as plane:
+        around = surroundings_of(plane.settings, (plane.address,))
+        table = route_table([], around)
+        planes = ControlPlanes(table.control_planes, table.tls_ca, table.tls_cert, table.tls_key)
+        assert (await planes.caller(f"Bearer {plane.token}")).name == "admin"
+        await planes.aclose()
+        strangers = ControlPlanes(table.control_planes, table.tls_ca)
+        with pytest.raises(Unavailable):
+            await strangers.caller(f"Bearer {plane.token}")
+        await strangers.aclose()
 
 
 def shown_certificate(address: str) -> bytes:

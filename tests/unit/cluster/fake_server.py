@@ -70,6 +70,8 @@ class FakeControlPlane(
     limited_times: int = 0
     models: dict[str, model_service_pb2.ModelVersion] = field(default_factory=dict)
     deployments: dict[str, deployment_service_pb2.Deployment] = field(default_factory=dict)
+    next_revision: deployment_service_pb2.Revision | None = None
+    """What the next update brings."""
     created: list[job_service_pb2.CreateJobRequest] = field(default_factory=list)
     cursors: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -259,6 +261,12 @@ class FakeControlPlane(
     def Rollback(self, request, context):
         self._seen(context)
         return deployment_service_pb2.RollbackResponse(deployment=self.deployments[request.name])
+
+    def UpdateDeployment(self, request, context):
+        deployment = self.deployments[request.deployment.name]
+        if self.next_revision is not None:
+            deployment.revisions.append(self.next_revision)
+        return deployment_service_pb2.UpdateDeploymentResponse(deployment=deployment)
 
     def DeleteDeployment(self, request, context):
         self._seen(context)
