@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, NotFound
 from cluster.store import audit_rows, job_rows, model_rows, request_rows
 from cluster.store.audit_rows import Call, StoredEntry
 from cluster.store.database import Write
@@ -66,9 +66,16 @@ def create(write: Write, asked: Sequence[Creation]) -> list[Created | ClusterErr
         if at in stored:
             answers[at] = Created(stored[at], is_new=True)
         elif at not in answers:
-            uid = known[one.key][1]
-            answers[at] = Created(made.get(uid) or job_rows.get_job(write.connection, uid), is_new=False)
+            answers[at] = _made_before(write, made, known[one.key][1])
     return _written_down(write, asked, answers)
+
+
+def _made_before(write: Write, made: Mapping[str, StoredJob], uid: str) -> Created | ClusterError:
+    """The job of a repeated request; an error, of that request alone, when it was deleted since."""
+    try:
+        return Created(made.get(uid) or job_rows.get_job(write.connection, uid), is_new=False)
+    except NotFound as error:
+        return error
 
 
 def _insert(write: Write, fresh: Sequence[Creation]) -> list[StoredJob]:

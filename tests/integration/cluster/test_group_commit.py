@@ -79,6 +79,14 @@ def test_the_same_request_twice_in_a_group_makes_one_job(store: Store) -> None:
     assert len(store.list_jobs(JobQuery(10))) == 1
 
 
+def test_a_repeated_request_whose_job_was_deleted_fails_alone(store: Store) -> None:
+    job = store.create_job(creation().new, "old", "hash")
+    store.delete_job(job)
+    good, gone = store.create_jobs([creation("a"), creation("old")])
+    assert isinstance(good, Created)
+    assert isinstance(gone, NotFound)
+
+
 def test_what_cannot_be_written_down_is_not_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("the disk is full")
