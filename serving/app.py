@@ -49,6 +49,7 @@ class Replica:
         from serving.openai_api import ModelCard, build_api
         from serving.replica_metrics import ReplicaMetrics
 
+        _log_beside_serve()
         directory = options.verified()
         model = f"{options.model_name}@{options.version}"
         self._metrics = ReplicaMetrics(options.name, model, serve.get_replica_context().replica_tag)
@@ -152,6 +153,7 @@ class Gateway:
 
     def __init__(self, options: GatewayOptions) -> None:
         del options
+        _log_beside_serve()
         from serving.auth import Callers
         from serving.gateway_grpc import GrpcGateway
         from serving.gateway_http import Entrance
@@ -237,6 +239,7 @@ class JudgeActor:
         from serving.loading import load
         from serving.reporting import Canary, Reporter
 
+        _log_beside_serve()
         self._model = load(options.verified())
         backends = ServeBackends()
         self._judge = Judge(_engine(self._model), lambda app: RemoteStudent(backends.of(app)))
@@ -284,6 +287,14 @@ def build_judge(args: dict[str, Any]) -> serve.Application:
     return serve.deployment(JudgeActor, name=_JUDGE, max_ongoing_requests=_JUDGE_ONGOING).bind(
         JudgeOptions.model_validate(args)
     )
+
+
+def _log_beside_serve() -> None:
+    """Lines of ours, those with request ids among them, go to the files that Serve keeps for this replica."""
+    ours = logging.getLogger("serving")
+    ours.handlers = [*logging.getLogger("ray.serve").handlers]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 def _engine(model: LoadedModel) -> Engine:

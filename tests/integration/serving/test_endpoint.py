@@ -67,3 +67,9 @@ def test_wrong_input_and_unknown_models_are_told(client):
             model="gpt-4o", messages=QUESTION
         )
     assert caught.value.code == "model_not_found"
+
+
+def test_a_request_is_found_in_the_log_by_its_id(client, installation):
+    client.chat.completions.create(messages=QUESTION, max_tokens=1, extra_headers={"x-request-id": "find-me"}, **GREEDY)
+    logs = Path(installation.head.temp_dir) / "session_latest" / "logs" / "serve"
+    wait(lambda: any("find-me: 200 by" in log.read_text() for log in logs.glob("*athanor*Gateway*.log")))
