@@ -73,6 +73,14 @@ async def test_padded_rows_of_the_head_are_never_chosen(model, tokenizer, sampli
     assert await answer(model, tokenizer, [9, 30, 31], sampling) == expected
 
 
+async def test_a_tokenizer_may_know_more_tokens_than_the_head_has(model, tokenizer):
+    penalised = Sampling(temperature=0, repetition_penalty=1.3, presence_penalty=0.5, logit_bias=((3, 1.0),))
+    expected = await answer(model, tokenizer, [9, 30, 31], penalised)
+    tokenizer.add_tokens([f"<|extra-{number}|>" for number in range(5)])
+    assert len(tokenizer) > model.get_output_embeddings().weight.shape[0]
+    assert await answer(model, tokenizer, [9, 30, 31], penalised) == expected
+
+
 BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
