@@ -55,6 +55,10 @@ class LoadedModel:
     engine: Engine | None = None
     pooling: PoolingEngine | None = None
 
+    @property
+    def is_healthy(self) -> bool:
+        return all(each.is_healthy for each in (self.engine, self.pooling) if each is not None)
+
 
 def load(
     directory: ModelDirectory,

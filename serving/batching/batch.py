@@ -40,6 +40,11 @@ class Batch:
         self._decoding = 0
         self._reserved = 0
         self._outbox = Outbox()
+        self._ran = self._broke = False
+        self.failures = 0
+        """Steps in a row in which the model or anything else broke; steps that ran nothing do not count."""
+        self.unclean = False
+        """What broken requests left behind could not be taken away."""
 
     @property
     def busy(self) -> bool:
@@ -54,6 +59,7 @@ class Batch:
     def step(self) -> None:
         """Everybody who may comes in; prompts come on by a part; everybody else gets one token."""
         began = time.monotonic()
+        self._ran = self._broke = False
         self._let_go(began)
         self._admit()
         prefilled = self._prefill()
@@ -61,20 +67,32 @@ class Batch:
         decoded = self._decode()
         self._drop_ended()
         self._outbox.send()
+        if self._broke or self._ran:
+            self.failures = self.failures + 1 if self._broke else 0
         self._observer.stepped(self.load, prefilled, decoded, time.monotonic() - began)
 
     @torch.inference_mode()
     def fail_all(self, waiting: Sequence[Work] = ()) -> None:
-        """Nothing of what is here can be finished."""
-        for work in (*self._rows, *waiting):
+        """Nothing of what is here can be finished. First of all its clients are told: what follows may break too."""
+        self.failures += 1
+        gone, self._rows = self._rows, []
+        self._decoding = self._reserved = 0
+        for work in (*gone, *waiting):
             work.fail(self._outbox, failed())
-            self._report_end(work)
-        for row in range(len(self._rows)):
-            self._runner.clear(row)
-            self._runner.release(row)
-        self._rows, self._decoding, self._reserved = [], 0, 0
-        self._prefixes = PrefixPool(self._limits.prefix_tokens)
         self._outbox.send()
+        for work in (*gone, *waiting):
+            self._report_end(work)
+        self._prefixes = PrefixPool(self._limits.prefix_tokens)
+        self._clean(len(gone))
+
+    def _clean(self, rows: int) -> None:
+        try:
+            for row in range(rows):
+                self._runner.clear(row)
+                self._runner.release(row)
+        except Exception:  # the process boundary of a broken step: a device that is lost cannot be cleaned
+            logger.exception("the rows of a broken step cannot be cleared")
+            self.unclean = True
 
     def _let_go(self, now: float) -> None:
         """Whoever is done, has gone or is late leaves; the last rows move up to where they stood."""
@@ -88,8 +106,9 @@ class Batch:
         """From the last row to the first: so those that end together leave without being moved."""
         for row in range(len(self._rows) - 1, -1, -1):
             if self._rows[row].ended is not None:
-                self._report_end(self._rows[row])
+                work = self._rows[row]
                 self._remove(row)
+                self._report_end(work)
         self._reserved = sum(work.reserved for work in self._rows)
 
     def _admit(self) -> None:
@@ -175,12 +194,14 @@ class Batch:
             logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
         except Exception:  # the process boundary of these requests: logged, and the others go on
             logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
+            self._broke = True
             for work in rows:
                 work.broken = True
                 work.fail(self._outbox, failed())
             return None
         for work, size in zip(rows, sizes, strict=True):
             work.computed += size
+        self._ran = True
         return logits_BTV[..., : self._num_tokens]
 
     def _choose(self, logits_BV: Tensor, rows: Sequence[Work]) -> None:

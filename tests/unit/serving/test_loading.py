@@ -17,7 +17,7 @@ from transformers import (
 
 from serving import vllm_engine
 from serving.engine import GenerationRequest, Sampling
-from serving.errors import ModelDirectoryError
+from serving.errors import EngineFailed, ModelDirectoryError
 from serving.loading import load, over, task_of
 from serving.model_dir import ModelDirectory
 
@@ -79,6 +79,18 @@ async def test_a_tokenizer_may_know_more_tokens_than_the_head_has(model, tokeniz
     tokenizer.add_tokens([f"<|extra-{number}|>" for number in range(5)])
     assert len(tokenizer) > model.get_output_embeddings().weight.shape[0]
     assert await answer(model, tokenizer, [9, 30, 31], penalised) == expected
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_a_replica_is_as_healthy_as_its_engine(model, tokenizer):
+    from serving.app import Replica  # Ray Serve's own models warn when they are made
+
+    replica = Replica.__new__(Replica)
+    replica._model = over(model, tokenizer)
+    replica.check_health()
+    replica._model.engine.close()
+    with pytest.raises(EngineFailed):
+        replica.check_health()
 
 
 BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
