@@ -148,12 +148,12 @@ class Batch:
             return 0
         done = self._read(group, sizes, logits_BTV)
         first = self._decoding
+        if done:
+            self._choose(logits_BTV[done, -1], [group[at] for at in done])
         for at in done:
             self._remember(first + at, group[at])
         for at in done:
             self._begin_decoding(first + at)
-        if done:
-            self._choose(logits_BTV[done, -1], [group[at] for at in done])
         return sum(sizes)
 
     def _read(self, group: Sequence[Work], sizes: Sequence[int], logits_BTV: Tensor) -> list[int]:
@@ -168,7 +168,7 @@ class Batch:
 
     def _remember(self, row: int, work: Work) -> None:
         """Keep the beginning of a prompt that came before."""
-        if self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
+        if work.sound and self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
             self._prefixes.keep(work.names[:count], self._runner.read(row, count * BLOCK))
 
     def _begin_decoding(self, row: int) -> None:
@@ -190,13 +190,14 @@ class Batch:
         """The model on the next tokens of these rows; if it breaks they fail, and the others go on."""
         starts = [work.computed for work in rows]
         chunks = [work.tokens[at : at + size] for work, at, size in zip(rows, starts, sizes, strict=True)]
+        for work in rows:
+            work.sound = False
         try:
             logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
         except Exception:  # the process boundary of these requests: logged, and the others go on
             logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
             self._broke = True
             for work in rows:
-                work.broken = True
                 work.fail(self._outbox, failed())
             return None
         for work, size in zip(rows, sizes, strict=True):
@@ -220,9 +221,9 @@ class Batch:
     def _take(self, work: Generation, chosen: Chosen | CannotChoose) -> None:
         if isinstance(chosen, CannotChoose):
             logger.error("request %s: %s", work.name, chosen, exc_info=chosen.__cause__)
-            work.broken = True
             work.fail(self._outbox, failed())
         else:
+            work.sound = True
             self._attempt(work, lambda: work.take(self._outbox, chosen))
 
     def _attempt(self, work: Work, act: Callable[[], None]) -> None:
@@ -235,7 +236,7 @@ class Batch:
 
     def _remove(self, row: int) -> None:
         """The hole is filled from the end of its block, and the hole that this leaves from the end of all."""
-        if self._rows[row].broken:
+        if not self._rows[row].sound:
             self._runner.clear(row)
         if row < self._decoding:
             self._decoding -= 1
@@ -248,6 +249,8 @@ class Batch:
     def _move(self, source: int, target: int) -> None:
         if source != target:
             self._runner.move(source, target, self._rows[source].computed)
+            if not self._rows[source].sound:
+                self._runner.clear(source)
             self._rows[target] = self._rows[source]
 
     def _report_end(self, work: Work) -> None:

@@ -347,6 +347,60 @@ async def test_a_thread_that_ends_fails_who_is_there_and_refuses_more(start, mon
         engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))
 
 
+BAD = 96
+"""A token whose embedding is no number, where a model is `poisoned`."""
+
+
+@pytest.fixture
+def poisoned(model, monkeypatch):
+    embed = model.get_input_embeddings()
+    poison = torch.where(torch.arange(VOCABULARY) == BAD, torch.nan, 0.0)[:, None]
+    monkeypatch.setattr(embed, "forward", lambda ids: torch.nn.functional.embedding(ids, embed.weight + poison))
+    return model
+
+
+def holds_numbers_alone(engine) -> bool:
+    layers = engine._batch._runner._slots.layers
+    return all(bool(slots.isfinite().all()) for layer in layers for slots in (layer.keys, layer.values))
+
+
+async def test_a_score_of_no_numbers_fails_and_leaves_none_behind(start, poisoned):
+    engine = start(prefill_tokens=4)
+    with pytest.raises(EngineFailed):
+        await engine.score((5, 6, 7, 8, BAD, 5, 6, 7, 8, 9, 10), start=2)
+    assert len((await engine.score(PROMPTS[2])).tokens) == len(PROMPTS[2]) - 1
+    engine.close()
+    assert holds_numbers_alone(engine)
+
+
+async def test_a_prompt_that_leaves_half_read_leaves_nothing_behind(start, poisoned, gate, monkeypatch):
+    """By then it has moved up, so nothing may lie where it stood before either."""
+    engine, forward = start(prefill_tokens=4), poisoned.forward
+
+    def closing_behind_the_bad_one(**kwargs):
+        output = forward(**kwargs)
+        if BAD in kwargs["input_ids"]:
+            gate.clear()
+        return output
+
+    gate.clear()
+    before = engine.submit(GenerationRequest(PROMPTS[0], 2, GREEDY))
+    await held(gate)
+    gone = engine.submit(GenerationRequest((BAD, *PROMPTS[2]), 3, GREEDY))
+    monkeypatch.setattr(poisoned, "forward", closing_behind_the_bad_one)
+    gate.entered.clear()
+    gate.set()
+    await collect(before)
+    await held(gate)
+    await gone.aclose()
+    gate.set()
+    assert await tokens_of(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))) == generated(
+        poisoned, PROMPTS[0], 3, end_id=VOCABULARY
+    )
+    engine.close()
+    assert holds_numbers_alone(engine)
+
+
 async def test_numbers_that_are_none_fail_their_own_row_and_stay_in_no_slot(start, model, monkeypatch):
     """The row of one token overflows, in its cache too; the ones beside it and the ones after it do not notice."""
     engine, embed = start(max_rows=2), model.get_input_embeddings()
