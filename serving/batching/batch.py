@@ -1,7 +1,8 @@
 """The rows that share the model, and the step that brings all of them on (Orca, OSDI '22: requests join and leave
 between steps; Sarathi, arXiv 2308.16369: prompts are computed in parts, so that the others need not wait for them).
 
-Rows that decode stand first, in one block; behind them stand those whose prompt is not done, oldest first.
+Rows that decode stand first, in one block; behind them stand those whose prompt is not done, in any order, and a step
+brings to their head those that it computes: the oldest.
 """
 
 from __future__ import annotations
@@ -134,14 +135,16 @@ class Batch:
     def _prefill(self) -> int:
         """A part of the prompts, of the oldest first; how many tokens."""
         self._drop_ended()
-        waiting = self._rows[self._decoding :]
+        for row, work in enumerate(self._rows[self._decoding :], self._decoding):
+            self._reuse(row, work)
+        waiting = sorted(self._rows[self._decoding :], key=lambda work: work.submitted)
         if not waiting:
             return 0
-        for row, work in enumerate(waiting, self._decoding):
-            self._reuse(row, work)
         remaining = [work.remaining for work in waiting]
         sizes = policy.prefill(remaining, self._limits.prefill_tokens) if self._runner.splits_prompts else remaining[:1]
         group = waiting[: len(sizes)]
+        for row, work in enumerate(group, self._decoding):
+            self._swap(row, self._rows.index(work))
         keep = max(work.logits_wanted(size) for work, size in zip(group, sizes, strict=True))
         logits_BTV = self._run(self._decoding, group, sizes, keep)
         if logits_BTV is None:
@@ -172,10 +175,7 @@ class Batch:
             self._prefixes.keep(work.names[:count], self._runner.read(row, count * BLOCK))
 
     def _begin_decoding(self, row: int) -> None:
-        first = self._decoding
-        if row != first:
-            self._runner.swap(first, row, max(self._rows[first].computed, self._rows[row].computed))
-            self._rows[first], self._rows[row] = self._rows[row], self._rows[first]
+        self._swap(self._decoding, row)
         self._decoding += 1
 
     def _decode(self) -> int:
@@ -245,6 +245,11 @@ class Batch:
         self._move(len(self._rows) - 1, row)
         self._rows.pop()
         self._runner.release(len(self._rows))
+
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            self._runner.swap(one, other, max(self._rows[one].computed, self._rows[other].computed))
+            self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
 
     def _move(self, source: int, target: int) -> None:
         if source != target:
