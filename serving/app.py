@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serving.backend import BackendRequest, Chunk, Head, respond
-from serving.errors import BackendFailed, ServingError
+from serving.errors import BackendFailed, EngineFailed, ServingError
 from serving.options import GatewayOptions, JudgeOptions, ModelOptions
 from serving.routes import RouteTable
 
@@ -61,6 +61,11 @@ class Replica:
         """A Head, then Chunks."""
         async for item in respond(self._api, request):
             yield item
+
+    def check_health(self) -> None:
+        """Asked by Serve, which puts another replica in the place of one that raises."""
+        if not self._model.is_healthy:
+            raise EngineFailed("the engine has ended, or breaks over every request")
 
     async def figures(self) -> list[Metric]:
         if self._model.engine is not None:

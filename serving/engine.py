@@ -161,6 +161,10 @@ class Engine(Protocol):
     @property
     def load(self) -> Load: ...
 
+    @property
+    def is_healthy(self) -> bool:
+        """Otherwise it answers nobody any more; it was closed, or another process must take its place."""
+
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Enqueue from a running event loop; raises Overloaded when too many wait."""
 
@@ -179,6 +183,9 @@ class PoolingEngine(Protocol):
 
     @property
     def load(self) -> Load: ...
+
+    @property
+    def is_healthy(self) -> bool: ...
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -55,6 +55,10 @@ class LoadedModel:
     engine: Engine | None = None
     pooling: PoolingEngine | None = None
 
+    @property
+    def is_healthy(self) -> bool:
+        return all(each.is_healthy for each in (self.engine, self.pooling) if each is not None)
+
 
 def load(
     directory: ModelDirectory,
@@ -93,7 +97,7 @@ def over(
         model,
         prompts.decode,
         context_length=_context_length(model.config, tokenizer),
-        num_tokens=max(tokenizer.get_vocab().values()) + 1,
+        num_tokens=min(max(tokenizer.get_vocab().values()) + 1, _head_size(model)),
         end_ids=end_ids,
         limits=limits,
         observer=observer,
@@ -216,6 +220,12 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int |
 def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     limits = (getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
     return int(min(limit for limit in limits if limit is not None))
+
+
+def _head_size(model: PreTrainedModel) -> int:
+    """Tokens that the model can choose; a tokenizer may know more."""
+    head = model.get_output_embeddings()
+    return int((model.get_input_embeddings() if head is None else head).weight.shape[0])
 
 
 def _end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

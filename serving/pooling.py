@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "last", "max"]
 Vector = tuple[float, ...]
 logger = logging.getLogger(__name__)
+_MOST_FAILURES = 8
+"""Runs in a row that may break before the engine counts as broken itself."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class TransformersPoolingEngine:
         self._changed = Condition()
         self._running = 0
         self._closed = False
+        self._failures = 0
         self._thread = Thread(target=self._run, name="pooling", daemon=True)
         self._thread.start()
 
@@ -92,6 +95,10 @@ class TransformersPoolingEngine:
     def load(self) -> Load:
         with self._changed:
             return Load(self._running, len(self._waiting))
+
+    @property
+    def is_healthy(self) -> bool:
+        return self._thread.is_alive() and self._failures < _MOST_FAILURES
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -166,8 +173,10 @@ class TransformersPoolingEngine:
     def _serve(self, group: Sequence[_Text]) -> None:
         try:
             results: Sequence[Vector | Exception] = self._compute([text.ids for text in group])
+            self._failures = 0
         except Exception:  # the process boundary: logged, these texts fail, and the thread goes on
             logger.exception("the model broke on %d texts", len(group))
+            self._failures += 1
             results = [EngineFailed("the engine could not finish this request")] * len(group)
         for text, result in zip(group, results, strict=True):
             text.settle(result)

@@ -95,7 +95,7 @@ def choose(logits_BV: Tensor, choosers: Sequence[Chooser]) -> list[Chosen | Cann
             chosen[row] = CannotChoose("the model's logits are no numbers")
     special = [row for row, each in enumerate(choosers) if not each.is_plain and isinstance(chosen[row], Chosen)]
     if special:
-        for row, one in zip(special, _choose_special(logits_BV[special].float(), choosers, special), strict=True):
+        for row, one in zip(special, _choose_or_tell(logits_BV[special].float(), choosers, special), strict=True):
             chosen[row] = one
     return chosen
 
@@ -112,6 +112,20 @@ def logprobs(logits_NV: Tensor, tokens: Sequence[int], counts: Sequence[int]) ->
         TokenLogprob(token, one, tuple(zip(ids[row][:count], values[row][:count], strict=True)))
         for row, (token, one, count) in enumerate(zip(tokens, own, counts, strict=True))
     ]
+
+
+def _choose_or_tell(logits_BV: Tensor, choosers: Sequence[Chooser], rows: Sequence[int]) -> list[Chosen | CannotChoose]:
+    """Together; where that breaks one by one, so that only who broke it cannot choose."""
+    try:
+        return _choose_special(logits_BV, choosers, rows)
+    except Exception as error:  # noqa: BLE001 (process boundary of one request: its settings are not ours)
+        if len(rows) > 1:
+            return [
+                one for at, row in enumerate(rows) for one in _choose_or_tell(logits_BV[at : at + 1], choosers, [row])
+            ]
+        broken = CannotChoose(f"choosing broke: {error}")
+        broken.__cause__ = error
+        return [broken]
 
 
 def _choose_special(logits_BV: Tensor, choosers: Sequence[Chooser], rows: Sequence[int]) -> list[Chosen | CannotChoose]:

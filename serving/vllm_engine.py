@@ -31,6 +31,10 @@ MAX_TOP_LOGPROBS = 128
 class Client(Protocol):
     """What is used of `AsyncLLM`."""
 
+    @property
+    def errored(self) -> bool:
+        """Its core died, and with it every request."""
+
     def generate(self, prompt: Any, sampling_params: Any, request_id: str) -> AsyncGenerator[Any, None]:
         """Closing it aborts the request."""
 
@@ -69,6 +73,10 @@ class VllmEngine:
     def load(self) -> Load:
         """vLLM tells in its own metrics which of them wait, and how full its cache is."""
         return Load(running=self._ongoing, waiting=0)
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self._closed and not self._client.errored
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         if request.guide is not None:

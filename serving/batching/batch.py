@@ -1,7 +1,8 @@
 """The rows that share the model, and the step that brings all of them on (Orca, OSDI '22: requests join and leave
 between steps; Sarathi, arXiv 2308.16369: prompts are computed in parts, so that the others need not wait for them).
 
-Rows that decode stand first, in one block; behind them stand those whose prompt is not done, oldest first.
+Rows that decode stand first, in one block; behind them stand those whose prompt is not done, in any order, and a step
+brings to their head those that it computes: the oldest.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Batch:
         self._decoding = 0
         self._reserved = 0
         self._outbox = Outbox()
+        self._ran = self._broke = False
+        self.failures = 0
+        """Steps in a row in which the model or anything else broke; steps that ran nothing do not count."""
+        self.unclean = False
+        """What broken requests left behind could not be taken away."""
 
     @property
     def busy(self) -> bool:
@@ -54,6 +60,7 @@ class Batch:
     def step(self) -> None:
         """Everybody who may comes in; prompts come on by a part; everybody else gets one token."""
         began = time.monotonic()
+        self._ran = self._broke = False
         self._let_go(began)
         self._admit()
         prefilled = self._prefill()
@@ -61,20 +68,32 @@ class Batch:
         decoded = self._decode()
         self._drop_ended()
         self._outbox.send()
+        if self._broke or self._ran:
+            self.failures = self.failures + 1 if self._broke else 0
         self._observer.stepped(self.load, prefilled, decoded, time.monotonic() - began)
 
     @torch.inference_mode()
     def fail_all(self, waiting: Sequence[Work] = ()) -> None:
-        """Nothing of what is here can be finished."""
-        for work in (*self._rows, *waiting):
+        """Nothing of what is here can be finished. First of all its clients are told: what follows may break too."""
+        self.failures += 1
+        gone, self._rows = self._rows, []
+        self._decoding = self._reserved = 0
+        for work in (*gone, *waiting):
             work.fail(self._outbox, failed())
-            self._report_end(work)
-        for row in range(len(self._rows)):
-            self._runner.clear(row)
-            self._runner.release(row)
-        self._rows, self._decoding, self._reserved = [], 0, 0
-        self._prefixes = PrefixPool(self._limits.prefix_tokens)
         self._outbox.send()
+        for work in (*gone, *waiting):
+            self._report_end(work)
+        self._prefixes = PrefixPool(self._limits.prefix_tokens)
+        self._clean(len(gone))
+
+    def _clean(self, rows: int) -> None:
+        try:
+            for row in range(rows):
+                self._runner.clear(row)
+                self._runner.release(row)
+        except Exception:  # the process boundary of a broken step: a device that is lost cannot be cleaned
+            logger.exception("the rows of a broken step cannot be cleared")
+            self.unclean = True
 
     def _let_go(self, now: float) -> None:
         """Whoever is done, has gone or is late leaves; the last rows move up to where they stood."""
@@ -88,8 +107,9 @@ class Batch:
         """From the last row to the first: so those that end together leave without being moved."""
         for row in range(len(self._rows) - 1, -1, -1):
             if self._rows[row].ended is not None:
-                self._report_end(self._rows[row])
+                work = self._rows[row]
                 self._remove(row)
+                self._report_end(work)
         self._reserved = sum(work.reserved for work in self._rows)
 
     def _admit(self) -> None:
@@ -115,26 +135,28 @@ class Batch:
     def _prefill(self) -> int:
         """A part of the prompts, of the oldest first; how many tokens."""
         self._drop_ended()
-        waiting = self._rows[self._decoding :]
+        for row, work in enumerate(self._rows[self._decoding :], self._decoding):
+            self._reuse(row, work)
+        waiting = sorted(self._rows[self._decoding :], key=lambda work: work.submitted)
         if not waiting:
             return 0
-        for row, work in enumerate(waiting, self._decoding):
-            self._reuse(row, work)
         remaining = [work.remaining for work in waiting]
         sizes = policy.prefill(remaining, self._limits.prefill_tokens) if self._runner.splits_prompts else remaining[:1]
         group = waiting[: len(sizes)]
+        for row, work in enumerate(group, self._decoding):
+            self._swap(row, self._rows.index(work))
         keep = max(work.logits_wanted(size) for work, size in zip(group, sizes, strict=True))
         logits_BTV = self._run(self._decoding, group, sizes, keep)
         if logits_BTV is None:
             return 0
         done = self._read(group, sizes, logits_BTV)
         first = self._decoding
+        if done:
+            self._choose(logits_BTV[done, -1], [group[at] for at in done])
         for at in done:
             self._remember(first + at, group[at])
         for at in done:
             self._begin_decoding(first + at)
-        if done:
-            self._choose(logits_BTV[done, -1], [group[at] for at in done])
         return sum(sizes)
 
     def _read(self, group: Sequence[Work], sizes: Sequence[int], logits_BTV: Tensor) -> list[int]:
@@ -149,14 +171,11 @@ class Batch:
 
     def _remember(self, row: int, work: Work) -> None:
         """Keep the beginning of a prompt that came before."""
-        if self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
+        if work.sound and self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
             self._prefixes.keep(work.names[:count], self._runner.read(row, count * BLOCK))
 
     def _begin_decoding(self, row: int) -> None:
-        first = self._decoding
-        if row != first:
-            self._runner.swap(first, row, max(self._rows[first].computed, self._rows[row].computed))
-            self._rows[first], self._rows[row] = self._rows[row], self._rows[first]
+        self._swap(self._decoding, row)
         self._decoding += 1
 
     def _decode(self) -> int:
@@ -171,16 +190,19 @@ class Batch:
         """The model on the next tokens of these rows; if it breaks they fail, and the others go on."""
         starts = [work.computed for work in rows]
         chunks = [work.tokens[at : at + size] for work, at, size in zip(rows, starts, sizes, strict=True)]
+        for work in rows:
+            work.sound = False
         try:
             logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
         except Exception:  # the process boundary of these requests: logged, and the others go on
             logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
+            self._broke = True
             for work in rows:
-                work.broken = True
                 work.fail(self._outbox, failed())
             return None
         for work, size in zip(rows, sizes, strict=True):
             work.computed += size
+        self._ran = True
         return logits_BTV[..., : self._num_tokens]
 
     def _choose(self, logits_BV: Tensor, rows: Sequence[Work]) -> None:
@@ -199,9 +221,9 @@ class Batch:
     def _take(self, work: Generation, chosen: Chosen | CannotChoose) -> None:
         if isinstance(chosen, CannotChoose):
             logger.error("request %s: %s", work.name, chosen, exc_info=chosen.__cause__)
-            work.broken = True
             work.fail(self._outbox, failed())
         else:
+            work.sound = True
             self._attempt(work, lambda: work.take(self._outbox, chosen))
 
     def _attempt(self, work: Work, act: Callable[[], None]) -> None:
@@ -214,7 +236,7 @@ class Batch:
 
     def _remove(self, row: int) -> None:
         """The hole is filled from the end of its block, and the hole that this leaves from the end of all."""
-        if self._rows[row].broken:
+        if not self._rows[row].sound:
             self._runner.clear(row)
         if row < self._decoding:
             self._decoding -= 1
@@ -224,9 +246,16 @@ class Batch:
         self._rows.pop()
         self._runner.release(len(self._rows))
 
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            self._runner.swap(one, other, max(self._rows[one].computed, self._rows[other].computed))
+            self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
+
     def _move(self, source: int, target: int) -> None:
         if source != target:
             self._runner.move(source, target, self._rows[source].computed)
+            if not self._rows[source].sound:
+                self._runner.clear(source)
             self._rows[target] = self._rows[source]
 
     def _report_end(self, work: Work) -> None:

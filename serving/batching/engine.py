@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+_MOST_FAILURES = 8
+"""Steps in a row that may break before the engine counts as broken itself."""
 
 
 class TransformersEngine:
@@ -59,6 +61,11 @@ class TransformersEngine:
     @property
     def load(self) -> Load:
         return self._batch.load
+
+    @property
+    def is_healthy(self) -> bool:
+        """Also where nobody asks any more: what broke time and again is not well because it rests."""
+        return self._thread.is_alive() and self._batch.failures < _MOST_FAILURES and not self._batch.unclean
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         if request.max_tokens < 1:
@@ -98,12 +105,17 @@ class TransformersEngine:
 
     def _run(self) -> None:
         """The thread: it ends with the engine, and whatever breaks ends no more than the requests that are in it."""
-        while not self._line.closed:
-            try:
-                if not self._batch.busy:
-                    self._line.wait()
-                self._batch.step()
-            except Exception:  # the process boundary: logged, its requests fail, and the thread goes on
-                logger.exception("a step broke; %d requests fail", self._batch.load.running)
-                self._batch.fail_all()
-        self._batch.fail_all(self._line.close())
+        try:
+            while not self._line.closed:
+                self._step()
+        finally:
+            self._batch.fail_all(self._line.close())
+
+    def _step(self) -> None:
+        try:
+            if not self._batch.busy:
+                self._line.wait()
+            self._batch.step()
+        except Exception:  # the process boundary: logged, its requests fail, and the thread goes on
+            logger.exception("a step broke; %d requests fail", self._batch.load.running)
+            self._batch.fail_all()

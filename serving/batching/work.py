@@ -47,7 +47,8 @@ class Work(ABC):
         self.name = name
         self.names: list[bytes] = []
         """Of the blocks of the prompt, where it may begin as another one did."""
-        self.broken = False
+        self.sound = True
+        """All that the row holds are numbers, as logits behind it have shown; else nobody may find it there."""
         self.submitted = time.monotonic()
         self.ended: EndReason | None = None
 
@@ -154,6 +155,11 @@ class Scoring(Work):
 
     def read(self, outbox: Outbox, logits_TV: Tensor) -> None:
         """Those of the tokens that were computed last: each speaks of the token behind it."""
+        if not bool(logits_TV.amax(-1).isfinite().all()):  # of no numbers there is no greatest
+            logger.error("the logits of a text to be scored are no numbers")
+            self.fail(outbox, failed())
+            return
+        self.sound = True
         first = max(self.computed - len(logits_TV) + 1, self._start)
         targets = self.tokens[first : self.computed + 1]
         if targets:

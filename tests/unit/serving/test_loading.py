@@ -17,7 +17,7 @@ from transformers import (
 
 from serving import vllm_engine
 from serving.engine import GenerationRequest, Sampling
-from serving.errors import ModelDirectoryError
+from serving.errors import EngineFailed, ModelDirectoryError
 from serving.loading import load, over, task_of
 from serving.model_dir import ModelDirectory
 
@@ -71,6 +71,26 @@ async def test_padded_rows_of_the_head_are_never_chosen(model, tokenizer, sampli
 
     model.forward = padded
     assert await answer(model, tokenizer, [9, 30, 31], sampling) == expected
+
+
+async def test_a_tokenizer_may_know_more_tokens_than_the_head_has(model, tokenizer):
+    penalised = Sampling(temperature=0, repetition_penalty=1.3, presence_penalty=0.5, logit_bias=((3, 1.0),))
+    expected = await answer(model, tokenizer, [9, 30, 31], penalised)
+    tokenizer.add_tokens([f"<|extra-{number}|>" for number in range(5)])
+    assert len(tokenizer) > model.get_output_embeddings().weight.shape[0]
+    assert await answer(model, tokenizer, [9, 30, 31], penalised) == expected
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_a_replica_is_as_healthy_as_its_engine(model, tokenizer):
+    from serving.app import Replica  # Ray Serve's own models warn when they are made
+
+    replica = Replica.__new__(Replica)
+    replica._model = over(model, tokenizer)
+    replica.check_health()
+    replica._model.engine.close()
+    with pytest.raises(EngineFailed):
+        replica.check_health()
 
 
 BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -202,7 +202,7 @@ async def test_text_parts_and_the_developer_role(client, engine, loaded):
         ({"logit_bias": {"10000": 1}}, "logit_bias", "must be below 312"),
         ({"extra_body": {"top_k": -2}}, "top_k", "greater than or equal to -1"),
         ({"extra_body": {"min_p": 2}}, "min_p", "less than or equal to 1"),
-        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "greater than 0"),
+        ({"extra_body": {"repetition_penalty": 1e-40}}, "repetition_penalty", "greater than or equal to 0.01"),
         ({"extra_body": {"guided_regex": "("}}, "guided_regex", "unclosed group"),
         ({"extra_body": {"guided_regex": "a", "guided_choice": ["b"]}}, "guided_choice", "cannot both say"),
         ({"extra_body": {"structured_outputs": {"json": "{"}}}, "structured_outputs.json", "no JSON schema"),

@@ -134,6 +134,16 @@ async def test_a_model_that_breaks_fails_its_texts_and_serves_the_next(start, en
     assert len(await engine.embed(TEXTS)) == len(TEXTS)
 
 
+async def test_a_model_that_breaks_every_time_is_not_healthy(start, encoder, monkeypatch):
+    engine = start(encoder)
+    assert engine.is_healthy
+    monkeypatch.setattr(encoder, "forward", lambda **_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    for _ in range(8):
+        with pytest.raises(EngineFailed):
+            await engine.embed(TEXTS[:1])
+    assert not engine.is_healthy
+
+
 async def test_too_many_are_refused_and_a_close_fails_who_waits(start, encoder, monkeypatch):
     gate, entered, forward = Event(), Event(), encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda **kwargs: entered.set() or (gate.wait(30) and forward(**kwargs)))

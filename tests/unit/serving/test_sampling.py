@@ -186,3 +186,13 @@ def test_a_row_of_no_numbers_cannot_choose_and_the_others_can():
     first, second, third = choose(logits, [chooser(Sampling(0)) for _ in range(3)])
     assert first == third == Chosen(0)
     assert isinstance(second, CannotChoose)
+
+
+def test_settings_that_break_fail_their_own_row_alone():
+    drawn = chooser(Sampling(1.0, top_p=0.01))
+    breaks = chooser(Sampling(0, repetition_penalty=1e-40), prompt_ids=[1])
+    first, second, third = choose(LOGITS.repeat(3, 1), [drawn, breaks, chooser(Sampling(0, top_k=1), logprobs=0)])
+    assert first == Chosen(0)
+    assert isinstance(second, CannotChoose)
+    assert second.__cause__ is not None
+    assert third.token == 0

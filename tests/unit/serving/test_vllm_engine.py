@@ -25,6 +25,7 @@ class FakeClient:
         self.asked: list[SimpleNamespace] = []
         self.aborted: list[str] = []
         self.shut = False
+        self.errored = False
 
     async def generate(self, prompt, sampling_params, request_id):
         self.asked.append(SimpleNamespace(prompt=prompt, params=sampling_params, request_id=request_id))
@@ -186,3 +187,11 @@ async def test_what_it_cannot_do_is_refused():
     engine.close()
     with pytest.raises(EngineFailed):
         engine.submit(REQUEST)
+
+
+def test_it_is_as_healthy_as_vllm():
+    client = FakeClient()
+    engine = make(client)
+    assert engine.is_healthy
+    client.errored = True
+    assert not engine.is_healthy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import Event
@@ -297,6 +298,107 @@ async def test_a_step_that_breaks_outside_the_model_does_not_end_the_thread(star
             await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))
     assert "ZeroDivisionError" in caplog.text
     assert len(await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))) == 3
+
+
+async def test_clients_are_told_even_where_nothing_can_be_cleared_and_the_engine_is_not_healthy(
+    start, model, monkeypatch
+):
+    """As where the device is lost: the model breaks, and so does whatever touches its memory."""
+    engine = start()
+    assert len(await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))) == 3
+    assert engine.is_healthy
+    lost = RuntimeError("the device is lost")
+    monkeypatch.setattr(model, "forward", lambda **_: (_ for _ in ()).throw(lost))
+    monkeypatch.setattr(engine._batch._runner, "clear", lambda _: (_ for _ in ()).throw(lost))
+    for _ in range(2):
+        with pytest.raises(EngineFailed):
+            await asyncio.wait_for(collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))), 30)
+    assert not engine.is_healthy
+
+
+async def test_an_engine_that_breaks_every_time_is_not_healthy_and_one_that_recovers_is(start, model, monkeypatch):
+    engine = start()
+
+    async def broken(times):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", lambda **_: (_ for _ in ()).throw(RuntimeError("no memory")))
+            for _ in range(times):
+                with pytest.raises(EngineFailed):
+                    await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))
+
+    await broken(5)
+    assert len(await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))) == 3
+    await broken(5)
+    assert engine.is_healthy
+    await broken(5)
+    assert not engine.is_healthy
+
+
+async def test_a_thread_that_ends_fails_who_is_there_and_refuses_more(start, monkeypatch):
+    """Nothing that is an Exception ends it, but something else may."""
+    engine = start()
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(engine._batch, "step", lambda: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))), 30)
+    await asyncio.to_thread(engine._thread.join)
+    assert not engine.is_healthy
+    with pytest.raises(EngineFailed):
+        engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))
+
+
+BAD = 96
+"""A token whose embedding is no number, where a model is `poisoned`."""
+
+
+@pytest.fixture
+def poisoned(model, monkeypatch):
+    embed = model.get_input_embeddings()
+    poison = torch.where(torch.arange(VOCABULARY) == BAD, torch.nan, 0.0)[:, None]
+    monkeypatch.setattr(embed, "forward", lambda ids: torch.nn.functional.embedding(ids, embed.weight + poison))
+    return model
+
+
+def holds_numbers_alone(engine) -> bool:
+    layers = engine._batch._runner._slots.layers
+    return all(bool(slots.isfinite().all()) for layer in layers for slots in (layer.keys, layer.values))
+
+
+async def test_a_score_of_no_numbers_fails_and_leaves_none_behind(start, poisoned):
+    engine = start(prefill_tokens=4)
+    with pytest.raises(EngineFailed):
+        await engine.score((5, 6, 7, 8, BAD, 5, 6, 7, 8, 9, 10), start=2)
+    assert len((await engine.score(PROMPTS[2])).tokens) == len(PROMPTS[2]) - 1
+    engine.close()
+    assert holds_numbers_alone(engine)
+
+
+async def test_a_prompt_that_leaves_half_read_leaves_nothing_behind(start, poisoned, gate, monkeypatch):
+    """By then it has moved up, so nothing may lie where it stood before either."""
+    engine, forward = start(prefill_tokens=4), poisoned.forward
+
+    def closing_behind_the_bad_one(**kwargs):
+        output = forward(**kwargs)
+        if BAD in kwargs["input_ids"]:
+            gate.clear()
+        return output
+
+    gate.clear()
+    before = engine.submit(GenerationRequest(PROMPTS[0], 2, GREEDY))
+    await held(gate)
+    gone = engine.submit(GenerationRequest((BAD, *PROMPTS[2]), 3, GREEDY))
+    monkeypatch.setattr(poisoned, "forward", closing_behind_the_bad_one)
+    gate.entered.clear()
+    gate.set()
+    await collect(before)
+    await held(gate)
+    await gone.aclose()
+    gate.set()
+    assert await tokens_of(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))) == generated(
+        poisoned, PROMPTS[0], 3, end_id=VOCABULARY
+    )
+    engine.close()
+    assert holds_numbers_alone(engine)
 
 
 async def test_numbers_that_are_none_fail_their_own_row_and_stay_in_no_slot(start, model, monkeypatch):
