@@ -24,13 +24,13 @@ from serving import page
 from serving.auth import ANYBODY, Caller, Callers
 from serving.backend import BackendRequest, Backends, Chunk, Head
 from serving.catalog import Catalog
-from serving.errors import InvalidRequest, ModelNotFound, RequestError, Unauthenticated
+from serving.errors import BodyTooLarge, InvalidRequest, ModelNotFound, RequestError, Unauthenticated
 from serving.failures import refusal, reply, retry_after, server_error
 from serving.gateway import Call, Gateway, Item
 from serving.gateway_metrics import CONTENT_TYPE, GatewayMetrics, exposition
 from serving.limits import CallerLimits, Limits
 from serving.logprobs import Document
-from serving.middleware import BodyLimit, RequestIds
+from serving.middleware import BodyTooLate, RequestIds, read_body
 from serving.mirroring import Mirroring
 from serving.openai_api import MAX_BODY_BYTES, api_document
 from serving.routes import Backend, Route, RouteTable
@@ -38,6 +38,8 @@ from serving.routes import Backend, Route, RouteTable
 SESSION_HEADER = "x-athanor-session"
 TIMEOUT_HEADER = "x-athanor-timeout"
 MAX_TIMEOUT_S = 600.0
+_BODY_S = 60.0
+"""How long a body may take to come."""
 _ANSWERING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"})
 _PATH = re.compile(r"(?:/(?P<deployment>[a-z][a-z0-9-]{0,39}))?(?P<rest>/v1/[^?]*)")
 _MODEL_PATH = "/v1/models/"
@@ -90,14 +92,15 @@ class Entrance:
 
 def build_gateway(entrance: Entrance, *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
     """The ASGI application of one gateway."""
-    return RequestIds(BodyLimit(HttpGateway(entrance), max_bytes=max_body_bytes))
+    return RequestIds(HttpGateway(entrance, max_body_bytes))
 
 
 class HttpGateway:
-    """Dispatches by path; every failure in OpenAI's shape."""
+    """Dispatches by path; every failure in OpenAI's shape. A body is read only once its token was found good."""
 
-    def __init__(self, entrance: Entrance) -> None:
+    def __init__(self, entrance: Entrance, max_body_bytes: int) -> None:
         self._entrance = entrance
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -168,7 +171,7 @@ class HttpGateway:
         return None
 
     async def _answer(self, request: Request, path: str, deployment: str | None, send: Send) -> None:
-        body = await request.body()
+        body = await read_body(request.headers, request.receive, self._max_body_bytes, _BODY_S)
         fields = _fields(body)
         route, pinned = self._entrance.target(_model(fields), deployment)
         asked = BackendRequest(
@@ -277,4 +280,5 @@ def _passed_on(headers: Headers) -> tuple[tuple[str, str], ...]:
 
 def _headers_of(error: RequestError) -> dict[str, str]:
     asks = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
-    return {**retry_after(error), **asks}
+    ends = {"connection": "close"} if isinstance(error, BodyTooLarge | BodyTooLate) else {}
+    return {**retry_after(error), **asks, **ends}
