@@ -55,6 +55,8 @@ class Context(Protocol):
 
     def invocation_metadata(self) -> Any: ...
 
+    def peer(self) -> str: ...
+
     def set_code(self, code: grpc.StatusCode) -> None: ...
 
     def set_details(self, details: str) -> None: ...
@@ -140,7 +142,7 @@ class GrpcGateway:
     async def _items(self, path: str, fields: Fields, context: Context) -> AsyncGenerator[bytes]:
         """What the answer consists of; Refused where it is none."""
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
-        caller = await self._entrance.caller(metadata.get("authorization", ""))
+        caller = await self._entrance.caller(metadata.get("authorization", ""), _host(context.peer()))
         request_id = metadata.get("request_id") or f"req_{uuid4().hex}"
         with self._entrance.admitted(caller):
             route, pinned = self._entrance.target(fields["model"])
@@ -166,6 +168,11 @@ async def _checked(items: AsyncGenerator[Head | Chunk], context: Context) -> Asy
             body += item.data
     if status != 200:
         raise _refused(status, json.loads(body)["error"]["message"], context)
+
+
+def _host(peer: str) -> str:
+    """Of `ipv4:10.0.0.1:5555`, without the port: that is another for each connection."""
+    return peer.rpartition(":")[0]
 
 
 def _refused(status: int, message: str, context: Context) -> Refused:

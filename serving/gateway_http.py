@@ -64,9 +64,9 @@ class Entrance:
         self.gateway = Gateway(self.backends, self.metrics, self.mirroring)
         self.catalog = Catalog(self.backends)
 
-    async def caller(self, authorization: str) -> Caller:
-        """Unauthenticated, Forbidden or Unavailable."""
-        return ANYBODY if self.table.auth == "none" else await self.callers.caller(authorization)
+    async def caller(self, authorization: str, address: str) -> Caller:
+        """Unauthenticated, Forbidden, Unavailable or RateLimited."""
+        return ANYBODY if self.table.auth == "none" else await self.callers.caller(authorization, address)
 
     def admitted(self, caller: Caller) -> AbstractContextManager[None]:
         """One more request of a token while the block lasts; RateLimited. Where there are no tokens, engines refuse."""
@@ -134,7 +134,8 @@ class HttpGateway:
             _only(request, "GET", "HEAD")
             await (await self._open(path))(request.scope, request.receive, send)
             return
-        caller = await self._entrance.caller(request.headers.get("authorization", ""))
+        address = request.client.host if request.client else ""
+        caller = await self._entrance.caller(request.headers.get("authorization", ""), address)
         with self._entrance.admitted(caller):
             found = _PATH.fullmatch(path)
             rest = found["rest"] if found else ""

@@ -8,8 +8,8 @@ import grpc
 import pytest
 from athanor.v1 import token_service_pb2, token_service_pb2_grpc
 
-from serving.auth import FRESH_REFUSAL_S, FRESH_S, STALE_S, Caller, Callers, ControlPlanes
-from serving.errors import Forbidden, Unauthenticated, Unavailable
+from serving.auth import BAD_AT_ONCE, BAD_PER_S, FRESH_REFUSAL_S, FRESH_S, STALE_S, Caller, Callers, ControlPlanes
+from serving.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 
 ME = Caller("k3m9x2pq", "me")
 
@@ -106,6 +106,59 @@ async def test_no_token_at_all_asks_nobody(callers, said):
     with pytest.raises(Unauthenticated, match="no token"):
         await callers.caller("")
     assert said.asked == 0
+
+
+async def refused(callers, prefix: str, count: int, address: str = "10.0.0.1") -> list[str]:
+    """What becomes of so many tokens that nobody knows."""
+    found = []
+    for number in range(count):
+        with pytest.raises((Unauthenticated, RateLimited)) as caught:
+            await callers.caller(f"Bearer {prefix}{number}", address)
+        found.append(type(caught.value).__name__)
+    return found
+
+
+async def test_an_address_that_sends_bad_tokens_is_told_to_wait_and_nobody_is_asked(callers, said, now):
+    said.answer = Unauthenticated("unknown")
+    assert await refused(callers, "a", BAD_AT_ONCE + 5) == ["Unauthenticated"] * BAD_AT_ONCE + ["RateLimited"] * 5
+    assert said.asked == BAD_AT_ONCE
+    assert await refused(callers, "b", 1, "10.0.0.2") == ["Unauthenticated"]
+    now[0] += 1 / BAD_PER_S
+    assert await refused(callers, "c", 2) == ["Unauthenticated", "RateLimited"]
+
+
+async def test_good_tokens_cost_an_address_nothing_and_a_known_one_passes_whatever_else_it_sends(callers, said, now):
+    for number in range(BAD_AT_ONCE + 1):
+        assert await callers.caller(f"Bearer good{number}", "10.0.0.1") == ME
+    said.answer = Unauthenticated("unknown")
+    assert (await refused(callers, "a", BAD_AT_ONCE + 1))[-1] == "RateLimited"
+    said.answer = ME
+    now[0] += FRESH_S  # must be asked about again, which the bad ones do not prevent
+    assert await callers.caller("Bearer good0", "10.0.0.1") == ME
+
+
+async def test_who_asks_and_goes_before_the_answer_is_charged_all_the_same(callers, said):
+    said.answer = Unauthenticated("unknown")
+    said.gate.clear()
+    for number in range(BAD_AT_ONCE):
+        asking = asyncio.create_task(callers.caller(f"Bearer {number}", "10.0.0.1"))
+        await asyncio.sleep(0)
+        asking.cancel()
+    with pytest.raises(RateLimited):
+        await callers.caller("Bearer more", "10.0.0.1")
+    said.gate.set()
+
+
+async def test_bad_tokens_do_not_drive_out_good_ones_nor_new_ones_those_in_use(callers, said, monkeypatch):
+    monkeypatch.setattr("serving.auth._MOST_CACHED", 2)
+    await callers.caller("Bearer used", "10.0.0.1")
+    said.answer = Unauthenticated("unknown")
+    await refused(callers, "bad", 4, "10.0.0.2")
+    said.answer = ME
+    for number in range(3):
+        await callers.caller(f"Bearer other{number}", "10.0.0.3")
+        await callers.caller("Bearer used", "10.0.0.1")
+    assert said.asked == 1 + 4 + 3
 
 
 class TokenService(token_service_pb2_grpc.TokenServiceServicer):
