@@ -27,7 +27,7 @@ from serving.catalog import Catalog
 from serving.errors import BodyTooLarge, InvalidRequest, ModelNotFound, RequestError, Unauthenticated
 from serving.failures import refusal, reply, retry_after, server_error
 from serving.gateway import Call, Gateway, Item
-from serving.gateway_metrics import CONTENT_TYPE, GatewayMetrics, exposition
+from serving.gateway_metrics import CONTENT_TYPE, Exposition, GatewayMetrics
 from serving.limits import CallerLimits, Limits
 from serving.logprobs import Document
 from serving.middleware import BodyTooLate, RequestIds, read_body
@@ -63,6 +63,7 @@ class Entrance:
     def __post_init__(self) -> None:
         self.gateway = Gateway(self.backends, self.metrics, self.mirroring)
         self.catalog = Catalog(self.backends)
+        self.exposition = Exposition(self.metrics, self.backends)
 
     async def caller(self, authorization: str, address: str) -> Caller:
         """Unauthenticated, Forbidden, Unavailable or RateLimited."""
@@ -152,7 +153,7 @@ class HttpGateway:
     async def _open(self, path: str) -> Response:
         """What needs no token."""
         if path == "/metrics":
-            numbers = await exposition(self._entrance.metrics, self._entrance.backends, self._entrance.table)
+            numbers = await self._entrance.exposition.text(self._entrance.table)
             return Response(numbers, headers={"content-type": CONTENT_TYPE})
         return page.response() if path == "/" else reply(200, {"status": "ok"})
 

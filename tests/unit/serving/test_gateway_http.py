@@ -252,6 +252,26 @@ async def test_metrics_join_the_gateways_numbers_and_those_of_all_replicas(backe
     assert (requests.labels["code"], requests.value) == ("200", 1)
 
 
+async def test_whoever_scrapes_more_often_than_once_a_second_costs_the_replicas_nothing_more(backends, monkeypatch):
+    asked = []
+
+    async def figures(app):
+        asked.append(app)
+        await asyncio.sleep(0)
+        return ()
+
+    monkeypatch.setattr(backends, "figures", figures)
+    gate = entrance(backends)
+    async with http_client(gate) as http:
+        await asyncio.gather(*(http.get("/metrics") for _ in range(20)))
+        assert asked == [STABLE]
+        await http.post(CHAT, json=BODY)
+        assert "athanor_serve_requests_total{" in (await http.get("/metrics")).text  # its own numbers are always new
+        monkeypatch.setattr("serving.gateway_metrics._FRESH_S", 0)
+        await http.get("/metrics")
+    assert asked == [STABLE] * 2
+
+
 async def test_replicas_that_keep_their_numbers_are_left_out_of_one_scrape(backends, monkeypatch):
     async def figures(app):
         raise TimeoutError
