@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ from athanor.v1 import token_service_pb2, token_service_pb2_grpc
 
 from serving.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from serving.limits import Buckets
+from serving.routes import RouteTable
 
 FRESH_S = 15.0
 FRESH_REFUSAL_S = 5.0
@@ -31,6 +33,8 @@ BAD_AT_ONCE = 10
 """Bad tokens of one address: below what a control plane allows one host, which is what a gateway is to it."""
 _MOST_CACHED = 10_000
 _TIMEOUT_S = 3.0
+_GRACE_S = 1.0
+_NOBODY = "nobody can be asked about this token at the moment; try again in a moment"
 _OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0))
 
 
@@ -156,8 +160,25 @@ class ControlPlanes:
         """`tls_ca` is PEM text; the others are paths, of what is shown where a certificate is asked for."""
         credentials = _credentials(tls_ca, tls_cert, tls_key)
         self._channels = [_channel(address, credentials) for address in addresses]
+        self._num_asking = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def caller(self, authorization: str) -> Caller:
+        self._num_asking += 1
+        self._idle.clear()
+        try:
+            return await self._caller(authorization)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise Unavailable(_NOBODY) from error  # the channel was closed, nobody meant this request
+        finally:
+            self._num_asking -= 1
+            if not self._num_asking:
+                self._idle.set()
+
+    async def _caller(self, authorization: str) -> Caller:
         for channel in [*self._channels]:
             try:
                 return await _get_caller(channel, authorization)
@@ -168,11 +189,38 @@ class ControlPlanes:
                     raise Forbidden(error.details() or "the token does not allow this") from error
                 self._channels.remove(channel)  # the others are asked first from now on
                 self._channels.append(channel)
-        raise Unavailable("nobody can be asked about this token at the moment; try again in a moment")
+        raise Unavailable(_NOBODY)
 
     async def aclose(self) -> None:
+        """After those who ask have their answers: each control plane has its time for one."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), (_TIMEOUT_S + _GRACE_S) * len(self._channels))
         for channel in self._channels:
             await channel.close(None)
+
+
+class CurrentControlPlanes:
+    """The control planes, wherever they are by now."""
+
+    def __init__(self) -> None:
+        self._planes = ControlPlanes(())
+        self._told: tuple[object, ...] = ()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def tell(self, table: RouteTable) -> None:
+        told = (table.control_planes, table.tls_ca, table.tls_cert, table.tls_key)
+        if self._told != told:
+            gone, self._planes = self._planes, ControlPlanes(*told)
+            self._told = told
+            closing = asyncio.ensure_future(gone.aclose())  # takes as long as those who are asking over it
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def caller(self, authorization: str) -> Caller:
+        return await self._planes.caller(authorization)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(self._planes.aclose(), *self._closing)
 
 
 def _credentials(tls_ca: str | None, tls_cert: str | None, tls_key: str | None) -> grpc.ChannelCredentials | None:

@@ -8,8 +8,19 @@ import grpc
 import pytest
 from athanor.v1 import token_service_pb2, token_service_pb2_grpc
 
-from serving.auth import BAD_AT_ONCE, BAD_PER_S, FRESH_REFUSAL_S, FRESH_S, STALE_S, Caller, Callers, ControlPlanes
+from serving.auth import (
+    BAD_AT_ONCE,
+    BAD_PER_S,
+    FRESH_REFUSAL_S,
+    FRESH_S,
+    STALE_S,
+    Caller,
+    Callers,
+    ControlPlanes,
+    CurrentControlPlanes,
+)
 from serving.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
+from serving.routes import RouteTable
 
 ME = Caller("k3m9x2pq", "me")
 
@@ -190,3 +201,49 @@ async def test_any_control_plane_answers_for_the_installation():
     with pytest.raises(Unavailable):
         await alone.caller("Bearer good")
     await alone.aclose()
+
+
+class SlowTokenService(TokenService):
+    """One that answers only when it may."""
+
+    def __init__(self):
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def GetCaller(self, request, context):
+        self.asked.set()
+        await self.may_answer.wait()
+        return await super().GetCaller(request, context)
+
+
+@pytest.fixture
+async def slow_plane():
+    server, service = grpc.aio.server(), SlowTokenService()
+    token_service_pb2_grpc.add_TokenServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield service, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_who_is_asking_has_an_answer_when_the_control_planes_are_others_by_then(slow_plane):
+    service, address = slow_plane
+    directory = CurrentControlPlanes()
+    await directory.tell(RouteTable(control_planes=(address,)))
+    asking = asyncio.create_task(Callers(directory).caller("Bearer good"))
+    await service.asked.wait()
+    await directory.tell(RouteTable(control_planes=("127.0.0.1:1",)))
+    service.may_answer.set()
+    assert await asking == ME
+    await directory.aclose()
+
+
+async def test_a_channel_that_is_closed_while_it_is_asked_over_is_503(slow_plane):
+    service, address = slow_plane
+    planes = ControlPlanes((address,))
+    asking = asyncio.create_task(planes.caller("Bearer good"))
+    await service.asked.wait()
+    await planes._channels[0].close(None)
+    with pytest.raises(Unavailable):
+        await asking
+    await planes.aclose()
+    service.may_answer.set()
