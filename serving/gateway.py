@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -51,10 +51,14 @@ class Gateway:
         backends: Backends,
         metrics: GatewayMetrics,
         mirroring: Mirroring | None = None,
+        *,
+        route: Callable[[str], Route | None],
     ) -> None:
+        """`route` knows each deployment as it is by now."""
         self._backends = backends
         self._metrics = metrics
         self._mirroring = mirroring
+        self._route = route
 
     async def answer(self, call: Call) -> AsyncGenerator[Item]:
         """A Head and Chunks. Unavailable or DeadlineExceeded, before the head alone."""
@@ -74,11 +78,12 @@ class Gateway:
 
     async def _attempts(self, call: Call, progress: _Progress) -> AsyncGenerator[Item]:
         """One revision after the other until there is a whole answer."""
-        for attempt, backend in enumerate(_candidates(call)):
-            chosen = progress.backend if progress.begun and progress.backend else backend
-            progress.backend = chosen
+        for attempt in range(_ATTEMPTS):
             try:
                 await self._pause(attempt, progress)
+                if attempt and not progress.begun:
+                    call = self._as_of_now(call)
+                progress.backend = chosen = _next_backend(call, attempt, progress)
                 async with aclosing(self._attempt(chosen, call, progress)) as items:
                     async for item in items:
                         yield item
@@ -119,6 +124,13 @@ class Gateway:
         for ready in progress.taken(head, whole):
             yield ready
         progress.complete = True
+
+    def _as_of_now(self, call: Call) -> Call:
+        """With the deployment and the version as they live by now: either may have moved since the last attempt."""
+        route = self._route(call.route.name) or Route(name=call.route.name, backends=())
+        if call.pinned is None:
+            return replace(call, route=route)
+        return replace(call, route=route, pinned=_of_version(route, call.pinned.model))
 
     def _check(self, head: Head, backend: Backend, call: Call, progress: _Progress) -> None:
         """BackendFailed for an answer that another replica, or the stable revision, may give better."""
@@ -194,19 +206,26 @@ class _Progress:
         return Outcome(self.backend, self.head.status, dict(self.token_ids), first_s, now - self.began_at)
 
 
-def _candidates(call: Call) -> Iterator[Backend]:
-    """Who is asked, in this order: what was chosen, and then the stable revision, again and again."""
+def _next_backend(call: Call, attempt: int, progress: _Progress) -> Backend:
+    """Who is asked: whoever began to answer; else what was chosen, and from then on the stable revision."""
+    if progress.begun and progress.backend is not None:
+        return progress.backend
     if call.pinned is not None:
-        chosen = again = call.pinned
-    else:
-        try:
-            chosen = choose(call.route, call.key)
-        except LookupError as error:
-            raise Unavailable(f"`{call.route.name}` is not ready yet; try again in a moment") from error
-        again = call.route.stable or chosen
-    yield chosen
-    for _ in range(_ATTEMPTS - 1):
-        yield again
+        return call.pinned
+    if attempt and call.route.stable is not None:
+        return call.route.stable
+    try:
+        return choose(call.route, call.key)
+    except LookupError as error:
+        raise Unavailable(f"`{call.route.name}` is not ready yet; try again in a moment") from error
+
+
+def _of_version(route: Route, model: str) -> Backend:
+    """Unavailable where that version lives no more."""
+    living = [backend for backend in route.backends if backend.model == model]
+    if living:
+        return max(living, key=lambda backend: backend.weight)
+    raise Unavailable(f"`{model}` of `{route.name}` is not there any more")
 
 
 def _settled(request: BackendRequest) -> BackendRequest:

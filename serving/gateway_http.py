@@ -61,7 +61,7 @@ class Entrance:
     """Replaced whole when the control plane writes another."""
 
     def __post_init__(self) -> None:
-        self.gateway = Gateway(self.backends, self.metrics, self.mirroring)
+        self.gateway = Gateway(self.backends, self.metrics, self.mirroring, route=lambda name: self.table.route(name))
         self.catalog = Catalog(self.backends)
         self.exposition = Exposition(self.metrics, self.backends)
 

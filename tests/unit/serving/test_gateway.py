@@ -15,7 +15,7 @@ from serving.backend import Chunk, Head
 from serving.errors import BackendFailed
 from serving.gateway_http import build_gateway
 from serving.mirroring import Mirroring
-from serving.routes import Mirror
+from serving.routes import Backend, Mirror, Route, RouteTable
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "support-bot", "messages": QUESTION, "max_tokens": 12, "seed": 7}
@@ -165,6 +165,42 @@ async def test_a_canary_that_dies_in_the_middle_is_gone_on_with_by_its_own_repli
     backends.kills[CANARY] = [3]
     await streamed(backends, {}, routes=table(1, 9_999))
     assert [app for app, _ in backends.calls] == [CANARY, CANARY]
+
+
+class Moves(LocalBackends):
+    """A replica that dies as its revision is replaced: the gateway has another table before the next attempt."""
+
+    def to(self, gate, table):
+        self.gate, self.table = gate, table
+
+    async def call(self, app, request):
+        async for item in super().call(app, request):
+            if app == STABLE:
+                self.gate.table = self.table
+                raise BackendFailed("the replica died")
+            yield item
+
+
+@pytest.mark.parametrize("model", ["support-bot", "support-student@1"])
+async def test_the_next_attempt_goes_by_the_table_of_its_time(loaded, model):
+    again = Backend(app="support-bot--r3", model="support-student@1", revision=3, weight=10_000)
+    backends = Moves(**{STABLE: (1, loaded), again.app: (1, loaded)})
+    gate = entrance(backends)
+    backends.to(gate, RouteTable(routes=(Route(name="support-bot", backends=(again,)),)))
+    async with http_client(gate) as http:
+        reply = await http.post(CHAT, json={**BODY, "model": model})
+    assert reply.status_code == 200
+    assert [app for app, _ in backends.calls] == [STABLE, again.app]
+
+
+@pytest.mark.parametrize("model", ["support-bot", "support-student@1"])
+async def test_a_deployment_that_is_gone_by_the_next_attempt_is_not_asked_again(loaded, model):
+    backends = Moves(**{STABLE: (1, loaded)})
+    gate = entrance(backends)
+    backends.to(gate, RouteTable())
+    async with http_client(gate) as http:
+        reply = await http.post(CHAT, json={**BODY, "model": model})
+    assert (reply.status_code, len(backends.calls)) == (503, 1)
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
