@@ -25,6 +25,8 @@ from serving.routes import Backend, Route, choose, mirrored
 
 MODEL_HEADER = "x-athanor-model"
 _ATTEMPTS = 4
+_DEATHS = 3
+"""A request over which so many replicas died is offered to no other: it may be what kills them."""
 _PAUSE_S = 0.1  # before the second attempt; twice as long before each further one
 logger = logging.getLogger(__name__)
 Item = Head | Chunk
@@ -73,7 +75,7 @@ class Gateway:
             finally:
                 took_s = time.monotonic() - progress.began_at
                 logger.info("request %s: %s in %.3f s", call.request.request_id, progress.in_words(call), took_s)
-        if (revision := self._mirrored(call, progress)) and self._mirroring:
+        if self._mirroring and not progress.deaths and (revision := self._mirrored(call, progress)):
             self._mirroring.start(call.route, revision, call.request, progress.outcome(time.monotonic()))
 
     async def _attempts(self, call: Call, progress: _Progress) -> AsyncGenerator[Item]:
@@ -93,6 +95,8 @@ class Gateway:
                     return
                 self._metrics.failed(call.route.name, chosen)
                 logger.warning("request %s: %s: %s", call.request.request_id, chosen.app, error)
+                if progress.deaths >= _DEATHS:
+                    break
             except TimeoutError as error:
                 late = DeadlineExceeded(f"no complete answer within {call.timeout_s:g} s")
                 if not progress.begun:
@@ -141,7 +145,11 @@ class Gateway:
 
     async def _next(self, items: AsyncGenerator[Item], progress: _Progress) -> Item | None:
         async with asyncio.timeout(max(progress.ends_at - time.monotonic(), 0)):
-            return await anext(items, None)
+            try:
+                return await anext(items, None)
+            except BackendFailed:
+                progress.deaths += not progress.complete
+                raise
 
     async def _pause(self, attempt: int, progress: _Progress) -> None:
         progress.attempts = attempt + 1
@@ -164,6 +172,8 @@ class _Progress:
     backend: Backend | None = None
     head: Head | None = None
     attempts: int = 0
+    deaths: int = 0
+    """Attempts that ended without an answer, good or bad: the replica died or broke."""
     complete: bool = False
     token_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)

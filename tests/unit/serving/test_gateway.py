@@ -66,7 +66,7 @@ async def streamed(backends, options, **changes) -> tuple[dict, set]:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
-@given(options=OPTIONS, kills=st.lists(st.integers(0, 9), min_size=1, max_size=3))
+@given(options=OPTIONS, kills=st.lists(st.integers(0, 9), min_size=1, max_size=2))
 async def test_a_stream_is_the_same_whenever_replicas_die(loaded, monkeypatch, options, kills):
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
     backends = LocalBackends(**{STABLE: (1, loaded)})
@@ -78,7 +78,7 @@ async def test_a_stream_is_the_same_whenever_replicas_die(loaded, monkeypatch, o
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
-@given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=3), echo=st.booleans(), n=st.integers(1, 2))
+@given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=2), echo=st.booleans(), n=st.integers(1, 2))
 async def test_a_plain_completion_is_the_same_whenever_replicas_die(loaded, monkeypatch, kills, echo, n):
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
     backends = LocalBackends(**{STABLE: (1, loaded)})
@@ -129,10 +129,12 @@ async def test_replicas_that_die_again_and_again_are_503_before_and_an_error_eve
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
     backends = LocalBackends(**{STABLE: (1, loaded)})
     async with http_client(entrance(backends)) as http:
-        backends.kills[STABLE] = [0] * 4
+        backends.kills[STABLE] = [0] * 3
         refused = await http.post(CHAT, json=BODY)
-        backends.kills[STABLE] = [3, 0, 0, 0]
+        assert len(backends.calls) == 3  # at most two more, once a replica has died over it
+        backends.kills[STABLE] = [3, 0, 0]
         broken = await http.post(CHAT, json={**BODY, "stream": True})
+        assert len(backends.calls) == 6
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
     assert refused.headers["retry-after"] == "1"
     last = json.loads(broken.text.split("\n\n")[-2].removeprefix("data: "))
@@ -272,6 +274,24 @@ async def test_a_mirrored_request_is_asked_in_the_dark_and_handed_over_with_both
     assert (pair.canary.status, pair.canary.error) == (200, "")
     assert refused.status_code == 400
     assert [app for app, _ in backends.calls] == [STABLE, CANARY, STABLE]
+
+
+async def test_a_request_over_which_a_replica_died_is_not_mirrored(loaded):
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    backends.kills[STABLE] = [0]
+    mirroring = Mirroring(backends, asyncio.Queue().put)
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    async with http_client(entrance(backends, table(10_000, 0, mirror=mirror), mirroring=mirroring)) as http:
+        assert (await http.post(CHAT, json=BODY)).status_code == 200
+    assert not mirroring._running
+    assert [app for app, _ in backends.calls] == [STABLE, STABLE]
+
+
+async def test_an_answer_of_a_replica_that_is_no_good_is_no_death():
+    backends = Scripted(*whole(503, b'{"error": {"message": "busy"}}'))
+    async with http_client(entrance(backends)) as http:
+        reply = await http.post(CHAT, json=BODY)
+    assert (reply.status_code, len(backends.calls)) == (503, 4)
 
 
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):

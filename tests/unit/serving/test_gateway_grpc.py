@@ -151,7 +151,7 @@ async def test_refusals_have_their_status(stub, change, metadata, code, words):
 
 async def test_replicas_that_die_again_and_again_are_unavailable(stub, backends, monkeypatch):
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
-    for kills, code in (([0] * 4, "UNAVAILABLE"), ([3, 0, 0, 0], "INTERNAL")):
+    for kills, code in (([0] * 3, "UNAVAILABLE"), ([3, 0, 0], "INTERNAL")):
         backends.kills[STABLE] = kills
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             [_ async for _ in stub.Generate(ASKED, metadata=GOOD)]
