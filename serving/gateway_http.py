@@ -162,6 +162,7 @@ class HttpGateway:
         entrance = self._entrance
         if path == "/openapi.json":
             return api_document()
+        entrance.catalog.keep(entrance.table)
         if rest == "/v1/models":
             routes = entrance.table.routes if deployment is None else (entrance.route(deployment),)
             return {"object": "list", "data": await entrance.catalog.cards(routes)}
