@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from starlette.types import ASGIApp
 
-    from serving.auth import Caller
     from serving.engine import Engine, Scored
     from serving.loading import LoadedModel
     from serving.mirroring import MirroredPair
@@ -128,44 +127,19 @@ class ServeBackends:
         return self._handles[app]
 
 
-class Directory:
-    """Who knows tokens, wherever the control planes are by now."""
-
-    def __init__(self) -> None:
-        from serving.auth import ControlPlanes
-
-        self._planes = ControlPlanes(())
-        self._told: tuple[object, ...] = ()
-
-    async def tell(self, table: RouteTable) -> None:
-        from serving.auth import ControlPlanes
-
-        told = (table.control_planes, table.tls_ca, table.tls_cert, table.tls_key)
-        if self._told != told:
-            gone, self._planes = self._planes, ControlPlanes(*told)
-            self._told = told
-            await gone.aclose()
-
-    async def caller(self, authorization: str) -> Caller:
-        return await self._planes.caller(authorization)
-
-    async def aclose(self) -> None:
-        await self._planes.aclose()
-
-
 class Gateway:
     """The one way in. Its `user_config` is the table of routes."""
 
     def __init__(self, options: GatewayOptions) -> None:
         del options
         _log_beside_serve()
-        from serving.auth import Callers
+        from serving.auth import Callers, CurrentControlPlanes
         from serving.gateway_grpc import GrpcGateway
         from serving.gateway_http import Entrance
         from serving.mirroring import Mirroring
 
         self._backends = ServeBackends()
-        self._directory = Directory()
+        self._directory = CurrentControlPlanes()
         mirroring = Mirroring(self._backends, self._judge)
         self._entrance = Entrance(self._backends, Callers(self._directory), mirroring=mirroring)
         self._grpc = GrpcGateway(self._entrance)

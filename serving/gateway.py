@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +25,8 @@ from serving.routes import Backend, Route, choose, mirrored
 
 MODEL_HEADER = "x-athanor-model"
 _ATTEMPTS = 4
+_DEATHS = 3
+"""A request over which so many replicas died is offered to no other: it may be what kills them."""
 _PAUSE_S = 0.1  # before the second attempt; twice as long before each further one
 logger = logging.getLogger(__name__)
 Item = Head | Chunk
@@ -51,10 +53,14 @@ class Gateway:
         backends: Backends,
         metrics: GatewayMetrics,
         mirroring: Mirroring | None = None,
+        *,
+        route: Callable[[str], Route | None],
     ) -> None:
+        """`route` knows each deployment as it is by now."""
         self._backends = backends
         self._metrics = metrics
         self._mirroring = mirroring
+        self._route = route
 
     async def answer(self, call: Call) -> AsyncGenerator[Item]:
         """A Head and Chunks. Unavailable or DeadlineExceeded, before the head alone."""
@@ -69,16 +75,17 @@ class Gateway:
             finally:
                 took_s = time.monotonic() - progress.began_at
                 logger.info("request %s: %s in %.3f s", call.request.request_id, progress.in_words(call), took_s)
-        if (revision := self._mirrored(call, progress)) and self._mirroring:
+        if self._mirroring and not progress.deaths and (revision := self._mirrored(call, progress)):
             self._mirroring.start(call.route, revision, call.request, progress.outcome(time.monotonic()))
 
     async def _attempts(self, call: Call, progress: _Progress) -> AsyncGenerator[Item]:
         """One revision after the other until there is a whole answer."""
-        for attempt, backend in enumerate(_candidates(call)):
-            chosen = progress.backend if progress.begun and progress.backend else backend
-            progress.backend = chosen
+        for attempt in range(_ATTEMPTS):
             try:
                 await self._pause(attempt, progress)
+                if attempt and not progress.begun:
+                    call = self._as_of_now(call)
+                progress.backend = chosen = _next_backend(call, attempt, progress)
                 async with aclosing(self._attempt(chosen, call, progress)) as items:
                     async for item in items:
                         yield item
@@ -88,6 +95,8 @@ class Gateway:
                     return
                 self._metrics.failed(call.route.name, chosen)
                 logger.warning("request %s: %s: %s", call.request.request_id, chosen.app, error)
+                if progress.deaths >= _DEATHS:
+                    break
             except TimeoutError as error:
                 late = DeadlineExceeded(f"no complete answer within {call.timeout_s:g} s")
                 if not progress.begun:
@@ -120,6 +129,13 @@ class Gateway:
             yield ready
         progress.complete = True
 
+    def _as_of_now(self, call: Call) -> Call:
+        """With the deployment and the version as they live by now: either may have moved since the last attempt."""
+        route = self._route(call.route.name) or Route(name=call.route.name, backends=())
+        if call.pinned is None:
+            return replace(call, route=route)
+        return replace(call, route=route, pinned=_of_version(route, call.pinned.model))
+
     def _check(self, head: Head, backend: Backend, call: Call, progress: _Progress) -> None:
         """BackendFailed for an answer that another replica, or the stable revision, may give better."""
         broke = head.status >= 500 and head.status != 504 and progress.attempts < _ATTEMPTS
@@ -129,7 +145,11 @@ class Gateway:
 
     async def _next(self, items: AsyncGenerator[Item], progress: _Progress) -> Item | None:
         async with asyncio.timeout(max(progress.ends_at - time.monotonic(), 0)):
-            return await anext(items, None)
+            try:
+                return await anext(items, None)
+            except BackendFailed:
+                progress.deaths += not progress.complete
+                raise
 
     async def _pause(self, attempt: int, progress: _Progress) -> None:
         progress.attempts = attempt + 1
@@ -152,6 +172,8 @@ class _Progress:
     backend: Backend | None = None
     head: Head | None = None
     attempts: int = 0
+    deaths: int = 0
+    """Attempts that ended without an answer, good or bad: the replica died or broke."""
     complete: bool = False
     token_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
@@ -194,19 +216,26 @@ class _Progress:
         return Outcome(self.backend, self.head.status, dict(self.token_ids), first_s, now - self.began_at)
 
 
-def _candidates(call: Call) -> Iterator[Backend]:
-    """Who is asked, in this order: what was chosen, and then the stable revision, again and again."""
+def _next_backend(call: Call, attempt: int, progress: _Progress) -> Backend:
+    """Who is asked: whoever began to answer; else what was chosen, and from then on the stable revision."""
+    if progress.begun and progress.backend is not None:
+        return progress.backend
     if call.pinned is not None:
-        chosen = again = call.pinned
-    else:
-        try:
-            chosen = choose(call.route, call.key)
-        except LookupError as error:
-            raise Unavailable(f"`{call.route.name}` is not ready yet; try again in a moment") from error
-        again = call.route.stable or chosen
-    yield chosen
-    for _ in range(_ATTEMPTS - 1):
-        yield again
+        return call.pinned
+    if attempt and call.route.stable is not None:
+        return call.route.stable
+    try:
+        return choose(call.route, call.key)
+    except LookupError as error:
+        raise Unavailable(f"`{call.route.name}` is not ready yet; try again in a moment") from error
+
+
+def _of_version(route: Route, model: str) -> Backend:
+    """Unavailable where that version lives no more."""
+    living = [backend for backend in route.backends if backend.model == model]
+    if living:
+        return max(living, key=lambda backend: backend.weight)
+    raise Unavailable(f"`{model}` of `{route.name}` is not there any more")
 
 
 def _settled(request: BackendRequest) -> BackendRequest:

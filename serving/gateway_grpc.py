@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -47,6 +48,9 @@ _SAME = (
     "repetition_penalty",
 )
 _WATCH_S = 1.0
+_WATCHED_S = 600.0
+_MOST_WATCHES = 64
+"""Each holds a place of the gateway, and needs no token."""
 Fields = dict[str, Any]
 
 
@@ -54,6 +58,8 @@ class Context(Protocol):
     """What is asked of a call's context; grpc's own has it, and that of Ray Serve."""
 
     def invocation_metadata(self) -> Any: ...
+
+    def peer(self) -> str: ...
 
     def set_code(self, code: grpc.StatusCode) -> None: ...
 
@@ -71,6 +77,7 @@ class GrpcGateway:
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+        self._num_watches = 0
 
     async def generate(self, request: pb.GenerateRequest, context: Context) -> AsyncGenerator[pb.GenerateResponse]:
         """Pieces of the answers as they come, and at last the count of their tokens."""
@@ -108,15 +115,21 @@ class GrpcGateway:
     async def watch(
         self,
         request: health_pb2.HealthCheckRequest,
-        _: Context,
+        context: Context,
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse]:
-        """The same, again whenever it changes."""
-        last = None
-        while True:
-            if (status := self._health(request.service)) != last:
-                last = status
-                yield health_pb2.HealthCheckResponse(status=status)
-            await asyncio.sleep(_WATCH_S)
+        """The same, again whenever it changes; for ten minutes, then a client that still wants to know asks anew."""
+        if self._num_watches >= _MOST_WATCHES:
+            raise _refused(429, f"{_MOST_WATCHES} health watches are open already; ask with Check", context)
+        self._num_watches += 1
+        try:
+            last, ends_at = None, time.monotonic() + _WATCHED_S
+            while time.monotonic() < ends_at:
+                if (status := self._health(request.service)) != last:
+                    last = status
+                    yield health_pb2.HealthCheckResponse(status=status)
+                await asyncio.sleep(_WATCH_S)
+        finally:
+            self._num_watches -= 1
 
     def _health(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         if service in ("", _SERVICE):
@@ -140,7 +153,7 @@ class GrpcGateway:
     async def _items(self, path: str, fields: Fields, context: Context) -> AsyncGenerator[bytes]:
         """What the answer consists of; Refused where it is none."""
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
-        caller = await self._entrance.caller(metadata.get("authorization", ""))
+        caller = await self._entrance.caller(metadata.get("authorization", ""), _host(context.peer()))
         request_id = metadata.get("request_id") or f"req_{uuid4().hex}"
         with self._entrance.admitted(caller):
             route, pinned = self._entrance.target(fields["model"])
@@ -166,6 +179,11 @@ async def _checked(items: AsyncGenerator[Head | Chunk], context: Context) -> Asy
             body += item.data
     if status != 200:
         raise _refused(status, json.loads(body)["error"]["message"], context)
+
+
+def _host(peer: str) -> str:
+    """Of `ipv4:10.0.0.1:5555`, without the port: that is another for each connection."""
+    return peer.rpartition(":")[0]
 
 
 def _refused(status: int, message: str, context: Context) -> Refused:

@@ -24,13 +24,13 @@ from serving import page
 from serving.auth import ANYBODY, Caller, Callers
 from serving.backend import BackendRequest, Backends, Chunk, Head
 from serving.catalog import Catalog
-from serving.errors import InvalidRequest, ModelNotFound, RequestError, Unauthenticated
+from serving.errors import BodyTooLarge, InvalidRequest, ModelNotFound, RequestError, Unauthenticated
 from serving.failures import refusal, reply, retry_after, server_error
 from serving.gateway import Call, Gateway, Item
-from serving.gateway_metrics import CONTENT_TYPE, GatewayMetrics, exposition
+from serving.gateway_metrics import CONTENT_TYPE, Exposition, GatewayMetrics
 from serving.limits import CallerLimits, Limits
 from serving.logprobs import Document
-from serving.middleware import BodyLimit, RequestIds
+from serving.middleware import BodyTooLate, RequestIds, read_body
 from serving.mirroring import Mirroring
 from serving.openai_api import MAX_BODY_BYTES, api_document
 from serving.routes import Backend, Route, RouteTable
@@ -38,6 +38,8 @@ from serving.routes import Backend, Route, RouteTable
 SESSION_HEADER = "x-athanor-session"
 TIMEOUT_HEADER = "x-athanor-timeout"
 MAX_TIMEOUT_S = 600.0
+_BODY_S = 60.0
+"""How long a body may take to come."""
 _ANSWERING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"})
 _PATH = re.compile(r"(?:/(?P<deployment>[a-z][a-z0-9-]{0,39}))?(?P<rest>/v1/[^?]*)")
 _MODEL_PATH = "/v1/models/"
@@ -59,12 +61,13 @@ class Entrance:
     """Replaced whole when the control plane writes another."""
 
     def __post_init__(self) -> None:
-        self.gateway = Gateway(self.backends, self.metrics, self.mirroring)
+        self.gateway = Gateway(self.backends, self.metrics, self.mirroring, route=lambda name: self.table.route(name))
         self.catalog = Catalog(self.backends)
+        self.exposition = Exposition(self.metrics, self.backends)
 
-    async def caller(self, authorization: str) -> Caller:
-        """Unauthenticated, Forbidden or Unavailable."""
-        return ANYBODY if self.table.auth == "none" else await self.callers.caller(authorization)
+    async def caller(self, authorization: str, address: str) -> Caller:
+        """Unauthenticated, Forbidden, Unavailable or RateLimited."""
+        return ANYBODY if self.table.auth == "none" else await self.callers.caller(authorization, address)
 
     def admitted(self, caller: Caller) -> AbstractContextManager[None]:
         """One more request of a token while the block lasts; RateLimited. Where there are no tokens, engines refuse."""
@@ -90,14 +93,15 @@ class Entrance:
 
 def build_gateway(entrance: Entrance, *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
     """The ASGI application of one gateway."""
-    return RequestIds(BodyLimit(HttpGateway(entrance), max_bytes=max_body_bytes))
+    return RequestIds(HttpGateway(entrance, max_body_bytes))
 
 
 class HttpGateway:
-    """Dispatches by path; every failure in OpenAI's shape."""
+    """Dispatches by path; every failure in OpenAI's shape. A body is read only once its token was found good."""
 
-    def __init__(self, entrance: Entrance) -> None:
+    def __init__(self, entrance: Entrance, max_body_bytes: int) -> None:
         self._entrance = entrance
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -131,7 +135,8 @@ class HttpGateway:
             _only(request, "GET", "HEAD")
             await (await self._open(path))(request.scope, request.receive, send)
             return
-        caller = await self._entrance.caller(request.headers.get("authorization", ""))
+        address = request.client.host if request.client else ""
+        caller = await self._entrance.caller(request.headers.get("authorization", ""), address)
         with self._entrance.admitted(caller):
             found = _PATH.fullmatch(path)
             rest = found["rest"] if found else ""
@@ -148,7 +153,7 @@ class HttpGateway:
     async def _open(self, path: str) -> Response:
         """What needs no token."""
         if path == "/metrics":
-            numbers = await exposition(self._entrance.metrics, self._entrance.backends, self._entrance.table)
+            numbers = await self._entrance.exposition.text(self._entrance.table)
             return Response(numbers, headers={"content-type": CONTENT_TYPE})
         return page.response() if path == "/" else reply(200, {"status": "ok"})
 
@@ -157,6 +162,7 @@ class HttpGateway:
         entrance = self._entrance
         if path == "/openapi.json":
             return api_document()
+        entrance.catalog.keep(entrance.table)
         if rest == "/v1/models":
             routes = entrance.table.routes if deployment is None else (entrance.route(deployment),)
             return {"object": "list", "data": await entrance.catalog.cards(routes)}
@@ -168,7 +174,7 @@ class HttpGateway:
         return None
 
     async def _answer(self, request: Request, path: str, deployment: str | None, send: Send) -> None:
-        body = await request.body()
+        body = await read_body(request.headers, request.receive, self._max_body_bytes, _BODY_S)
         fields = _fields(body)
         route, pinned = self._entrance.target(_model(fields), deployment)
         asked = BackendRequest(
@@ -277,4 +283,5 @@ def _passed_on(headers: Headers) -> tuple[tuple[str, str], ...]:
 
 def _headers_of(error: RequestError) -> dict[str, str]:
     asks = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
-    return {**retry_after(error), **asks}
+    ends = {"connection": "close"} if isinstance(error, BodyTooLarge | BodyTooLate) else {}
+    return {**retry_after(error), **asks, **ends}

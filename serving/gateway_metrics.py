@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from serving.routes import Backend, RouteTable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SCRAPE_S = 2.0
+_FRESH_S = 1.0
+"""How old the replicas' numbers may be: whoever asks more often, and anybody may, costs them nothing more."""
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
@@ -123,14 +126,30 @@ class _Watched:
         self._last = now
 
 
-async def exposition(metrics: GatewayMetrics, backends: Backends, table: RouteTable) -> bytes:
+class Exposition:
     """All numbers as Prometheus reads them. A replica that does not answer in time is left out of this scrape."""
-    apps = {backend.app for route in table.routes for backend in route.backends}
-    gathered = await asyncio.gather(*(_of_replicas(backends, app) for app in sorted(apps)))
-    merged = _Merged(metric for replicas in gathered for replica in replicas for metric in replica)
-    together = CollectorRegistry()
-    together.register(merged)
-    return generate_latest(metrics.registry) + generate_latest(together)
+
+    def __init__(self, metrics: GatewayMetrics, backends: Backends) -> None:
+        self._metrics = metrics
+        self._backends = backends
+        self._asking = asyncio.Lock()
+        self._asked_at = -math.inf
+        self._of_all = b""
+
+    async def text(self, table: RouteTable) -> bytes:
+        async with self._asking:
+            if time.monotonic() - self._asked_at >= _FRESH_S:
+                self._of_all = await self._of_replicas(table)
+                self._asked_at = time.monotonic()
+            return generate_latest(self._metrics.registry) + self._of_all
+
+    async def _of_replicas(self, table: RouteTable) -> bytes:
+        apps = {backend.app for route in table.routes for backend in route.backends}
+        gathered = await asyncio.gather(*(_of_replicas(self._backends, app) for app in sorted(apps)))
+        merged = _Merged(metric for replicas in gathered for replica in replicas for metric in replica)
+        together = CollectorRegistry()
+        together.register(merged)
+        return generate_latest(together)
 
 
 async def _of_replicas(backends: Backends, app: str) -> Sequence[Sequence[Metric]]:

@@ -124,7 +124,7 @@ async def test_an_answer_comes_in_pieces_and_can_be_stopped(page, backends):
 
 async def test_what_goes_wrong_is_said_and_the_question_is_kept(page, backends):
     await log_in(page)
-    backends.kills[STABLE] = [0] * 4
+    backends.kills[STABLE] = [0] * 3
     await ask(page, "Where?")
     await expect(page.get_by_role("alert")).to_contain_text("no replica of `support-bot` could answer")
     await expect(page.get_by_label("Message")).to_have_value("Where?")

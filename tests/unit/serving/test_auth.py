@@ -8,8 +8,19 @@ import grpc
 import pytest
 from athanor.v1 import token_service_pb2, token_service_pb2_grpc
 
-from serving.auth import FRESH_REFUSAL_S, FRESH_S, STALE_S, Caller, Callers, ControlPlanes
-from serving.errors import Forbidden, Unauthenticated, Unavailable
+from serving.auth import (
+    BAD_AT_ONCE,
+    BAD_PER_S,
+    FRESH_REFUSAL_S,
+    FRESH_S,
+    STALE_S,
+    Caller,
+    Callers,
+    ControlPlanes,
+    CurrentControlPlanes,
+)
+from serving.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
+from serving.routes import RouteTable
 
 ME = Caller("k3m9x2pq", "me")
 
@@ -108,6 +119,59 @@ async def test_no_token_at_all_asks_nobody(callers, said):
     assert said.asked == 0
 
 
+async def refused(callers, prefix: str, count: int, address: str = "10.0.0.1") -> list[str]:
+    """What becomes of so many tokens that nobody knows."""
+    found = []
+    for number in range(count):
+        with pytest.raises((Unauthenticated, RateLimited)) as caught:
+            await callers.caller(f"Bearer {prefix}{number}", address)
+        found.append(type(caught.value).__name__)
+    return found
+
+
+async def test_an_address_that_sends_bad_tokens_is_told_to_wait_and_nobody_is_asked(callers, said, now):
+    said.answer = Unauthenticated("unknown")
+    assert await refused(callers, "a", BAD_AT_ONCE + 5) == ["Unauthenticated"] * BAD_AT_ONCE + ["RateLimited"] * 5
+    assert said.asked == BAD_AT_ONCE
+    assert await refused(callers, "b", 1, "10.0.0.2") == ["Unauthenticated"]
+    now[0] += 1 / BAD_PER_S
+    assert await refused(callers, "c", 2) == ["Unauthenticated", "RateLimited"]
+
+
+async def test_good_tokens_cost_an_address_nothing_and_a_known_one_passes_whatever_else_it_sends(callers, said, now):
+    for number in range(BAD_AT_ONCE + 1):
+        assert await callers.caller(f"Bearer good{number}", "10.0.0.1") == ME
+    said.answer = Unauthenticated("unknown")
+    assert (await refused(callers, "a", BAD_AT_ONCE + 1))[-1] == "RateLimited"
+    said.answer = ME
+    now[0] += FRESH_S  # must be asked about again, which the bad ones do not prevent
+    assert await callers.caller("Bearer good0", "10.0.0.1") == ME
+
+
+async def test_who_asks_and_goes_before_the_answer_is_charged_all_the_same(callers, said):
+    said.answer = Unauthenticated("unknown")
+    said.gate.clear()
+    for number in range(BAD_AT_ONCE):
+        asking = asyncio.create_task(callers.caller(f"Bearer {number}", "10.0.0.1"))
+        await asyncio.sleep(0)
+        asking.cancel()
+    with pytest.raises(RateLimited):
+        await callers.caller("Bearer more", "10.0.0.1")
+    said.gate.set()
+
+
+async def test_bad_tokens_do_not_drive_out_good_ones_nor_new_ones_those_in_use(callers, said, monkeypatch):
+    monkeypatch.setattr("serving.auth._MOST_CACHED", 2)
+    await callers.caller("Bearer used", "10.0.0.1")
+    said.answer = Unauthenticated("unknown")
+    await refused(callers, "bad", 4, "10.0.0.2")
+    said.answer = ME
+    for number in range(3):
+        await callers.caller(f"Bearer other{number}", "10.0.0.3")
+        await callers.caller("Bearer used", "10.0.0.1")
+    assert said.asked == 1 + 4 + 3
+
+
 class TokenService(token_service_pb2_grpc.TokenServiceServicer):
     """A control plane that knows one token."""
 
@@ -137,3 +201,49 @@ async def test_any_control_plane_answers_for_the_installation():
     with pytest.raises(Unavailable):
         await alone.caller("Bearer good")
     await alone.aclose()
+
+
+class SlowTokenService(TokenService):
+    """One that answers only when it may."""
+
+    def __init__(self):
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def GetCaller(self, request, context):
+        self.asked.set()
+        await self.may_answer.wait()
+        return await super().GetCaller(request, context)
+
+
+@pytest.fixture
+async def slow_plane():
+    server, service = grpc.aio.server(), SlowTokenService()
+    token_service_pb2_grpc.add_TokenServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield service, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_who_is_asking_has_an_answer_when_the_control_planes_are_others_by_then(slow_plane):
+    service, address = slow_plane
+    directory = CurrentControlPlanes()
+    await directory.tell(RouteTable(control_planes=(address,)))
+    asking = asyncio.create_task(Callers(directory).caller("Bearer good"))
+    await service.asked.wait()
+    await directory.tell(RouteTable(control_planes=("127.0.0.1:1",)))
+    service.may_answer.set()
+    assert await asking == ME
+    await directory.aclose()
+
+
+async def test_a_channel_that_is_closed_while_it_is_asked_over_is_503(slow_plane):
+    service, address = slow_plane
+    planes = ControlPlanes((address,))
+    asking = asyncio.create_task(planes.caller("Bearer good"))
+    await service.asked.wait()
+    await planes._channels[0].close(None)
+    with pytest.raises(Unavailable):
+        await asking
+    await planes.aclose()
+    service.may_answer.set()

@@ -15,7 +15,7 @@ from serving.backend import Chunk, Head
 from serving.errors import BackendFailed
 from serving.gateway_http import build_gateway
 from serving.mirroring import Mirroring
-from serving.routes import Mirror
+from serving.routes import Backend, Mirror, Route, RouteTable
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "support-bot", "messages": QUESTION, "max_tokens": 12, "seed": 7}
@@ -66,7 +66,7 @@ async def streamed(backends, options, **changes) -> tuple[dict, set]:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
-@given(options=OPTIONS, kills=st.lists(st.integers(0, 9), min_size=1, max_size=3))
+@given(options=OPTIONS, kills=st.lists(st.integers(0, 9), min_size=1, max_size=2))
 async def test_a_stream_is_the_same_whenever_replicas_die(loaded, monkeypatch, options, kills):
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
     backends = LocalBackends(**{STABLE: (1, loaded)})
@@ -78,7 +78,7 @@ async def test_a_stream_is_the_same_whenever_replicas_die(loaded, monkeypatch, o
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
-@given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=3), echo=st.booleans(), n=st.integers(1, 2))
+@given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=2), echo=st.booleans(), n=st.integers(1, 2))
 async def test_a_plain_completion_is_the_same_whenever_replicas_die(loaded, monkeypatch, kills, echo, n):
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
     backends = LocalBackends(**{STABLE: (1, loaded)})
@@ -129,10 +129,12 @@ async def test_replicas_that_die_again_and_again_are_503_before_and_an_error_eve
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
     backends = LocalBackends(**{STABLE: (1, loaded)})
     async with http_client(entrance(backends)) as http:
-        backends.kills[STABLE] = [0] * 4
+        backends.kills[STABLE] = [0] * 3
         refused = await http.post(CHAT, json=BODY)
-        backends.kills[STABLE] = [3, 0, 0, 0]
+        assert len(backends.calls) == 3  # at most two more, once a replica has died over it
+        backends.kills[STABLE] = [3, 0, 0]
         broken = await http.post(CHAT, json={**BODY, "stream": True})
+        assert len(backends.calls) == 6
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
     assert refused.headers["retry-after"] == "1"
     last = json.loads(broken.text.split("\n\n")[-2].removeprefix("data: "))
@@ -165,6 +167,42 @@ async def test_a_canary_that_dies_in_the_middle_is_gone_on_with_by_its_own_repli
     backends.kills[CANARY] = [3]
     await streamed(backends, {}, routes=table(1, 9_999))
     assert [app for app, _ in backends.calls] == [CANARY, CANARY]
+
+
+class Moves(LocalBackends):
+    """A replica that dies as its revision is replaced: the gateway has another table before the next attempt."""
+
+    def to(self, gate, table):
+        self.gate, self.table = gate, table
+
+    async def call(self, app, request):
+        async for item in super().call(app, request):
+            if app == STABLE:
+                self.gate.table = self.table
+                raise BackendFailed("the replica died")
+            yield item
+
+
+@pytest.mark.parametrize("model", ["support-bot", "support-student@1"])
+async def test_the_next_attempt_goes_by_the_table_of_its_time(loaded, model):
+    again = Backend(app="support-bot--r3", model="support-student@1", revision=3, weight=10_000)
+    backends = Moves(**{STABLE: (1, loaded), again.app: (1, loaded)})
+    gate = entrance(backends)
+    backends.to(gate, RouteTable(routes=(Route(name="support-bot", backends=(again,)),)))
+    async with http_client(gate) as http:
+        reply = await http.post(CHAT, json={**BODY, "model": model})
+    assert reply.status_code == 200
+    assert [app for app, _ in backends.calls] == [STABLE, again.app]
+
+
+@pytest.mark.parametrize("model", ["support-bot", "support-student@1"])
+async def test_a_deployment_that_is_gone_by_the_next_attempt_is_not_asked_again(loaded, model):
+    backends = Moves(**{STABLE: (1, loaded)})
+    gate = entrance(backends)
+    backends.to(gate, RouteTable())
+    async with http_client(gate) as http:
+        reply = await http.post(CHAT, json={**BODY, "model": model})
+    assert (reply.status_code, len(backends.calls)) == (503, 1)
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
@@ -236,6 +274,24 @@ async def test_a_mirrored_request_is_asked_in_the_dark_and_handed_over_with_both
     assert (pair.canary.status, pair.canary.error) == (200, "")
     assert refused.status_code == 400
     assert [app for app, _ in backends.calls] == [STABLE, CANARY, STABLE]
+
+
+async def test_a_request_over_which_a_replica_died_is_not_mirrored(loaded):
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    backends.kills[STABLE] = [0]
+    mirroring = Mirroring(backends, asyncio.Queue().put)
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    async with http_client(entrance(backends, table(10_000, 0, mirror=mirror), mirroring=mirroring)) as http:
+        assert (await http.post(CHAT, json=BODY)).status_code == 200
+    assert not mirroring._running
+    assert [app for app, _ in backends.calls] == [STABLE, STABLE]
+
+
+async def test_an_answer_of_a_replica_that_is_no_good_is_no_death():
+    backends = Scripted(*whole(503, b'{"error": {"message": "busy"}}'))
+    async with http_client(entrance(backends)) as http:
+        reply = await http.post(CHAT, json=BODY)
+    assert (reply.status_code, len(backends.calls)) == (503, 4)
 
 
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):

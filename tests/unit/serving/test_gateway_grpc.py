@@ -151,7 +151,7 @@ async def test_refusals_have_their_status(stub, change, metadata, code, words):
 
 async def test_replicas_that_die_again_and_again_are_unavailable(stub, backends, monkeypatch):
     monkeypatch.setattr("serving.gateway._PAUSE_S", 0)
-    for kills, code in (([0] * 4, "UNAVAILABLE"), ([3, 0, 0, 0], "INTERNAL")):
+    for kills, code in (([0] * 3, "UNAVAILABLE"), ([3, 0, 0], "INTERNAL")):
         backends.kills[STABLE] = kills
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             [_ async for _ in stub.Generate(ASKED, metadata=GOOD)]
@@ -195,6 +195,29 @@ async def test_health_is_watched(channel, gate, monkeypatch):
     gate.table = RouteTable(routes=(ready,))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
+
+
+async def test_only_so_many_watch_and_each_for_so_long(channel, monkeypatch):
+    monkeypatch.setattr("serving.gateway_grpc._WATCH_S", 0.01)
+    monkeypatch.setattr("serving.gateway_grpc._MOST_WATCHES", 2)
+    stub, asked = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
+    watches = [stub.Watch(asked) for _ in range(2)]
+    for watch in watches:
+        await watch.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Watch(asked).read()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    watches[0].cancel()
+    monkeypatch.setattr("serving.gateway_grpc._WATCHED_S", 0.02)
+    async with asyncio.timeout(10):
+        while True:  # until the server has seen that one went
+            try:
+                found = [each.status async for each in stub.Watch(asked)]
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.01)
+    assert found == [health_pb2.HealthCheckResponse.SERVING]
+    watches[1].cancel()
 
 
 async def test_the_example_of_the_docs_runs(gate, channel, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.backend import Chunk, Head
 from serving.engine import Load
 from serving.errors import Unavailable
+from serving.gateway_http import build_gateway
 from serving.limits import CallerLimits, Limits
 from serving.replica_metrics import ReplicaMetrics
 from serving.routes import Route, RouteTable
@@ -140,6 +142,43 @@ async def test_a_body_has_a_limit(backends):
     assert reply.status_code == 413
 
 
+async def answered(gate, headers: list[tuple[bytes, bytes]], receive) -> list[dict]:
+    """What the gateway sends to a client whose body comes as `receive` says."""
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b"", "state": {}}
+    await build_gateway(gate)({**scope, "client": ("10.0.0.1", 5)}, receive, send)
+    return sent
+
+
+async def test_nothing_of_a_body_is_read_before_its_token_was_found_good(backends):
+    async def receive():
+        raise AssertionError("the body was asked for")
+
+    [start, _] = await answered(entrance(backends), [(b"authorization", b"Bearer bad")], receive)
+    assert start["status"] == 401
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(backends, monkeypatch):
+    monkeypatch.setattr("serving.gateway_http._BODY_S", 0.01)
+    good = [(b"authorization", b"Bearer good")]
+    [start, body] = await answered(entrance(backends), good, asyncio.Event().wait)
+    assert (start["status"], dict(start["headers"])[b"connection"]) == (408, b"close")
+    assert json.loads(body["body"])["error"]["code"] == "timeout"
+
+
+async def test_a_client_that_goes_before_the_end_of_its_body_is_not_answered(backends):
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive():
+        return messages.pop()
+
+    assert await answered(entrance(backends), [(b"authorization", b"Bearer good")], receive) == []
+
+
 async def test_a_token_that_asks_too_often_is_told_when_to_come_back(backends):
     now = [0.0]
     limits = CallerLimits(Limits(requests_per_s=0.5, burst=2), clock=lambda: now[0])
@@ -211,6 +250,26 @@ async def test_metrics_join_the_gateways_numbers_and_those_of_all_replicas(backe
         assert sum(counts) > 0, name
     [requests] = [sample for sample in families["athanor_serve_requests"].samples if sample.name.endswith("_total")]
     assert (requests.labels["code"], requests.value) == ("200", 1)
+
+
+async def test_whoever_scrapes_more_often_than_once_a_second_costs_the_replicas_nothing_more(backends, monkeypatch):
+    asked = []
+
+    async def figures(app):
+        asked.append(app)
+        await asyncio.sleep(0)
+        return ()
+
+    monkeypatch.setattr(backends, "figures", figures)
+    gate = entrance(backends)
+    async with http_client(gate) as http:
+        await asyncio.gather(*(http.get("/metrics") for _ in range(20)))
+        assert asked == [STABLE]
+        await http.post(CHAT, json=BODY)
+        assert "athanor_serve_requests_total{" in (await http.get("/metrics")).text  # its own numbers are always new
+        monkeypatch.setattr("serving.gateway_metrics._FRESH_S", 0)
+        await http.get("/metrics")
+    assert asked == [STABLE] * 2
 
 
 async def test_replicas_that_keep_their_numbers_are_left_out_of_one_scrape(backends, monkeypatch):
