@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster import canary, rollout_wishes
-from cluster.errors import PreconditionFailed
+from cluster.errors import InvalidInput, PreconditionFailed
 from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares, state_of
 from cluster.store.deployment_records import (
     DeploymentState,
@@ -198,6 +198,15 @@ def test_a_canary_with_a_gate_waits_for_its_judge(live):
     assert live.look(READY, READY, judge=STARTING)[1] is Phase.STARTING
     assert live.look(READY, READY)[1] is Phase.CANARY
     assert live.deployment.canary.mirror_share == 1.0
+
+
+def test_a_canary_with_a_gate_leaves_requests_to_compare_with(live):
+    with pytest.raises(InvalidInput, match="weight: 10000 leaves its gate nothing to compare with"):
+        start_canary(live, 2, weight=10_000, gate=GATE)
+    start_canary(live, 2, weight=9_999, gate=GATE)
+    live.look(READY, READY)
+    with pytest.raises(InvalidInput, match="give less than 10000, or promote the canary"):
+        rollout_wishes.set_traffic(live.deployment, 10_000, None, "ann")
 
 
 def test_a_judge_that_cannot_come_up_ends_its_canary(live):

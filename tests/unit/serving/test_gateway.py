@@ -148,9 +148,9 @@ async def test_a_canary_that_fails_is_replaced_by_the_stable_revision(loaded, it
     canary = Scripted(*items)
     local, backends.call = backends.call, lambda app, request: (canary if app == CANARY else own).call(app, request)
     own = type("Own", (), {"call": staticmethod(local)})
-    async with http_client(entrance(backends, table(0, 10_000).model_copy())) as http:
-        alone = await http.post(CHAT, json=BODY)
-    assert alone.status_code in (503, 500, 429)  # nobody else takes traffic
+    async with http_client(entrance(backends, table(0, 10_000))) as http:
+        replaced = await http.post(CHAT, json=BODY)
+    assert (replaced.status_code, replaced.headers["x-athanor-model"]) == (200, "support-student@1")
     gate = entrance(backends, table(1, 9_999))
     async with http_client(gate) as http:
         reply = await http.post(CHAT, json=BODY, headers={"x-athanor-session": "in-the-canary"})
@@ -236,6 +236,18 @@ async def test_a_mirrored_request_is_asked_in_the_dark_and_handed_over_with_both
     assert (pair.canary.status, pair.canary.error) == (200, "")
     assert refused.status_code == 400
     assert [app for app, _ in backends.calls] == [STABLE, CANARY, STABLE]
+
+
+async def test_what_a_canary_answered_itself_is_not_asked_of_it_again(loaded):
+    pairs: asyncio.Queue = asyncio.Queue()
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    mirroring = Mirroring(backends, pairs.put)
+    async with http_client(entrance(backends, table(0, 10_000, mirror=mirror), mirroring=mirroring)) as http:
+        reply = await http.post(CHAT, json=BODY)
+    await mirroring.aclose()
+    assert reply.headers["x-athanor-model"] == "support-student@2"
+    assert ([app for app, _ in backends.calls], pairs.qsize()) == ([CANARY], 0)
 
 
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):
