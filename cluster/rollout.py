@@ -101,7 +101,7 @@ def advance(deployment: StoredDeployment, look: Look, rules: Rules) -> Step:
 
 
 def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "", *, weight: int = 0) -> Step:
-    """A new revision comes up; one that was under way is given up."""
+    """A new revision comes up; one that was under way is given up, `model` stays as wished."""
     step = give_up(deployment, "another one was asked for", actor)
     number = deployment.newest.number + 1
     is_canary = target.trial is not None or weight > 0
@@ -118,7 +118,7 @@ def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "
         message=why,
     )
     reason = "CANARY_ASKED" if is_canary else "UPDATE_ASKED"
-    now = replace(step.deployment, revisions=(*step.deployment.revisions, new))
+    now = replace(step.deployment, model=deployment.model, revisions=(*step.deployment.revisions, new))
     return step.then(Step(now, (Decision(reason, f"{target.model}: {why}", number, actor),)))
 
 

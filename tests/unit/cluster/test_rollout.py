@@ -156,8 +156,17 @@ def test_an_update_that_does_not_come_up_in_time_is_given_up(live):
 def test_another_update_meanwhile_takes_the_place_of_the_first(live):
     update(live, 2)
     update(live, 3)
-    assert live.phases == [Phase.LIVE, Phase.GONE, Phase.STARTING]
+    assert (live.phases, live.deployment.model) == ([Phase.LIVE, Phase.GONE, Phase.STARTING], "m@3")
     assert live.look(READY, NOT_SEEN, READY) == [Phase.DRAINING, Phase.GONE, Phase.LIVE]
+    assert (live.deployment.model, live.deployment.resolved_model) == ("m@3", "m@3")
+
+
+def test_other_resources_during_an_update_keep_the_model_that_was_asked_for(live):
+    update(live, 2)
+    live.wish(rollout_wishes.update(live.deployment, {"cpus_per_replica": 2.0}, None, "ann"))
+    assert (live.deployment.newest.model, live.deployment.model) == ("m@2", "m@2")
+    live.look(READY, NOT_SEEN, FAILED)
+    assert live.deployment.model == "m@1"
 
 
 def test_more_replicas_need_no_revision_and_more_cpus_do(live):
