@@ -62,14 +62,14 @@ class Judge:
 
     async def compare(self, pair: MirroredPair) -> Finding | None:
         """None where there is nothing to compare, by no fault of the canary."""
-        if pair.canary.status == _OVERLOADED:
+        answer_ids = pair.stable.token_ids.get(0, ())[:_MOST_TOKENS]
+        if not answer_ids or _failed(pair.stable) or pair.canary.status == _OVERLOADED:
             return None
         if _failed(pair.canary):
             return Finding(canary_failed=True)
         stable = self._students(pair.stable.backend.app)
         prompt_ids = await stable.prompt_ids(pair.request)
-        answer_ids = pair.stable.token_ids.get(0, ())[:_MOST_TOKENS]
-        if not prompt_ids or not answer_ids:
+        if not prompt_ids:
             return None
         text, start = (*prompt_ids, *answer_ids), len(prompt_ids)
         taught = await self._teacher.score(text, start=start, top_k=TEACHER_TOP)
@@ -91,8 +91,8 @@ class Judge:
 
 
 def _failed(outcome: Outcome) -> bool:
-    """What the other answered well is answered with an error, or with nothing."""
-    return outcome.status != 200 or bool(outcome.error) or not any(outcome.token_ids.values())
+    """Answered with an error, with nothing, or not to the end."""
+    return outcome.status != 200 or not outcome.complete or not any(outcome.token_ids.values())
 
 
 def _is_sound(scored: Scored) -> bool:

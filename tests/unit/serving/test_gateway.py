@@ -259,7 +259,30 @@ async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):
         await http.post(CHAT, json={**BODY, "stream": True})
     pair = await pairs.get()
     assert (pair.stable.status, pair.canary.status, pair.canary.error) == (200, 0, "the replica died")
+    assert (pair.stable.complete, pair.canary.complete) == (True, False)
     assert pair.stable.first_token_s <= pair.stable.duration_s
+
+
+async def test_a_stream_that_ends_with_an_error_is_not_mirrored_and_not_whole():
+    pairs: asyncio.Queue = asyncio.Queue()
+    head = Head(200, (("content-type", "text/event-stream; charset=utf-8"),))
+    broken = (head, Chunk(b"data: {}\n\n", {0: (5,)}), Chunk(b'data: {"error": {}}\n\n'))
+    whole_stream = (*broken[:2], Chunk(b"data: [DONE]\n\n"))
+    answers = Scripted(*broken)
+    mirroring = Mirroring(answers, pairs.put)
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    async with http_client(entrance(answers, table(10_000, 0, mirror=mirror), mirroring=mirroring)) as http:
+        await http.post(CHAT, json={**BODY, "stream": True})
+        await mirroring.aclose()
+        assert ([app for app, _ in answers.calls], pairs.qsize()) == ([STABLE], 0)
+        answers.items = whole_stream
+        await http.post(CHAT, json={**BODY, "stream": True})
+        pair = await pairs.get()
+        assert (pair.stable.complete, pair.canary.complete) == (True, True)
+        mirroring.start(table(10_000, 0).routes[0], pair.canary.backend, pair.request, pair.stable)
+        answers.items = broken
+        pair = await pairs.get()
+    assert (pair.canary.complete, pair.canary.token_ids) == (False, {0: (5,)})
 
 
 async def test_a_client_that_goes_ends_the_work():

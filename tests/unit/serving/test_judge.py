@@ -82,13 +82,13 @@ class Model:
 
 def outcome(revision: int, **changes) -> Outcome:
     backend = Backend(app=f"bot--r{revision}", model=f"m@{revision}", revision=revision, weight=0)
-    return replace(Outcome(backend, 200, {0: ANSWER}, 0.1, 0.3), **changes)
+    return replace(Outcome(backend, 200, {0: ANSWER}, 0.1, 0.3, True), **changes)
 
 
-def compared(stable: Model, canary: Model, **changes) -> Finding | None:
+def compared(stable: Model, canary: Model, *, answered: Outcome | None = None, **changes) -> Finding | None:
     judge = Judge(Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
     request = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
-    return asyncio.run(judge.compare(MirroredPair("bot", request, outcome(1), outcome(2, **changes))))
+    return asyncio.run(judge.compare(MirroredPair("bot", request, answered or outcome(1), outcome(2, **changes))))
 
 
 def test_both_students_read_the_answer_that_the_client_got():
@@ -102,10 +102,26 @@ def test_both_students_read_the_answer_that_the_client_got():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"status": 500}, {"status": 0, "error": "died"}, {"status": 400}, {"token_ids": {}}, {"error": "late"}]
+    "changes",
+    [
+        {"status": 500},
+        {"status": 0, "complete": False, "error": "died"},
+        {"status": 400},
+        {"token_ids": {}},
+        {"token_ids": {0: ()}},
+        {"complete": False, "error": "late"},
+        {"complete": False},
+    ],
 )
 def test_what_the_other_answered_and_it_did_not_is_its_failure(changes):
     assert compared(Model(7), Model(7), **changes) == Finding(canary_failed=True)
+
+
+@pytest.mark.parametrize("changes", [{"token_ids": {}}, {"token_ids": {0: ()}}, {"complete": False}, {"status": 400}])
+@pytest.mark.parametrize("canary", [{"token_ids": {0: ()}}, {"complete": False}, {"status": 500}])
+def test_what_the_other_did_not_answer_well_is_no_failure_of_the_canary(changes, canary):
+    """A request for no tokens (`echo`, `max_tokens` 0), or a stream that ended with an error event."""
+    assert compared(Model(7), Model(7), answered=outcome(1, **changes), **canary) is None
 
 
 def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed():
