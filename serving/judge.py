@@ -15,7 +15,7 @@ from typing import Protocol
 from serving.backend import BackendRequest
 from serving.divergence import agreement, mean_divergence
 from serving.engine import Scored
-from serving.errors import ServingError
+from serving.errors import Overloaded, ServingError
 from serving.mirroring import MirroredPair, Outcome
 
 TEACHER_TOP = 16
@@ -74,20 +74,28 @@ class Judge:
         text, start = (*prompt_ids, *answer_ids), len(prompt_ids)
         taught = await self._teacher.score(text, start=start, top_k=TEACHER_TOP)
         known = await stable.score(text, start=start, top_k=STUDENT_TOP)
+        if not (_is_sound(taught) and _is_sound(known)):
+            logger.warning(
+                "the teacher or %s gave no numbers for an answer; it is not compared", pair.stable.backend.app
+            )
+            return None
         try:
             new = await self._students(pair.canary.backend.app).score(text, start=start, top_k=STUDENT_TOP)
+        except Overloaded:
+            return None
         except ServingError as error:
             logger.warning("the canary could not read an answer: %s", error)
             return Finding(canary_failed=True)
-        finding = Finding(
+        if not _is_sound(new):
+            return Finding(canary_failed=True)
+        return Finding(
             mean_divergence(taught.tokens, known.tokens),
-            mean_divergence(taught.tokens, new.tokens) if _is_sound(new) else math.inf,
+            mean_divergence(taught.tokens, new.tokens),
             agreement(taught.tokens, known.tokens),
             agreement(taught.tokens, new.tokens),
             _per_token_s(pair.stable),
             _per_token_s(pair.canary),
         )
-        return finding if math.isfinite(finding.canary_divergence) else Finding(canary_failed=True)
 
 
 def _failed(outcome: Outcome) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving.backend import BackendRequest
 from serving.divergence import agreement, mean_divergence, partial_kl
 from serving.engine import Scored, TokenLogprob
-from serving.errors import BackendFailed
+from serving.errors import BackendFailed, Overloaded
 from serving.judge import Finding, Judge
 from serving.mirroring import MirroredPair, Outcome
 from serving.routes import Backend
@@ -93,13 +93,22 @@ class Model:
         return Scored(tuple(TokenLogprob(each, math.log(0.01), alternatives) for each in token_ids[start:]))
 
 
+class NoNumbers(Model):
+    """Its weights are broken."""
+
+    async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+        return Scored(tuple(TokenLogprob(each, math.nan, ((1, math.nan),)) for each in token_ids[start:]))
+
+
 def outcome(revision: int, **changes) -> Outcome:
     backend = Backend(app=f"bot--r{revision}", model=f"m@{revision}", revision=revision, weight=0)
     return replace(Outcome(backend, 200, {0: ANSWER}, 0.1, 0.3, True), **changes)
 
 
-def compared(stable: Model, canary: Model, *, answered: Outcome | None = None, **changes) -> Finding | None:
-    judge = Judge(Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+def compared(
+    stable: Model, canary: Model, *, answered: Outcome | None = None, teacher: Model | None = None, **changes
+) -> Finding | None:
+    judge = Judge(teacher or Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
     request = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
     return asyncio.run(judge.compare(MirroredPair("bot", request, answered or outcome(1), outcome(2, **changes))))
 
@@ -139,16 +148,18 @@ def test_what_the_other_did_not_answer_well_is_no_failure_of_the_canary(changes,
 
 def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed():
     assert compared(Model(7), Model(7, error=BackendFailed("died"))).canary_failed
+    assert compared(Model(7), NoNumbers(7)).canary_failed
 
-    class Broken(Model):
-        async def score(self, token_ids, *, start=1, top_k=0):
-            return Scored(tuple(TokenLogprob(each, math.nan, ((1, math.nan),)) for each in token_ids[start:]))
 
-    assert compared(Model(7), Broken(7)).canary_failed
+def test_a_teacher_or_a_stable_version_that_says_no_numbers_is_no_failure_of_the_canary():
+    assert compared(Model(7), Model(7), teacher=NoNumbers(7)) is None
+    assert compared(NoNumbers(7), Model(7)) is None
+    assert compared(NoNumbers(7), NoNumbers(7)) is None
 
 
 def test_what_says_nothing_of_the_canary_is_left_out():
     assert compared(Model(7), Model(7), status=429) is None
+    assert compared(Model(7), Model(7, error=Overloaded("the queue is full"))) is None
     assert compared(Model(7, prompt=()), Model(7)) is None
     with pytest.raises(BackendFailed):
         compared(Model(7, error=BackendFailed("the stable one died")), Model(7))
