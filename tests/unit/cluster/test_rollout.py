@@ -44,7 +44,7 @@ class Story:
     def __init__(self, deployment: StoredDeployment = FIRST) -> None:
         self.deployment = deployment
         self.reasons: list[str] = []
-        self.now_s = 0.0
+        self.now_s = 1.0
         self.rules = Rules(start_timeout_s=60.0, drain_s=5.0)
 
     def wish(self, step: Step) -> None:
@@ -131,9 +131,20 @@ def test_a_rolling_update_drains_the_old_one_and_only_then_takes_it_down(live):
     assert live.look(READY, READY) == [Phase.DRAINING, Phase.LIVE]
     assert (shares(live.deployment), live.deployment.resolved_model) == ({2: 10_000}, "m@2")
     assert live.look(READY, READY, after_s=4) == [Phase.DRAINING, Phase.LIVE]
-    assert live.look(READY, READY, after_s=4, is_routed=False) == [Phase.DRAINING, Phase.LIVE]
+    assert live.look(READY, READY, after_s=6, is_routed=False) == [Phase.DRAINING, Phase.LIVE]
     assert live.look(READY, READY) == [Phase.GONE, Phase.LIVE]
     assert live.reasons == ["UPDATE_ASKED", "REVISION_LIVE"]
+
+
+def test_a_revision_drains_from_when_the_gateway_knows_it_and_not_from_the_decision(live):
+    update(live, 2)
+    live.look(READY, READY)
+    assert live.look(READY, READY, after_s=60, is_routed=False) == [Phase.DRAINING, Phase.LIVE]
+    assert live.look(READY, READY, after_s=1) == [Phase.DRAINING, Phase.LIVE]
+    before = live.deployment
+    assert live.look(READY, READY, after_s=4) == [Phase.DRAINING, Phase.LIVE]
+    assert live.deployment == before, "it is noted once"
+    assert live.look(READY, READY, after_s=1) == [Phase.GONE, Phase.LIVE]
 
 
 def test_an_update_that_fails_leaves_the_old_one_alone(live):
@@ -249,7 +260,8 @@ def test_a_bad_canary_is_rolled_back_by_any_limit(live, bad):
     live.observe(*[bad] * 100)
     assert live.look(READY, READY) == [Phase.LIVE, Phase.DRAINING]
     assert shares(live.deployment) == {1: 10_000}
-    assert live.look(READY, READY, after_s=6) == [Phase.LIVE, Phase.GONE]
+    live.look(READY, READY)
+    assert live.look(READY, READY, after_s=5) == [Phase.LIVE, Phase.GONE]
     assert live.reasons == ["CANARY_ASKED", "CANARY_STARTED", "CANARY_ROLLED_BACK"]
 
 
@@ -315,6 +327,13 @@ def test_an_alias_that_moves_back_ends_what_it_began(following):
 def test_an_alias_that_moves_brings_a_canary_where_there_is_a_gate(following):
     following.look(READY, target=target(2, gate=GATE))
     assert following.deployment.canary.model == "m@2"
+
+
+def test_a_canary_that_an_alias_supersedes_drains_like_any_other(following):
+    following.look(READY, target=target(2, gate=GATE))
+    following.look(READY, READY)
+    phases = following.look(READY, READY, after_s=60, target=target(3, gate=GATE))
+    assert phases == [Phase.LIVE, Phase.DRAINING, Phase.STARTING], "the gateway does not know it yet"
 
 
 def test_an_alias_without_a_teacher_to_judge_by_is_told_once(following):
