@@ -96,12 +96,13 @@ def advance(deployment: StoredDeployment, look: Look, rules: Rules) -> Step:
     step = _follow(deployment, look)
     for revision in deployment.revisions:
         now = next(each for each in step.deployment.revisions if each.number == revision.number)
-        step = step.then(_tend(step.deployment, now, look, rules))
+        if now.phase is revision.phase:  # else nothing was seen of it yet as it is now
+            step = step.then(_tend(step.deployment, now, look, rules))
     return step
 
 
 def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "", *, weight: int = 0) -> Step:
-    """A new revision comes up; one that was under way is given up."""
+    """A new revision comes up; one that was under way is given up, `model` stays as wished."""
     step = give_up(deployment, "another one was asked for", actor)
     number = deployment.newest.number + 1
     is_canary = target.trial is not None or weight > 0
@@ -118,7 +119,7 @@ def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "
         message=why,
     )
     reason = "CANARY_ASKED" if is_canary else "UPDATE_ASKED"
-    now = replace(step.deployment, revisions=(*step.deployment.revisions, new))
+    now = replace(step.deployment, model=deployment.model, revisions=(*step.deployment.revisions, new))
     return step.then(Step(now, (Decision(reason, f"{target.model}: {why}", number, actor),)))
 
 
@@ -215,8 +216,8 @@ def _tend(deployment: StoredDeployment, revision: Revision, look: Look, rules: R
         return _starting(deployment, revision, judged, age_s > rules.start_timeout_s)
     if revision.phase is Phase.CANARY:
         return _canary(deployment, revision, seen, age_s)
-    if revision.phase is Phase.DRAINING and look.is_routed and age_s >= rules.drain_s:
-        return Step(changed(deployment, replace(revision, phase=Phase.GONE)))
+    if revision.phase is Phase.DRAINING and look.is_routed:
+        return _draining(deployment, revision, look.now_us, rules.drain_s)
     return Step(deployment)
 
 
@@ -232,6 +233,13 @@ def _starting(deployment: StoredDeployment, revision: Revision, seen: Seen, is_l
         return Step(deployment)  # without another one there is nothing to go back to
     words = seen.message if seen.state is Shown.FAILED else f"did not come up in time: {seen.message}"
     return _fall(deployment, revision, Decision("REVISION_FAILED", words, revision.number))
+
+
+def _draining(deployment: StoredDeployment, revision: Revision, now_us: int, drain_s: float) -> Step:
+    """It gets no more requests since the gateway knows it, which may be long after that was decided."""
+    since_us = revision.unrouted_time_us or now_us
+    phase = Phase.GONE if now_us - since_us >= drain_s * 1e6 else Phase.DRAINING
+    return Step(changed(deployment, replace(revision, phase=phase, unrouted_time_us=since_us)))
 
 
 def _with_judge(seen: Seen, judge: Seen) -> Seen:

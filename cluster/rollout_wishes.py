@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import PreconditionFailed
-from cluster.rollout import Step, Target, begin, changed, give_up, promote
-from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment
+from cluster.errors import InvalidInput, PreconditionFailed, Violation
+from cluster.rollout import WHOLE, Step, Target, begin, changed, give_up, promote
+from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
 
 _NEEDS_REVISION = ("cpus_per_replica", "gpus_per_replica")
 
@@ -33,7 +33,11 @@ def update(deployment: StoredDeployment, changes: Mapping[str, Any], target: Tar
 
 
 def start_canary(deployment: StoredDeployment, target: Target, weight: int, actor: str) -> Step:
-    """PreconditionFailed / NOT_LIVE without a version that answers, CANARY_EXISTS beside another one."""
+    """PreconditionFailed / NOT_LIVE without a version that answers, CANARY_EXISTS beside another one.
+
+    InvalidInput / INVALID_DEPLOYMENT for all requests to one with a gate.
+    """
+    _check_leaves_some(target.trial, weight, "weight")
     if deployment.live is None:
         raise PreconditionFailed("NOT_LIVE", f"no version of {deployment.name} answers yet; a canary goes beside one")
     if deployment.coming:
@@ -46,8 +50,9 @@ def start_canary(deployment: StoredDeployment, target: Target, weight: int, acto
 
 
 def set_traffic(deployment: StoredDeployment, weight: int, mirror_share: float | None, actor: str) -> Step:
-    """The canary's share from now on."""
+    """The canary's share from now on. InvalidInput / INVALID_DEPLOYMENT for all requests to one with a gate."""
     canary = _canary(deployment)
+    _check_leaves_some(canary.trial, weight, "canary_weight")
     share = canary.mirror_share if mirror_share is None else mirror_share
     if (weight, share) == (canary.weight, canary.mirror_share):
         return Step(deployment)
@@ -82,6 +87,13 @@ def roll_back(deployment: StoredDeployment, actor: str) -> Step:
 def _is_earlier(deployment: StoredDeployment, revision: Revision) -> bool:
     """Whether it answered all requests once, and another version does now."""
     return revision.was_live and revision.phase is not Phase.LIVE and revision.model != deployment.resolved_model
+
+
+def _check_leaves_some(trial: Trial | None, weight: int, field: str) -> None:
+    """A gate compares what the live version answered; of a canary that answers everything it would see nothing."""
+    if trial is not None and weight >= WHOLE:
+        words = f"{weight} leaves its gate nothing to compare with; give less than {WHOLE}, or promote the canary"
+        raise InvalidInput("INVALID_DEPLOYMENT", f"{field}: {words}", [Violation(field, words)])
 
 
 def _canary(deployment: StoredDeployment) -> Revision:

@@ -88,15 +88,16 @@ def _route(deployment: StoredDeployment) -> Route:
         )
         for number, weight in shares(deployment).items()
     )
+    live = deployment.live.number if deployment.live else None
     canary = next((each for each in deployment.revisions if each.phase is Phase.CANARY), None)
-    if canary is None or deployment.live is None:
-        return Route(name=deployment.name, backends=backends)
+    if canary is None or live is None:
+        return Route(name=deployment.name, backends=backends, live=live)
     mirror = None
     if canary.mirror_share > 0:
         app = application_name(deployment.name, canary.number)
         mirror = Mirror(app=app, revision=canary.number, share=canary.mirror_share)
     judge = judge_name(deployment.name, canary.number) if canary.trial else None
-    return Route(name=deployment.name, backends=backends, mirror=mirror, judge_app=judge)
+    return Route(name=deployment.name, backends=backends, live=live, mirror=mirror, judge_app=judge)
 
 
 def _gateway(deployments: Sequence[StoredDeployment], around: Surroundings) -> Json:

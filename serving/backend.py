@@ -60,6 +60,11 @@ class Head:
     status: int
     headers: Headers
 
+    @property
+    def is_stream(self) -> bool:
+        """Server-sent events follow; whole is what ends with its last one."""
+        return any(name == "content-type" and value.startswith("text/event-stream") for name, value in self.headers)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -6,7 +6,7 @@ Pure. T: positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from serving.engine import TokenLogprob
 
@@ -16,7 +16,7 @@ _FLOOR = 1e-12
 def mean_divergence(teacher_T: Sequence[TokenLogprob], student_T: Sequence[TokenLogprob]) -> float:
     """Mean over positions of `partial_kl`, in nats per token."""
     pairs = zip(teacher_T, student_T, strict=True)
-    return sum(partial_kl(_known(teacher), _known(student)) for teacher, student in pairs) / len(teacher_T)
+    return sum(partial_kl(teacher, student) for teacher, student in pairs) / len(teacher_T)
 
 
 def agreement(teacher_T: Sequence[TokenLogprob], student_T: Sequence[TokenLogprob]) -> float:
@@ -25,21 +25,22 @@ def agreement(teacher_T: Sequence[TokenLogprob], student_T: Sequence[TokenLogpro
     return sum(teacher.top[0][0] == student.top[0][0] for teacher, student in pairs) / len(teacher_T)
 
 
-def partial_kl(teacher: Mapping[int, float], student: Mapping[int, float]) -> float:
-    """The least KL(teacher || student) that fits these log-probabilities; both hold their most likely tokens.
+def partial_kl(at_teacher: TokenLogprob, at_student: TokenLogprob) -> float:
+    """The least KL(teacher || student) at one position that fits what is known of both.
 
     Tokens that both name are cells of their own. Those that the teacher alone names are one cell, all others another.
     Merging cells never makes a divergence larger (data processing inequality), and of the mass that the student has
     left, the cell of unnamed tokens gets what makes it least: as much as the teacher gives it, but no token more than
-    the least likely one that the student does name.
+    the least likely one of the student's best: the token that came is named too, however unlikely it was.
     """
+    teacher, student = _known(at_teacher), _known(at_student)
     both = teacher.keys() & student.keys()
     alone = teacher.keys() - both
     total = sum(_term(math.exp(teacher[token]), math.exp(student[token])) for token in both)
     rest = max(1.0 - sum(math.exp(student[token]) for token in both), _FLOOR)
     p_alone = sum(math.exp(teacher[token]) for token in alone)
     p_tail = max(1.0 - p_alone - sum(math.exp(teacher[token]) for token in both), 0.0)
-    most = len(alone) * math.exp(min(student.values()))
+    most = len(alone) * math.exp(min(logprob for _, logprob in at_student.top))
     wanted = rest * p_alone / (p_alone + p_tail) if p_alone + p_tail > 0 else 0.0
     q_alone = min(most, wanted)
     return max(total + _term(p_alone, q_alone) + _term(p_tail, rest - q_alone), 0.0)
@@ -50,5 +51,5 @@ def _term(p: float, q: float) -> float:
 
 
 def _known(position: TokenLogprob) -> dict[int, float]:
-    """What is known of one position: the most likely tokens, and the one that came."""
+    """The most likely tokens, and the one that came."""
     return {**dict(position.top), position.token_id: position.logprob}

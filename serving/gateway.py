@@ -119,7 +119,7 @@ class Gateway:
                     self._check(head, backend, call, progress)
                     continue
                 whole.append(item)
-                if head is not None and _is_stream(head):
+                if head is not None and head.is_stream:
                     for ready in progress.taken(head, whole):
                         yield ready
                     whole.clear()
@@ -127,7 +127,7 @@ class Gateway:
             raise BackendFailed("a replica sent nothing")
         for ready in progress.taken(head, whole):
             yield ready
-        progress.complete = True
+        progress.complete = progress.complete or not head.is_stream
 
     def _as_of_now(self, call: Call) -> Call:
         """With the deployment and the version as they live by now: either may have moved since the last attempt."""
@@ -159,8 +159,9 @@ class Gateway:
 
     def _mirrored(self, call: Call, progress: _Progress) -> Backend | None:
         """The revision that is asked the same in the dark: only what the stable one answered well is compared."""
-        answered = progress.head is not None and progress.head.status == 200 and progress.backend == call.route.stable
-        return mirrored(call.route, call.request.request_id) if answered and call.pinned is None else None
+        answered = progress.head is not None and progress.head.status == 200 and progress.complete
+        by_stable = progress.backend == call.route.stable and call.pinned is None
+        return mirrored(call.route, call.request.request_id) if answered and by_stable else None
 
 
 @dataclass
@@ -213,7 +214,8 @@ class _Progress:
         assert self.backend is not None
         assert self.head is not None
         first_s = self.first_at - self.began_at if self.first_at is not None else None
-        return Outcome(self.backend, self.head.status, dict(self.token_ids), first_s, now - self.began_at)
+        took_s = now - self.began_at
+        return Outcome(self.backend, self.head.status, dict(self.token_ids), first_s, took_s, self.complete)
 
 
 def _next_backend(call: Call, attempt: int, progress: _Progress) -> Backend:
@@ -248,10 +250,6 @@ def _marked(head: Head, backend: Backend) -> Head:
     """With the version that answers; without what concerns one connection."""
     kept = tuple((name, value) for name, value in head.headers if name not in _DROPPED)
     return Head(head.status, (*kept, (MODEL_HEADER, backend.model)))
-
-
-def _is_stream(head: Head) -> bool:
-    return any(name == "content-type" and value.startswith("text/event-stream") for name, value in head.headers)
 
 
 _DROPPED: Sequence[str] = ("x-request-id", "connection", "transfer-encoding", "content-length", "date", "server")

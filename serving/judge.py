@@ -15,7 +15,7 @@ from typing import Protocol
 from serving.backend import BackendRequest
 from serving.divergence import agreement, mean_divergence
 from serving.engine import Scored
-from serving.errors import ServingError
+from serving.errors import Overloaded, ServingError
 from serving.mirroring import MirroredPair, Outcome
 
 TEACHER_TOP = 16
@@ -62,37 +62,45 @@ class Judge:
 
     async def compare(self, pair: MirroredPair) -> Finding | None:
         """None where there is nothing to compare, by no fault of the canary."""
-        if pair.canary.status == _OVERLOADED:
+        answer_ids = pair.stable.token_ids.get(0, ())[:_MOST_TOKENS]
+        if not answer_ids or _failed(pair.stable) or pair.canary.status == _OVERLOADED:
             return None
         if _failed(pair.canary):
             return Finding(canary_failed=True)
         stable = self._students(pair.stable.backend.app)
         prompt_ids = await stable.prompt_ids(pair.request)
-        answer_ids = pair.stable.token_ids.get(0, ())[:_MOST_TOKENS]
-        if not prompt_ids or not answer_ids:
+        if not prompt_ids:
             return None
         text, start = (*prompt_ids, *answer_ids), len(prompt_ids)
         taught = await self._teacher.score(text, start=start, top_k=TEACHER_TOP)
         known = await stable.score(text, start=start, top_k=STUDENT_TOP)
+        if not (_is_sound(taught) and _is_sound(known)):
+            logger.warning(
+                "the teacher or %s gave no numbers for an answer; it is not compared", pair.stable.backend.app
+            )
+            return None
         try:
             new = await self._students(pair.canary.backend.app).score(text, start=start, top_k=STUDENT_TOP)
+        except Overloaded:
+            return None
         except ServingError as error:
             logger.warning("the canary could not read an answer: %s", error)
             return Finding(canary_failed=True)
-        finding = Finding(
+        if not _is_sound(new):
+            return Finding(canary_failed=True)
+        return Finding(
             mean_divergence(taught.tokens, known.tokens),
-            mean_divergence(taught.tokens, new.tokens) if _is_sound(new) else math.inf,
+            mean_divergence(taught.tokens, new.tokens),
             agreement(taught.tokens, known.tokens),
             agreement(taught.tokens, new.tokens),
             _per_token_s(pair.stable),
             _per_token_s(pair.canary),
         )
-        return finding if math.isfinite(finding.canary_divergence) else Finding(canary_failed=True)
 
 
 def _failed(outcome: Outcome) -> bool:
-    """What the other answered well is answered with an error, or with nothing."""
-    return outcome.status != 200 or bool(outcome.error) or not any(outcome.token_ids.values())
+    """Answered with an error, with nothing, or not to the end."""
+    return outcome.status != 200 or not outcome.complete or not any(outcome.token_ids.values())
 
 
 def _is_sound(scored: Scored) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from serving.answers import DONE
 from serving.backend import BackendRequest, Backends, Head
 from serving.errors import ServingError
 from serving.routes import Backend, Route
@@ -32,6 +33,8 @@ class Outcome:
     first_token_s: float | None
     """Until the first chunk with tokens; for whole answers that is the only one."""
     duration_s: float
+    complete: bool
+    """It ended as an answer ends; a stream may end with an error instead."""
     error: str = ""
 
 
@@ -77,20 +80,23 @@ class Mirroring:
         await self._on_mirrored(MirroredPair(route.name, request, stable, canary))
 
     async def _asked(self, backend: Backend, request: BackendRequest) -> Outcome:
-        status, ids, began, first, error = 0, dict[int, tuple[int, ...]](), time.monotonic(), None, ""
+        head: Head | None = None
+        last, ids, began, first, error = b"", dict[int, tuple[int, ...]](), time.monotonic(), None, ""
         try:
             async with asyncio.timeout(_TIMEOUT_S), aclosing(self._backends.call(backend.app, request)) as items:
                 async for item in items:
                     if isinstance(item, Head):
-                        status = item.status
+                        head = item
                         continue
+                    last = item.data
                     if first is None and item.token_ids:
                         first = time.monotonic() - began
                     for index, more in item.token_ids.items():
                         ids[index] = ids.get(index, ()) + more
         except (ServingError, TimeoutError) as failure:
             error = str(failure) or "no answer in time"
-        return Outcome(backend, status, ids, first, time.monotonic() - began, error)
+        complete = head is not None and not error and (not head.is_stream or last.endswith(DONE))
+        return Outcome(backend, head.status if head else 0, ids, first, time.monotonic() - began, complete, error)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -83,7 +83,7 @@ class Reporter:
                 await asyncio.sleep(_PAUSE_S)
 
     async def _sent(self, request: messages.ReportObservationsRequest) -> bool:
-        """Whether one of them has taken it. The same request is sent again: it is counted once."""
+        """Whether one of them has taken it, or none ever will. The same request is sent again: it is counted once."""
         for address in self._planes.addresses:
             try:
                 async with _channel(address, self._planes) as channel:
@@ -93,6 +93,10 @@ class Reporter:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                     self.is_over = True
+                    return True
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    num = len(request.observations)
+                    logger.error("%s refused %d findings, which are let go: %s", address, num, error.details())
                     return True
                 logger.warning("%s did not take a report: %s %s", address, error.code(), error.details())
         return False

@@ -49,6 +49,8 @@ class Route(_Frozen):
     name: Name
     backends: tuple[Backend, ...]
     """Oldest revision first: a canary stands behind the stable one. Empty while none can answer yet."""
+    live: Annotated[int, Field(ge=1)] | None = None
+    """The revision that is LIVE, whatever its weight; None: the oldest."""
     mirror: Mirror | None = None
     judge_app: str | None = None
     """The Serve application that is told of mirrored pairs."""
@@ -61,12 +63,14 @@ class Route(_Frozen):
         total = sum(backend.weight for backend in self.backends)
         if self.backends and total != WHOLE:
             raise ValueError(f"{self.name}: weights add up to {total}; give {WHOLE} basis points in all")
+        if self.live is not None and self.live not in revisions:
+            raise ValueError(f"{self.name}: live revision {self.live} is none of {revisions}; name one of them")
         return self
 
     @property
     def stable(self) -> Backend | None:
-        """Who answers when another fails: the oldest revision that takes traffic at all."""
-        return next((backend for backend in self.backends if backend.weight), None)
+        """Who answers when another fails, and what a canary is compared with: also while that takes all requests."""
+        return next((backend for backend in self.backends if self.live in (backend.revision, None)), None)
 
 
 class RouteTable(_Frozen):
@@ -118,8 +122,9 @@ def choose(route: Route, key: str) -> Backend:
 
 
 def mirrored(route: Route, request_id: str) -> Backend | None:
-    """The revision that is asked in the dark as well, if this request is one of those."""
+    """The revision that is asked in the dark as well, if this request is one of those: never the stable one itself."""
     mirror = route.mirror
     if mirror is None or position("mirror", route.name, request_id) >= mirror.share:
         return None
-    return next((backend for backend in route.backends if backend.revision == mirror.revision), None)
+    found = next((backend for backend in route.backends if backend.revision == mirror.revision), None)
+    return None if found == route.stable else found

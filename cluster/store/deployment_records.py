@@ -90,6 +90,8 @@ class Revision:
     message: str = ""
     create_time_us: int = 0
     phase_time_us: int = 0
+    unrouted_time_us: int = 0
+    """When the gateway was first seen to go by a table without it; 0: not yet. From then on it drains."""
 
     @property
     def is_up(self) -> bool:

@@ -330,6 +330,8 @@ revisions = Table(
     Column("message", Text, nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
     Column("phase_time_us", BigInteger, nullable=False),
+    # When the gateway was first seen to send it no more requests; 0: not yet.
+    Column("unrouted_time_us", BigInteger, nullable=False),
     Index(None, "model"),
 )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster import canary, rollout_wishes
-from cluster.errors import PreconditionFailed
+from cluster.errors import InvalidInput, PreconditionFailed
 from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares, state_of
 from cluster.store.deployment_records import (
     DeploymentState,
@@ -44,7 +44,7 @@ class Story:
     def __init__(self, deployment: StoredDeployment = FIRST) -> None:
         self.deployment = deployment
         self.reasons: list[str] = []
-        self.now_s = 0.0
+        self.now_s = 1.0
         self.rules = Rules(start_timeout_s=60.0, drain_s=5.0)
 
     def wish(self, step: Step) -> None:
@@ -131,9 +131,20 @@ def test_a_rolling_update_drains_the_old_one_and_only_then_takes_it_down(live):
     assert live.look(READY, READY) == [Phase.DRAINING, Phase.LIVE]
     assert (shares(live.deployment), live.deployment.resolved_model) == ({2: 10_000}, "m@2")
     assert live.look(READY, READY, after_s=4) == [Phase.DRAINING, Phase.LIVE]
-    assert live.look(READY, READY, after_s=4, is_routed=False) == [Phase.DRAINING, Phase.LIVE]
+    assert live.look(READY, READY, after_s=6, is_routed=False) == [Phase.DRAINING, Phase.LIVE]
     assert live.look(READY, READY) == [Phase.GONE, Phase.LIVE]
     assert live.reasons == ["UPDATE_ASKED", "REVISION_LIVE"]
+
+
+def test_a_revision_drains_from_when_the_gateway_knows_it_and_not_from_the_decision(live):
+    update(live, 2)
+    live.look(READY, READY)
+    assert live.look(READY, READY, after_s=60, is_routed=False) == [Phase.DRAINING, Phase.LIVE]
+    assert live.look(READY, READY, after_s=1) == [Phase.DRAINING, Phase.LIVE]
+    before = live.deployment
+    assert live.look(READY, READY, after_s=4) == [Phase.DRAINING, Phase.LIVE]
+    assert live.deployment == before, "it is noted once"
+    assert live.look(READY, READY, after_s=1) == [Phase.GONE, Phase.LIVE]
 
 
 def test_an_update_that_fails_leaves_the_old_one_alone(live):
@@ -156,8 +167,17 @@ def test_an_update_that_does_not_come_up_in_time_is_given_up(live):
 def test_another_update_meanwhile_takes_the_place_of_the_first(live):
     update(live, 2)
     update(live, 3)
-    assert live.phases == [Phase.LIVE, Phase.GONE, Phase.STARTING]
+    assert (live.phases, live.deployment.model) == ([Phase.LIVE, Phase.GONE, Phase.STARTING], "m@3")
     assert live.look(READY, NOT_SEEN, READY) == [Phase.DRAINING, Phase.GONE, Phase.LIVE]
+    assert (live.deployment.model, live.deployment.resolved_model) == ("m@3", "m@3")
+
+
+def test_other_resources_during_an_update_keep_the_model_that_was_asked_for(live):
+    update(live, 2)
+    live.wish(rollout_wishes.update(live.deployment, {"cpus_per_replica": 2.0}, None, "ann"))
+    assert (live.deployment.newest.model, live.deployment.model) == ("m@2", "m@2")
+    live.look(READY, NOT_SEEN, FAILED)
+    assert live.deployment.model == "m@1"
 
 
 def test_more_replicas_need_no_revision_and_more_cpus_do(live):
@@ -200,6 +220,15 @@ def test_a_canary_with_a_gate_waits_for_its_judge(live):
     assert live.deployment.canary.mirror_share == 1.0
 
 
+def test_a_canary_with_a_gate_leaves_requests_to_compare_with(live):
+    with pytest.raises(InvalidInput, match="weight: 10000 leaves its gate nothing to compare with"):
+        start_canary(live, 2, weight=10_000, gate=GATE)
+    start_canary(live, 2, weight=9_999, gate=GATE)
+    live.look(READY, READY)
+    with pytest.raises(InvalidInput, match="give less than 10000, or promote the canary"):
+        rollout_wishes.set_traffic(live.deployment, 10_000, None, "ann")
+
+
 def test_a_judge_that_cannot_come_up_ends_its_canary(live):
     start_canary(live, 2, gate=GATE)
     assert live.look(READY, READY, judge=FAILED) == [Phase.LIVE, Phase.GONE]
@@ -231,7 +260,8 @@ def test_a_bad_canary_is_rolled_back_by_any_limit(live, bad):
     live.observe(*[bad] * 100)
     assert live.look(READY, READY) == [Phase.LIVE, Phase.DRAINING]
     assert shares(live.deployment) == {1: 10_000}
-    assert live.look(READY, READY, after_s=6) == [Phase.LIVE, Phase.GONE]
+    live.look(READY, READY)
+    assert live.look(READY, READY, after_s=5) == [Phase.LIVE, Phase.GONE]
     assert live.reasons == ["CANARY_ASKED", "CANARY_STARTED", "CANARY_ROLLED_BACK"]
 
 
@@ -297,6 +327,13 @@ def test_an_alias_that_moves_back_ends_what_it_began(following):
 def test_an_alias_that_moves_brings_a_canary_where_there_is_a_gate(following):
     following.look(READY, target=target(2, gate=GATE))
     assert following.deployment.canary.model == "m@2"
+
+
+def test_a_canary_that_an_alias_supersedes_drains_like_any_other(following):
+    following.look(READY, target=target(2, gate=GATE))
+    following.look(READY, READY)
+    phases = following.look(READY, READY, after_s=60, target=target(3, gate=GATE))
+    assert phases == [Phase.LIVE, Phase.DRAINING, Phase.STARTING], "the gateway does not know it yet"
 
 
 def test_an_alias_without_a_teacher_to_judge_by_is_told_once(following):

@@ -91,6 +91,7 @@ def test_the_table_divides_the_requests_and_names_the_mirror():
     (route,) = table.routes
     assert [(each.app, each.weight) for each in route.backends] == [("desk--r1", 8500), ("desk--r2", 1500)]
     assert (route.mirror.app, route.mirror.share, route.judge_app) == ("desk--r2", 0.25, "desk--judge2")
+    assert route.live == 1
     assert RouteTable.model_validate(table.model_dump(mode="json")) == table
     assert table.auth == "none"
 

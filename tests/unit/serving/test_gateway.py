@@ -150,9 +150,9 @@ async def test_a_canary_that_fails_is_replaced_by_the_stable_revision(loaded, it
     canary = Scripted(*items)
     local, backends.call = backends.call, lambda app, request: (canary if app == CANARY else own).call(app, request)
     own = type("Own", (), {"call": staticmethod(local)})
-    async with http_client(entrance(backends, table(0, 10_000).model_copy())) as http:
-        alone = await http.post(CHAT, json=BODY)
-    assert alone.status_code in (503, 500, 429)  # nobody else takes traffic
+    async with http_client(entrance(backends, table(0, 10_000))) as http:
+        replaced = await http.post(CHAT, json=BODY)
+    assert (replaced.status_code, replaced.headers["x-athanor-model"]) == (200, "support-student@1")
     gate = entrance(backends, table(1, 9_999))
     async with http_client(gate) as http:
         reply = await http.post(CHAT, json=BODY, headers={"x-athanor-session": "in-the-canary"})
@@ -294,6 +294,18 @@ async def test_an_answer_of_a_replica_that_is_no_good_is_no_death():
     assert (reply.status_code, len(backends.calls)) == (503, 4)
 
 
+async def test_what_a_canary_answered_itself_is_not_asked_of_it_again(loaded):
+    pairs: asyncio.Queue = asyncio.Queue()
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    mirroring = Mirroring(backends, pairs.put)
+    async with http_client(entrance(backends, table(0, 10_000, mirror=mirror), mirroring=mirroring)) as http:
+        reply = await http.post(CHAT, json=BODY)
+    await mirroring.aclose()
+    assert reply.headers["x-athanor-model"] == "support-student@2"
+    assert ([app for app, _ in backends.calls], pairs.qsize()) == ([CANARY], 0)
+
+
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):
     pairs: asyncio.Queue = asyncio.Queue()
     backends = LocalBackends(**{STABLE: (1, loaded)})
@@ -303,7 +315,30 @@ async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):
         await http.post(CHAT, json={**BODY, "stream": True})
     pair = await pairs.get()
     assert (pair.stable.status, pair.canary.status, pair.canary.error) == (200, 0, "the replica died")
+    assert (pair.stable.complete, pair.canary.complete) == (True, False)
     assert pair.stable.first_token_s <= pair.stable.duration_s
+
+
+async def test_a_stream_that_ends_with_an_error_is_not_mirrored_and_not_whole():
+    pairs: asyncio.Queue = asyncio.Queue()
+    head = Head(200, (("content-type", "text/event-stream; charset=utf-8"),))
+    broken = (head, Chunk(b"data: {}\n\n", {0: (5,)}), Chunk(b'data: {"error": {}}\n\n'))
+    whole_stream = (*broken[:2], Chunk(b"data: [DONE]\n\n"))
+    answers = Scripted(*broken)
+    mirroring = Mirroring(answers, pairs.put)
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    async with http_client(entrance(answers, table(10_000, 0, mirror=mirror), mirroring=mirroring)) as http:
+        await http.post(CHAT, json={**BODY, "stream": True})
+        await mirroring.aclose()
+        assert ([app for app, _ in answers.calls], pairs.qsize()) == ([STABLE], 0)
+        answers.items = whole_stream
+        await http.post(CHAT, json={**BODY, "stream": True})
+        pair = await pairs.get()
+        assert (pair.stable.complete, pair.canary.complete) == (True, True)
+        mirroring.start(table(10_000, 0).routes[0], pair.canary.backend, pair.request, pair.stable)
+        answers.items = broken
+        pair = await pairs.get()
+    assert (pair.canary.complete, pair.canary.token_ids) == (False, {0: (5,)})
 
 
 async def test_a_client_that_goes_ends_the_work():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving.backend import BackendRequest
 from serving.divergence import agreement, mean_divergence, partial_kl
 from serving.engine import Scored, TokenLogprob
-from serving.errors import BackendFailed
+from serving.errors import BackendFailed, Overloaded
 from serving.judge import Finding, Judge
 from serving.mirroring import MirroredPair, Outcome
 from serving.routes import Backend
@@ -28,9 +28,10 @@ def logprobs(weights: Sequence[float]) -> list[float]:
     return [math.log(weight / total) for weight in weights]
 
 
-def top(distribution: Sequence[float], num: int) -> dict[int, float]:
+def top(distribution: Sequence[float], num: int, came: int = 0) -> TokenLogprob:
+    """What is told of a position at which the token `came`."""
     best = sorted(range(len(distribution)), key=distribution.__getitem__, reverse=True)[:num]
-    return {token: distribution[token] for token in best}
+    return TokenLogprob(came, distribution[came], tuple((token, distribution[token]) for token in best))
 
 
 def kl(teacher: Sequence[float], student: Sequence[float]) -> float:
@@ -40,9 +41,21 @@ def kl(teacher: Sequence[float], student: Sequence[float]) -> float:
 distributions = st.lists(st.floats(0.01, 1.0), min_size=VOCABULARY, max_size=VOCABULARY).map(logprobs)
 
 
-@given(distributions, distributions, st.integers(1, VOCABULARY), st.integers(1, VOCABULARY))
-def test_it_is_never_more_than_the_divergence_itself(teacher, student, k, m):
-    assert 0 <= partial_kl(top(teacher, k), top(student, m)) <= kl(teacher, student) + 1e-9
+@given(
+    distributions,
+    distributions,
+    st.integers(1, VOCABULARY),
+    st.integers(1, VOCABULARY),
+    st.integers(0, VOCABULARY - 1),
+)
+def test_it_is_never_more_than_the_divergence_itself(teacher, student, k, m, came):
+    assert 0 <= partial_kl(top(teacher, k, came), top(student, m, came)) <= kl(teacher, student) + 1e-9
+
+
+def test_an_unlikely_token_that_came_says_nothing_of_the_others():
+    """Both say the same, but the student told of fewer tokens: nothing shows that they diverge."""
+    same = logprobs([*[1.0] * 5, *[1e-9] * 7])
+    assert partial_kl(top(same, 5, came=11), top(same, 2, came=11)) == pytest.approx(0, abs=1e-6)
 
 
 @given(distributions, distributions)
@@ -57,8 +70,8 @@ def test_equals_do_not_diverge(teacher, k):
 
 
 def test_a_student_that_names_none_of_the_teachers_tokens_is_far_away():
-    teacher = {1: math.log(0.9), 2: math.log(0.09)}
-    student = {token: math.log(0.1) for token in range(10, 19)}
+    teacher = TokenLogprob(1, math.log(0.9), ((1, math.log(0.9)), (2, math.log(0.09))))
+    student = TokenLogprob(1, math.log(1e-4), tuple((token, math.log(0.1)) for token in range(10, 19)))
     assert partial_kl(teacher, student) > 1.0
 
 
@@ -80,15 +93,24 @@ class Model:
         return Scored(tuple(TokenLogprob(each, math.log(0.01), alternatives) for each in token_ids[start:]))
 
 
+class NoNumbers(Model):
+    """Its weights are broken."""
+
+    async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+        return Scored(tuple(TokenLogprob(each, math.nan, ((1, math.nan),)) for each in token_ids[start:]))
+
+
 def outcome(revision: int, **changes) -> Outcome:
     backend = Backend(app=f"bot--r{revision}", model=f"m@{revision}", revision=revision, weight=0)
-    return replace(Outcome(backend, 200, {0: ANSWER}, 0.1, 0.3), **changes)
+    return replace(Outcome(backend, 200, {0: ANSWER}, 0.1, 0.3, True), **changes)
 
 
-def compared(stable: Model, canary: Model, **changes) -> Finding | None:
-    judge = Judge(Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+def compared(
+    stable: Model, canary: Model, *, answered: Outcome | None = None, teacher: Model | None = None, **changes
+) -> Finding | None:
+    judge = Judge(teacher or Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
     request = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
-    return asyncio.run(judge.compare(MirroredPair("bot", request, outcome(1), outcome(2, **changes))))
+    return asyncio.run(judge.compare(MirroredPair("bot", request, answered or outcome(1), outcome(2, **changes))))
 
 
 def test_both_students_read_the_answer_that_the_client_got():
@@ -102,24 +124,42 @@ def test_both_students_read_the_answer_that_the_client_got():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"status": 500}, {"status": 0, "error": "died"}, {"status": 400}, {"token_ids": {}}, {"error": "late"}]
+    "changes",
+    [
+        {"status": 500},
+        {"status": 0, "complete": False, "error": "died"},
+        {"status": 400},
+        {"token_ids": {}},
+        {"token_ids": {0: ()}},
+        {"complete": False, "error": "late"},
+        {"complete": False},
+    ],
 )
 def test_what_the_other_answered_and_it_did_not_is_its_failure(changes):
     assert compared(Model(7), Model(7), **changes) == Finding(canary_failed=True)
 
 
+@pytest.mark.parametrize("changes", [{"token_ids": {}}, {"token_ids": {0: ()}}, {"complete": False}, {"status": 400}])
+@pytest.mark.parametrize("canary", [{"token_ids": {0: ()}}, {"complete": False}, {"status": 500}])
+def test_what_the_other_did_not_answer_well_is_no_failure_of_the_canary(changes, canary):
+    """A request for no tokens (`echo`, `max_tokens` 0), or a stream that ended with an error event."""
+    assert compared(Model(7), Model(7), answered=outcome(1, **changes), **canary) is None
+
+
 def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed():
     assert compared(Model(7), Model(7, error=BackendFailed("died"))).canary_failed
+    assert compared(Model(7), NoNumbers(7)).canary_failed
 
-    class Broken(Model):
-        async def score(self, token_ids, *, start=1, top_k=0):
-            return Scored(tuple(TokenLogprob(each, math.nan, ((1, math.nan),)) for each in token_ids[start:]))
 
-    assert compared(Model(7), Broken(7)).canary_failed
+def test_a_teacher_or_a_stable_version_that_says_no_numbers_is_no_failure_of_the_canary():
+    assert compared(Model(7), Model(7), teacher=NoNumbers(7)) is None
+    assert compared(NoNumbers(7), Model(7)) is None
+    assert compared(NoNumbers(7), NoNumbers(7)) is None
 
 
 def test_what_says_nothing_of_the_canary_is_left_out():
     assert compared(Model(7), Model(7), status=429) is None
+    assert compared(Model(7), Model(7, error=Overloaded("the queue is full"))) is None
     assert compared(Model(7, prompt=()), Model(7)) is None
     with pytest.raises(BackendFailed):
         compared(Model(7, error=BackendFailed("the stable one died")), Model(7))

@@ -80,10 +80,21 @@ def test_a_route_without_a_revision_has_nobody_to_choose():
         choose(Route(name="bot", backends=()), "any")
 
 
-def test_the_one_who_answers_for_a_failing_canary_is_the_oldest_that_takes_traffic():
-    assert split(100).stable == split(100).backends[0]
-    assert split(WHOLE).stable == split(WHOLE).backends[1]
+def test_the_one_who_answers_for_a_failing_canary_is_the_live_one_whatever_its_weight():
+    for canary in (0, 100, WHOLE):
+        route = split(canary)
+        assert route.stable == route.backends[0]
+        assert route.model_copy(update={"live": 2}).stable == route.backends[1]
     assert Route(name="bot", backends=()).stable is None
+    with pytest.raises(ValidationError, match="live revision 3 is none of"):
+        Route(name="bot", backends=split(0).backends, live=3)
+
+
+def test_a_revision_is_never_asked_in_the_dark_what_it_answered_itself():
+    route = Route(
+        name="bot", backends=split(WHOLE).backends, live=2, mirror=Mirror(app="bot--r2", revision=2, share=1.0)
+    )
+    assert not any(mirrored(route, key) for key in KEYS)
 
 
 def test_weights_that_do_not_add_up_are_refused():
