@@ -323,8 +323,7 @@ revisions = Table(
     Column("weight", Integer, nullable=False),
     Column("mirror_share", Float, nullable=False),
     Column("was_live", Boolean, nullable=False),
-    # Gate, teacher and token of its judge.
-    Column("trial", JSON(none_as_null=True)),
+    Column("trial", JSON(none_as_null=True)),  # gate, teacher and token of its judge
     # State of the gate's tests; written by what is observed, never by a decision.
     Column("evidence", JSON, nullable=False),
     Column("message", Text, nullable=False),

@@ -124,7 +124,7 @@ class Deployment(_message.Message):
     model: _builtins.str
     """What was asked: `name@alias`, `name@version` or `name`."""
     resolved_model: _builtins.str
-    """Output only. The version it was pinned to at creation: `name@3`."""
+    """Output only. The version that answers, or is to: `name@3`."""
     num_replicas: _builtins.int
     """Replicas; 0 means 1; at most 64."""
     cpus_per_replica: _builtins.float
