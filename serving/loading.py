@@ -96,7 +96,7 @@ def over(
     engine = TransformersEngine(
         model,
         prompts.decode,
-        context_length=_context_length(model.config, tokenizer),
+        context_length=_context_length(model.config, tokenizer, _first_position(model)),
         num_tokens=min(max(tokenizer.get_vocab().values()) + 1, _head_size(model)),
         end_ids=end_ids,
         limits=limits,
@@ -108,7 +108,9 @@ def over(
 def pooling_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: PoolingOptions) -> LoadedModel:
     """An engine over a model that classifies or embeds."""
     prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
-    engine = TransformersPoolingEngine(model, options, context_length=_context_length(model.config, tokenizer))
+    engine = TransformersPoolingEngine(
+        model, options, context_length=_context_length(model.config, tokenizer, _first_position(model))
+    )
     task: Task = "classify" if options.labels else "embed"
     return LoadedModel(frozenset({task}), prompts, pooling=engine)
 
@@ -217,9 +219,18 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int |
     return int(tokenizer.pad_token_id) if encoder and tokenizer.pad_token_id is not None else None
 
 
-def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    limits = (getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
+def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, first_position: int = 0) -> int:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = (None if positions is None else positions - first_position, tokenizer.model_max_length)
     return int(min(limit for limit in limits if limit is not None))
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """RoBERTa and its kin count positions from behind that of padding, so they have fewer than they name."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def _head_size(model: PreTrainedModel) -> int:

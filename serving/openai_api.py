@@ -23,7 +23,7 @@ from serving import answers, pooling_api
 from serving.answers import Choice, Envelope
 from serving.backend import BackendRequest, Chunk
 from serving.engine import PoolingEngine, Task
-from serving.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelNotFound
+from serving.errors import EngineFailed, InvalidRequest, ModelNotFound, RequestError
 from serving.failures import add_handlers, refusal, server_error
 from serving.generation import Body, Generator
 from serving.logprobs import Document, Kind
@@ -260,7 +260,7 @@ async def _events(
         async with aclosing(answers.chunks(envelope, choices, with_usage=with_usage, sent_tokens=sent)) as chunks:
             async for chunk in chunks:
                 yield chunk
-    except DeadlineExceeded as error:
+    except RequestError as error:
         yield Chunk(answers.event(refusal(error)))
     except EngineFailed:
         if exchange.can_resume:

@@ -171,18 +171,26 @@ class TransformersPoolingEngine:
                     return texts
 
     def _serve(self, group: Sequence[_Text]) -> None:
+        """Together; where that breaks one by one, so that only who broke it fails."""
+        results = self._attempt(group)
+        if results is None and len(group) > 1:
+            for text in group:
+                self._serve([text])
+            return
+        self._failures = self._failures + 1 if results is None else 0
+        for text, result in zip(group, results or [None], strict=True):
+            text.settle(EngineFailed("the engine could not finish this request") if result is None else result)
+
+    def _attempt(self, group: Sequence[_Text]) -> list[Vector | None] | None:
         try:
-            results: Sequence[Vector | Exception] = self._compute([text.ids for text in group])
-            self._failures = 0
-        except Exception:  # the process boundary: logged, these texts fail, and the thread goes on
+            return self._compute([text.ids for text in group])
+        except Exception:  # the process boundary: logged, and the thread goes on
             logger.exception("the model broke on %d texts", len(group))
-            self._failures += 1
-            results = [EngineFailed("the engine could not finish this request")] * len(group)
-        for text, result in zip(group, results, strict=True):
-            text.settle(result)
+            return None
 
     @torch.inference_mode()
-    def _compute(self, texts: Sequence[tuple[int, ...]]) -> list[Vector]:
+    def _compute(self, texts: Sequence[tuple[int, ...]]) -> list[Vector | None]:
+        """None for a text whose answer is no numbers."""
         width, pad_id = max(map(len, texts)), self._options.pad_id or 0
         device = self._model.device
         ids_BT = torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in texts], device=device)
@@ -194,9 +202,10 @@ class TransformersPoolingEngine:
         else:
             found = pooled(output.last_hidden_state.float(), mask_BT, self._options.pooling)
             found = torch.nn.functional.normalize(found, dim=-1) if self._options.normalized else found
-        if not bool(found.isfinite().all()):
-            raise ArithmeticError("the model's answer is no numbers")
-        return [tuple(row) for row in found.tolist()]
+        sound_B = found.isfinite().all(-1).tolist()
+        if not all(sound_B):
+            logger.error("the model's answer is no numbers for %d texts of %d", sound_B.count(False), len(texts))
+        return [tuple(row) if sound else None for row, sound in zip(found.tolist(), sound_B, strict=True)]
 
 
 def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:

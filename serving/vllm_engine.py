@@ -82,16 +82,25 @@ class VllmEngine:
         if request.guide is not None:
             raise InvalidRequest("constrained output is not supported by the engine `vllm`", param="response_format")
         self._enter()
+        try:
+            return _Stream(self._answer(request), self._leave, request.deadline_s)
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, ValueError):
+                raise _refused(error) from error
+            raise
+
+    def _answer(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         text = AnswerText(request, self._decode, self._end_ids)
         for token in request.given_ids:
             if (reason := text.push(token)[1]) is not None:
-                return _Stream(_only(Delta("", 0, reason)), self._leave, None)
+                return _only(Delta("", 0, reason))
         left = request.max_tokens - len(request.given_ids)
         params = self._make_params(**sampling_options(request.sampling, len(request.given_ids)), **self._ends(left))
         params.logprobs = request.logprobs
         prompt = {"prompt_token_ids": [*request.prompt_ids, *request.given_ids]}
         outputs = self._client.generate(prompt, params, self._name(request.request_id))
-        return _Stream(_deltas(outputs, text, told=request.logprobs), self._leave, request.deadline_s)
+        return _deltas(outputs, text, told=request.logprobs)
 
     async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
         if not 1 <= start < len(token_ids) or top_k > MAX_TOP_LOGPROBS:
@@ -108,6 +117,8 @@ class VllmEngine:
                 raise EngineFailed("vLLM told no log-probabilities of this text")
             pairs = list(zip(token_ids, found, strict=True))[start:]
             return Scored(tuple(_logprob(token, entries or {}, top_k) for token, entries in pairs))
+        except ValueError as error:
+            raise _refused(error) from error
         finally:
             self._leave()
 
@@ -160,7 +171,7 @@ class _Stream:
             raise DeadlineExceeded("the answer was not complete in the time allowed") from error
         except Exception as error:
             await self.aclose()
-            if isinstance(error, EngineFailed | StopAsyncIteration):
+            if isinstance(error, EngineFailed | InvalidRequest | StopAsyncIteration):
                 raise
             logger.exception("vLLM failed on a request")
             raise EngineFailed("the engine could not finish this request") from error
@@ -183,8 +194,10 @@ async def _deltas(
     outputs: AsyncGenerator[Any, None], text: AnswerText, *, told: int | None
 ) -> AsyncGenerator[Delta, None]:
     """One for each output of vLLM; the answer ends where its text does, and vLLM is told by closing its generator."""
+    begun = False
     try:
         async for output in outputs:
+            begun = True
             [completion] = output.outputs
             if completion.finish_reason not in (None, "stop", "length"):
                 raise EngineFailed(f"vLLM ended the request: {completion.finish_reason}")
@@ -194,8 +207,17 @@ async def _deltas(
             if delta.finish_reason:
                 return
         raise EngineFailed("vLLM ended the answer without a reason")
+    except ValueError as error:
+        if begun:
+            raise
+        raise _refused(error) from error
     finally:
         await outputs.aclose()
+
+
+def _refused(error: ValueError) -> InvalidRequest:
+    """What vLLM cannot do with a request it says before anything else, and as this."""
+    return InvalidRequest(f"the engine refuses this request: {error}")
 
 
 def _delta(completion: Any, text: AnswerText, told: int | None) -> Delta:

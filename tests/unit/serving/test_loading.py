@@ -13,13 +13,16 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from serving import vllm_engine
 from serving.engine import GenerationRequest, Sampling
 from serving.errors import EngineFailed, ModelDirectoryError
-from serving.loading import load, over, task_of
+from serving.loading import load, over, pooling_over, task_of
 from serving.model_dir import ModelDirectory
+from serving.pooling import PoolingOptions
 
 GREEDY = Sampling(temperature=0)
 
@@ -142,6 +145,16 @@ async def test_another_encoder_embeds_by_the_mean(saved, kind):
     [found] = await loaded.pooling.embed([(9, 10, 11)])
     hidden = model.base_model(torch.tensor([[9, 10, 11]])).last_hidden_state[0]
     assert found == pytest.approx(hidden.mean(0).tolist(), abs=1e-5)
+
+
+async def test_a_text_as_long_as_roberta_counts_positions(tokenizer):
+    """Its first position is the one behind that of padding."""
+    config = RobertaConfig(**BERT, vocab_size=len(tokenizer), max_position_embeddings=42, pad_token_id=1)
+    pooling = pooling_over(RobertaModel(config).eval(), tokenizer, PoolingOptions(pad_id=1)).pooling
+    assert pooling.context_length == 40
+    [found] = await pooling.embed([(9,) * 40])
+    assert len(found) == 16
+    pooling.close()
 
 
 def modules(*kinds):

@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from serving.engine import Delta, GenerationRequest, Load
-from serving.errors import EngineFailed, Overloaded
+from serving.errors import EngineFailed, InvalidRequest, Overloaded
 from serving.loading import LoadedModel
 from serving.model_dir import Lineage
 from serving.openai_api import ModelCard, build_api
@@ -298,6 +298,13 @@ async def test_a_stream_that_breaks_says_so(client, engine):
     with pytest.raises(openai.APIError, match="the server failed on this request") as caught:
         await anext(stream)
     assert "cuda" not in str(caught.value)
+
+
+async def test_a_stream_that_the_engine_refuses_late_says_why(client, engine):
+    engine.deltas, engine.error = [], InvalidRequest("no such seed")
+    stream = await client.chat.completions.create(model="support-bot", messages=QUESTION, stream=True)
+    with pytest.raises(openai.APIError, match="no such seed"):
+        [chunk async for chunk in stream]
 
 
 async def test_a_request_id_that_was_given_is_kept(http, engine, caplog):

@@ -134,6 +134,45 @@ async def test_a_model_that_breaks_fails_its_texts_and_serves_the_next(start, en
     assert len(await engine.embed(TEXTS)) == len(TEXTS)
 
 
+async def test_a_text_of_no_numbers_fails_alone(start, encoder, monkeypatch):
+    embed = encoder.get_input_embeddings()
+    poison = torch.where(torch.arange(60) == 59, torch.nan, 0.0)[:, None]
+    monkeypatch.setattr(embed, "forward", lambda ids: torch.nn.functional.embedding(ids, embed.weight + poison))
+    engine = start(encoder, max_batch_tokens=64)
+    expected = encoder(torch.tensor([[5, 6, 7]])).last_hidden_state[0].mean(0)
+    found = await together(engine, [[5, 6, 7], [5, 59, 7], [7, 6, 5]], monkeypatch)
+    assert [isinstance(each, EngineFailed) for each in found] == [False, True, False]
+    close_to(found[0][0], expected)
+
+
+async def test_a_text_that_breaks_the_model_fails_alone(start, encoder, monkeypatch, caplog):
+    forward = encoder.forward
+
+    def breaking(input_ids, **kwargs):
+        if 59 in input_ids:
+            raise RuntimeError("no memory")
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(encoder, "forward", breaking)
+    engine = start(encoder, max_batch_tokens=64)
+    found = await together(engine, [[5, 6, 7], [5, 59, 7], [7, 6, 5]], monkeypatch)
+    assert [isinstance(each, EngineFailed) for each in found] == [False, True, False]
+    assert "broke on 3 texts" in caplog.text
+    assert engine.is_healthy
+
+
+async def together(engine, texts, monkeypatch):
+    """Each text asked for by itself, and all of them computed as one group."""
+    gate, take = Event(), engine._take
+    monkeypatch.setattr(engine, "_take", lambda: gate.wait(30) and take())
+    await engine.embed([[1]])  # the thread stands at the gate behind it
+    asked = [asyncio.create_task(engine.embed([text])) for text in texts]
+    while engine.load.waiting < len(texts):
+        await asyncio.sleep(0)
+    gate.set()
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
 async def test_a_model_that_breaks_every_time_is_not_healthy(start, encoder, monkeypatch):
     engine = start(encoder)
     assert engine.is_healthy

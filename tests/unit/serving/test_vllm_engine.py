@@ -195,3 +195,29 @@ def test_it_is_as_healthy_as_vllm():
     assert engine.is_healthy
     client.errored = True
     assert not engine.is_healthy
+
+
+async def test_what_vllm_refuses_is_the_requests_own_fault_and_keeps_no_place():
+    engine = make(FakeClient(error=ValueError("the prompt is too long")), max_ongoing=1)
+    for _ in range(3):
+        with pytest.raises(InvalidRequest, match="the prompt is too long"):
+            await collect(engine.submit(REQUEST))
+        with pytest.raises(InvalidRequest, match="the prompt is too long"):
+            await engine.score((5, 6))
+    assert engine.load.running == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(ValueError("no such seed"), InvalidRequest), (KeyError("x"), KeyError)]
+)
+async def test_parameters_that_cannot_be_made_keep_no_place(monkeypatch, error, expected):
+    engine = make(FakeClient([7]), max_ongoing=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_make_params", lambda **_: (_ for _ in ()).throw(error))
+        for _ in range(3):
+            with pytest.raises(expected):
+                engine.submit(REQUEST)
+            with pytest.raises(expected):
+                await engine.score((5, 6))
+    assert engine.load.running == 0
+    assert len(await collect(engine.submit(REQUEST))) == 1
