@@ -63,6 +63,8 @@ class Entrance:
     def __post_init__(self) -> None:
         self.gateway = Gateway(self.backends, self.metrics, self.mirroring, route=lambda name: self.table.route(name))
         self.catalog = Catalog(self.backends)
+        if self.mirroring is not None:
+            self.metrics.counts_left_out(self.mirroring)
         self.exposition = Exposition(self.metrics, self.backends)
 
     async def caller(self, authorization: str, address: str) -> Caller:
