@@ -22,7 +22,8 @@ from serving.answers import DONE
 from serving.backend import BackendRequest, Chunk, Head
 from serving.errors import InvalidRequest, RequestError, ServingError
 from serving.gateway import MODEL_HEADER, Call
-from serving.gateway_http import MAX_TIMEOUT_S, SESSION_HEADER, Entrance
+from serving.gateway_http import SESSION_HEADER, Entrance, timeout_of
+from serving.middleware import REQUEST_ID, safe_id
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _STATUS: Mapping[int, grpc.StatusCode] = {
@@ -47,6 +48,8 @@ _SAME = (
     "frequency_penalty",
     "repetition_penalty",
 )
+_REQUEST_IDS = (REQUEST_ID, "request_id")
+"""The name of the HTTP side, and that of Serve's proxy."""
 _WATCH_S = 1.0
 _WATCHED_S = 600.0
 _MOST_WATCHES = 64
@@ -154,13 +157,13 @@ class GrpcGateway:
         """What the answer consists of; Refused where it is none."""
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
         caller = await self._entrance.caller(metadata.get("authorization", ""), _host(context.peer()))
-        request_id = metadata.get("request_id") or f"req_{uuid4().hex}"
+        request_id = next(filter(None, (safe_id(metadata.get(name)) for name in _REQUEST_IDS)), f"req_{uuid4().hex}")
         with self._entrance.admitted(caller):
             route, pinned = self._entrance.target(fields["model"])
             body = json.dumps(fields).encode()
             seed = 0 if fields.get("seed") is not None else None
             asked = BackendRequest("POST", path, (("content-type", "application/json"),), body, request_id, seed=seed)
-            call = Call(route, asked, metadata.get(SESSION_HEADER) or request_id, MAX_TIMEOUT_S, pinned)
+            call = Call(route, asked, metadata.get(SESSION_HEADER) or request_id, timeout_of(metadata), pinned)
             async with aclosing(self._entrance.gateway.answer(call)) as items:
                 async for piece in _checked(items, context):
                     yield piece

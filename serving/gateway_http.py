@@ -63,6 +63,8 @@ class Entrance:
     def __post_init__(self) -> None:
         self.gateway = Gateway(self.backends, self.metrics, self.mirroring, route=lambda name: self.table.route(name))
         self.catalog = Catalog(self.backends)
+        if self.mirroring is not None:
+            self.metrics.counts_left_out(self.mirroring)
         self.exposition = Exposition(self.metrics, self.backends)
 
     async def caller(self, authorization: str, address: str) -> Caller:
@@ -180,7 +182,7 @@ class HttpGateway:
         asked = BackendRequest(
             request.method, path, _passed_on(request.headers), body, request.state.request_id, seed=_seed(fields)
         )
-        call = Call(route, asked, _key(request, fields), _timeout_s(request.headers), pinned)
+        call = Call(route, asked, _key(request, fields), timeout_of(request.headers), pinned)
         await _send_while_there(self._entrance.gateway.answer(call), request.receive, send)
 
 
@@ -267,7 +269,8 @@ def _key(request: Request, fields: Mapping[str, Any]) -> str:
     return next((each for each in given if isinstance(each, str) and each), str(request.state.request_id))
 
 
-def _timeout_s(headers: Headers) -> float:
+def timeout_of(headers: Mapping[str, str]) -> float:
+    """In seconds, as the client wants it; InvalidRequest."""
     wanted = headers.get(TIMEOUT_HEADER)
     if wanted is None:
         return MAX_TIMEOUT_S

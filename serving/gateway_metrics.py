@@ -1,7 +1,8 @@
 """What a gateway counts, in Prometheus form, together with what the replicas have counted.
 
 Replicas keep their own numbers (`replica_metrics.py`) and are asked for them when somebody scrapes: nothing is sent
-with each request, and a gauge says what is, not what was when the last request ended.
+with each request, and a gauge says what is, not what was when the last request ended. Which of several gateways is
+scraped is the load balancer's choice, so each puts its name on what it counted itself.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from serving.backend import Backends, Chunk, Head
 from serving.errors import RequestError, ServingError
+from serving.mirroring import Mirroring
 from serving.routes import Backend, RouteTable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,7 +38,8 @@ logger = logging.getLogger(__name__)
 class GatewayMetrics:
     """Counters of one gateway. `deployment` is the route, `model` the version that answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, gateway: str | None = None) -> None:
+        self.gateway = gateway or f"{socket.gethostname()}-{os.getpid()}"
         self.registry = CollectorRegistry()
         self._requests = self._counter(
             "athanor_serve_requests", "Requests by the status of their answer.", ("deployment", "model", "code")
@@ -59,6 +65,15 @@ class GatewayMetrics:
         self._duration = self._histogram(
             "request_duration", "From a request's arrival to the end of its answer.", DURATION_S
         )
+
+    def counts_left_out(self, mirroring: Mirroring) -> None:
+        self.registry.register(_LeftOut(mirroring))
+
+    def text(self) -> bytes:
+        """In Prometheus form, each number with this gateway's name."""
+        named = CollectorRegistry()
+        named.register(_Merged(self.registry.collect(), {"gateway": self.gateway}))
+        return generate_latest(named)
 
     def _counter(self, name: str, says: str, labels: Sequence[str]) -> Counter:
         return Counter(f"{name}_total", says, labels, registry=self.registry)
@@ -141,7 +156,7 @@ class Exposition:
             if time.monotonic() - self._asked_at >= _FRESH_S:
                 self._of_all = await self._of_replicas(table)
                 self._asked_at = time.monotonic()
-            return generate_latest(self._metrics.registry) + self._of_all
+            return self._metrics.text() + self._of_all
 
     async def _of_replicas(self, table: RouteTable) -> bytes:
         apps = {backend.app for route in table.routes for backend in route.backends}
@@ -161,14 +176,29 @@ async def _of_replicas(backends: Backends, app: str) -> Sequence[Sequence[Metric
         return ()
 
 
-class _Merged(Collector):
-    """Families of the same name as one."""
+class _LeftOut(Collector):
+    """What mirroring counts itself."""
 
-    def __init__(self, metrics: Iterable[Metric]) -> None:
+    def __init__(self, mirroring: Mirroring) -> None:
+        self._mirroring = mirroring
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(
+            "athanor_gateway_mirrored_left_out",
+            "Requests that no canary was asked, as too many were being mirrored.",
+            value=self._mirroring.left_out,
+        )
+
+
+class _Merged(Collector):
+    """Families of the same name as one, with more labels where some are given."""
+
+    def __init__(self, metrics: Iterable[Metric], labels: Mapping[str, str] | None = None) -> None:
         self._families: dict[str, Metric] = {}
         for metric in metrics:
             family = self._families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
-            family.samples.extend(metric.samples)
+            for sample in metric.samples:
+                family.samples.append(sample._replace(labels={**sample.labels, **labels}) if labels else sample)
 
     def collect(self) -> Iterable[Metric]:
         return self._families.values()

@@ -1,12 +1,13 @@
 """The requests of the OpenAI API, as far as this endpoint answers them, with every bound on its field.
 
 An option that changes what the answer means and is not supported is an error that says so; any other unknown option is
-ignored, as OpenAI does. Names beyond OpenAI's are vLLM's. Answers are built in `answers.py`.
+ignored, as vLLM does, and named in the log. Names beyond OpenAI's are vLLM's. Answers are built in `answers.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -22,6 +23,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
 MAX_INPUTS = 512
 """Texts of one request for embeddings or labels."""
+_HARMLESS = frozenset({"user", "safety_identifier", "metadata", "store", "service_tier", "prompt_cache_key"})
+"""Of OpenAI, and nothing to the answer."""
+_MOST_NAMED = 16
+logger = logging.getLogger(__name__)
 _NOT_YET = "is not supported as of now; leave it out"
 
 # An option, and the values of it that change nothing.
@@ -70,7 +75,15 @@ class _Supported(_Request):
     def _supported(cls, data: Any) -> Any:
         if isinstance(data, dict):
             refuse_unsupported(data)
+            if ignored := cls._unknown(data):
+                logger.info("unknown options are ignored: %s", ", ".join(f"{name[:64]!r}" for name in ignored))
         return data
+
+    @classmethod
+    def _unknown(cls, data: Mapping[str, Any]) -> list[str]:
+        """The first of them."""
+        known = _HARMLESS | cls.model_fields.keys() | _UNSUPPORTED.keys()
+        return [name for name in data if name not in known][:_MOST_NAMED]
 
 
 class StreamOptions(_Request):

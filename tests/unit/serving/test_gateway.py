@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from serving.backend import Chunk, Head
 from serving.errors import BackendFailed
 from serving.gateway_http import build_gateway
+from serving.gateway_metrics import GatewayMetrics
 from serving.mirroring import Mirroring
 from serving.routes import Backend, Mirror, Route, RouteTable
 
@@ -153,13 +154,13 @@ async def test_a_canary_that_fails_is_replaced_by_the_stable_revision(loaded, it
     async with http_client(entrance(backends, table(0, 10_000))) as http:
         replaced = await http.post(CHAT, json=BODY)
     assert (replaced.status_code, replaced.headers["x-athanor-model"]) == (200, "support-student@1")
-    gate = entrance(backends, table(1, 9_999))
+    gate = entrance(backends, table(1, 9_999), metrics=GatewayMetrics("g1"))
     async with http_client(gate) as http:
         reply = await http.post(CHAT, json=BODY, headers={"x-athanor-session": "in-the-canary"})
         numbers = (await http.get("/metrics")).text
     assert (reply.status_code, reply.headers["x-athanor-model"]) == (200, "support-student@1")
-    assert 'backend_failures_total{deployment="support-bot",model="support-student@2"} 1.0' in numbers
-    assert 'requests_total{code="200",deployment="support-bot",model="support-student@1"} 1.0' in numbers
+    assert 'backend_failures_total{deployment="support-bot",gateway="g1",model="support-student@2"} 1.0' in numbers
+    assert 'requests_total{code="200",deployment="support-bot",gateway="g1",model="support-student@1"} 1.0' in numbers
 
 
 async def test_a_canary_that_dies_in_the_middle_is_gone_on_with_by_its_own_replicas(loaded):
@@ -304,6 +305,22 @@ async def test_what_a_canary_answered_itself_is_not_asked_of_it_again(loaded):
     await mirroring.aclose()
     assert reply.headers["x-athanor-model"] == "support-student@2"
     assert ([app for app, _ in backends.calls], pairs.qsize()) == ([CANARY], 0)
+
+
+async def test_what_is_not_mirrored_as_too_much_is_under_way_is_counted(loaded):
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    gate = entrance(
+        backends,
+        table(10_000, 0, mirror=mirror),
+        mirroring=Mirroring(backends, asyncio.Queue().put, most=0),
+        metrics=GatewayMetrics("g1"),
+    )
+    async with http_client(gate) as http:
+        for _ in range(2):
+            await http.post(CHAT, json=BODY)
+        numbers = (await http.get("/metrics")).text
+    assert 'athanor_gateway_mirrored_left_out_total{gateway="g1"} 2.0' in numbers
 
 
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):

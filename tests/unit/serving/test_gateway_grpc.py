@@ -158,6 +158,19 @@ async def test_replicas_that_die_again_and_again_are_unavailable(stub, backends,
         assert caught.value.code() is grpc.StatusCode[code]
 
 
+@pytest.mark.parametrize("name", ["x-request-id", "request_id"])
+async def test_a_call_has_the_id_and_the_time_that_its_metadata_say(stub, backends, name):
+    [_ async for _ in stub.Generate(ASKED, metadata=(*GOOD, (name, "mine-7"), ("x-athanor-timeout", "30")))]
+    [_ async for _ in stub.Generate(ASKED, metadata=(*GOOD, (name, "not one id")))]
+    (_, first), (_, second) = backends.calls
+    assert first.request_id == "mine-7"
+    assert 0 < first.deadline_s <= 30 < second.deadline_s
+    assert second.request_id.startswith("req_")
+    with pytest.raises(grpc.aio.AioRpcError, match="x-athanor-timeout: seconds") as caught:
+        [_ async for _ in stub.Generate(ASKED, metadata=(*GOOD, ("x-athanor-timeout", "soon")))]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_labels_and_vectors(stub):
     inputs = ["Where is it?", "?"]
     labels = await stub.Classify(pb.ClassifyRequest(model="vectors", inputs=inputs), metadata=GOOD)
