@@ -2,7 +2,8 @@
 
 Two ways, chosen by trying: `SlottedRunner` runs the rows together over one rectangle of slots. `SeparateRunner` gives
 each row the cache that `transformers` itself makes for the model, and runs one after the other: for models whose state
-is more than keys and values (Mamba and its kin), or which do not take a mask of ours (ALiBi).
+is more than keys and values (Mamba and its kin), which do not take a mask of ours (ALiBi), or whose rotary frequencies
+follow the longest row of a run (dynamic NTK, LongRoPE).
 Shapes: B rows, T new tokens of the longest row, V vocabulary.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from serving.batching.cache import Segment, Slots, Span
@@ -66,7 +67,8 @@ def choose_runner(model: PreTrainedModel, *, bound: int, max_rows: int) -> Runne
     """The fast way if a trial shows that it computes what the model computes, else the slow one if that does."""
     found, name = windows(model.config), type(model).__name__
     takes_masks = model.config._attn_implementation in ("sdpa", "eager")
-    if found and takes_masks and _agrees(model, SlottedRunner(model, found, bound=2 * 8, max_rows=2)):
+    may_share = takes_masks and not _moving_ropes(model)
+    if found and may_share and _agrees(model, SlottedRunner(model, found, bound=2 * 8, max_rows=2)):
         return SlottedRunner(model, found, bound=bound, max_rows=max_rows)
     if not _agrees(model, SeparateRunner(model)):
         raise ModelDirectoryError(f"{name} cannot be served: with a cache it computes something else than without")
@@ -133,6 +135,7 @@ class SeparateRunner:
         takes = inspect.signature(model.forward).parameters
         self._cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
         self._caches: dict[int, DynamicCache] = {}
+        self._ropes = _moving_ropes(model)
 
     def reserve(self, rows: int, length: int) -> None:
         """Nothing is shared, so nothing is laid out beforehand; the bound on tokens is kept by admission."""
@@ -145,6 +148,8 @@ class SeparateRunner:
     def _run_one(self, row: int, chunk: Sequence[int], start: int, keep: int) -> Tensor:
         if start == 0:
             self._caches[row] = DynamicCache(config=self._model.config)
+        for rope in self._ropes:
+            _rewind(rope)
         output = self._model(
             input_ids=torch.tensor([list(chunk)], device=self._model.device),
             use_cache=True,
@@ -177,6 +182,31 @@ class SeparateRunner:
 
     def fill(self, row: int, segment: Segment, length: int) -> None:
         raise NotImplementedError("such a state cannot be cut; `splits_prompts` says so")
+
+
+def _moving_ropes(model: PreTrainedModel) -> list[nn.Module]:
+    """Rotary embeddings that choose their frequencies anew by the greatest position of each run."""
+    return [
+        module
+        for module in model.modules()
+        if any("dynamic" in kind or kind == "longrope" for kind in _rope_kinds(module).values())
+    ]
+
+
+def _rope_kinds(module: nn.Module) -> dict[str, str]:
+    """By the prefix of the names under which the module keeps what belongs to a kind of layer."""
+    kinds = getattr(module, "rope_type", None)
+    if isinstance(kinds, dict):
+        return {f"{layer}_": str(kind) for layer, kind in kinds.items()}
+    return {"": str(kinds)} if kinds else {}
+
+
+def _rewind(rope: nn.Module) -> None:
+    """Dynamic frequencies grow with the longest text so far; the next row must not begin with another one's."""
+    for prefix, kind in _rope_kinds(rope).items():
+        if "dynamic" in kind:
+            setattr(rope, f"{prefix}inv_freq", getattr(rope, f"{prefix}original_inv_freq").clone())
+            setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
 
 
 @torch.inference_mode()

@@ -88,6 +88,7 @@ class Generation(Work):
         self.names = block_names(tokens)
         self.last_token: float | None = None
         self.chooser: Chooser
+        self._num_output = 0
         if request.deadline_s is not None:
             self.deadline = self.submitted + request.deadline_s
         self._request = request
@@ -96,7 +97,8 @@ class Generation(Work):
 
     @property
     def num_output(self) -> int:
-        return self._text.num_tokens
+        """Tokens that came here; what the client had already was counted where it was made."""
+        return self._num_output
 
     def begin(self, outbox: Outbox) -> None:
         """Go in silence through what the client has already, which may turn out to have been all."""
@@ -119,6 +121,7 @@ class Generation(Work):
         """The next token; the end token counts as one and has no text."""
         text, reason = self._advance(chosen.token)
         self.tokens.append(chosen.token)
+        self._num_output += 1
         told = () if chosen.logprob is None else (chosen.logprob,)
         delta = Delta(text, 1, reason, (chosen.token,), told)
         if reason is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.batching.line import Line
 from serving.batching.policy import Limits, admit, prefill
 
 LIMITS = Limits(kv_tokens=200, prefix_tokens=40, max_rows=5, prefill_tokens=16)
@@ -30,15 +33,19 @@ def test_whoever_stands_first_comes_in_when_the_rows_are_empty(waiting):
 
 @given(st.lists(SIZES, min_size=1, max_size=30), st.data())
 def test_everybody_gets_a_row_in_the_order_of_the_line(waiting, data):
-    """Whatever the others do, as long as each ends once."""
-    rows, line, order = [], list(enumerate(waiting)), []
-    while line or rows:
-        count = admit([size for _, size in rows], [size for _, size in line], LIMITS)
-        rows, line = rows + line[:count], line[count:]
+    """Whatever the others do, as long as each ends once; and whoever is passed over does not fit."""
+    line, rows, came = Line(len(waiting)), [], []
+    everybody = [SimpleNamespace(reserved=size, stream=SimpleNamespace(cancelled=False)) for size in waiting]
+    for work in everybody:
+        line.join(work)
+    while len(line) or rows:
+        reserved = [work.reserved for work in rows]
+        fresh = line.take(lambda works, reserved=reserved: admit(reserved, (work.reserved for work in works), LIMITS))
+        rows, came = rows + fresh, came + fresh
         assert rows
-        assert fits([size for _, size in rows])
-        order.append(rows.pop(data.draw(st.integers(0, len(rows) - 1)))[0])
-    assert sorted(order) == list(range(len(waiting)))
+        assert fits([work.reserved for work in rows])
+        rows.pop(data.draw(st.integers(0, len(rows) - 1)))
+    assert came == everybody
 
 
 @given(st.lists(st.integers(1, 60), max_size=8), st.integers(1, 64))

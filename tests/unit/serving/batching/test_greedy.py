@@ -100,3 +100,36 @@ def test_eager_attention_too(name):
 )
 def test_the_fast_way_wherever_it_is_right(name, kind):
     assert isinstance(choose_runner(model(name), bound=256, max_rows=2), kind)
+
+
+MOVING = {
+    "dynamic": {"max_position_embeddings": 24, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    "longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": 24,
+            "factor": 128 / 24,
+            "short_factor": [1.0] * 4,
+            "long_factor": [8.0, 6.0, 4.0, 2.0],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_frequencies_that_follow_the_length_are_those_of_each_row(kind):
+    """A long text beside them, and before them, changes nothing for the others."""
+    changes = MOVING[kind] | {"rope_parameters": {"rope_theta": 100.0, **MOVING[kind]["rope_parameters"]}}
+    prompts = [tuple(range(2, 92)), (9, 30, 31), tuple(range(40, 70)), (12, 5, 60)]
+    alone = [generated(make("Llama", **changes), prompt, 12) for prompt in prompts]
+
+    async def ask():
+        settings = {"context_length": 128, "num_tokens": VOCABULARY, "end_ids": frozenset({END_ID})}
+        running = TransformersEngine(make("Llama", **changes), lambda ids: "," * len(ids), **settings)
+        streams = [running.submit(GenerationRequest(prompt, 12, GREEDY)) for prompt in prompts]
+        try:
+            return [[token async for delta in stream for token in delta.token_ids] for stream in streams]
+        finally:
+            running.close()
+
+    assert asyncio.run(ask()) == alone

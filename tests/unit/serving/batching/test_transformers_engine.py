@@ -16,6 +16,7 @@ from serving.batching.engine import TransformersEngine
 from serving.batching.policy import Limits
 from serving.engine import Delta, GenerationRequest, Load, Sampling, TokenStream
 from serving.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
+from serving.replica_metrics import ReplicaMetrics
 from tests.causal_models import END_ID, VOCABULARY, generated, make
 
 GREEDY = Sampling(temperature=0)
@@ -490,6 +491,17 @@ async def test_an_observer_is_told_of_everything(start):
     assert len([gap for (gaps,) in observer.of("inter_token") for gap in gaps]) >= 3
     assert {call[0] for call in observer.of("finished")} == {"length", "cancelled"}
     assert sum(call[1] for call in observer.of("stepped")) == 3 + 25 + 1
+
+
+async def test_tokens_that_were_given_are_not_counted_again(start):
+    """They are read like a prompt; as output they were counted where they were made."""
+    metrics = ReplicaMetrics("bot", "student@1", "r-1")
+    engine = start(metrics)
+    await collect(engine.submit(GenerationRequest(PROMPTS[0], 9, GREEDY, given_ids=(4, 5, 6, 7))))
+    engine.close()
+    totals = {sample.name: sample.value for family in metrics.figures() for sample in family.samples}
+    assert totals["athanor_serve_generation_tokens_total"] == 5
+    assert totals["athanor_serve_prompt_tokens_total"] == 3 + 4
 
 
 @pytest.mark.parametrize(
