@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 from fakes import World
 
@@ -28,14 +30,19 @@ class Serving:
         self.state: Shown | RayError = Shown.READY
         self.shown: dict[str, Seen] = {}
         self.plan = Plan()
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Happens between a look at Serve and what is written then."""
 
     async def ours(self) -> set[str]:
         return set()
 
-    async def apply(self, plan: Plan) -> ServeView:
-        self.plan = plan
+    async def apply(self, plan: Plan, before_write: Callable[[], Awaitable[None]] | None = None) -> ServeView:
         if isinstance(self.state, RayError):
             raise self.state
+        self.meanwhile()
+        if before_write is not None and plan != self.plan:
+            await before_write()
+        self.plan = plan
         seen = Seen(self.state, "no such model", 1 if self.state is Shown.READY else 0)
         return ServeView(WHERE, {each["name"]: seen for each in plan.applications} | self.shown, is_routed=True)
 
@@ -87,6 +94,27 @@ async def test_it_is_ready_when_the_gateway_knows_it_too(world: World, serving, 
     assert (stored.live.number, stored.state) == (1, DeploymentState.DEPLOYING)
     await reconciler.round()
     assert world.store.get_deployment("bot").state is READY
+
+
+async def test_a_plan_that_is_old_by_now_is_not_brought_to_serve(world: World, serving, reconciler) -> None:
+    """As of a leader that stood still while another one took over."""
+    world.store.create_deployment(BOT)
+    serving.meanwhile = lambda: world.store.delete_deployment("bot")
+    await reconciler.round()
+    assert (serving.plan, world.store.get_deployment("bot").state) == (Plan(), DeploymentState.DELETING)
+
+
+async def test_who_leads_no_more_brings_nothing_to_serve(world: World, serving) -> None:
+    leads = [True]
+    reconciler = DeploymentReconciler(world.settings, world.store, serving, leads=lambda: leads[0])
+    world.store.create_model(NewModel("m", "/models/m", "", 0), "", "")
+    world.store.create_deployment(BOT)
+    serving.meanwhile = lambda: leads.__setitem__(0, False)
+    await reconciler.round()
+    assert serving.plan == Plan()
+    leads[0], serving.meanwhile = True, lambda: None
+    await reconciler.round()
+    assert serving.plan.prefixes == ("bot",)
 
 
 async def test_what_was_deleted_is_forgotten_when_serve_has_nothing_of_it(world: World, serving, reconciler) -> None:
