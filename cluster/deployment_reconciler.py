@@ -147,14 +147,18 @@ class DeploymentReconciler:
         return {name: sha256 for name, sha256 in found.items() if sha256}
 
     def _step(self, deployment: StoredDeployment, view: ServeView) -> None:
+        self._count(self._stepped(deployment, view))
+
+    def _stepped(self, deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
+        """What became of it."""
         if deployment.state is DeploymentState.DELETING:
             if not any(_is_of(name, deployment.name) for name in view.applications):
                 self._store.forget_deployment(deployment.name)
-            return
+            return deployment
         seen = {each.number: view.seen(application_name(deployment.name, each.number)) for each in deployment.revisions}
         if words := view.refused.get(deployment.name):
             self._note(deployment, DeploymentState.FAILED, words, view.endpoint)
-            return
+            return deployment
         look = Look(
             self._store.now_us(),
             seen,
@@ -166,7 +170,7 @@ class DeploymentReconciler:
         if step.deployment != deployment:
             deployment, view = self._decide(deployment, step), replace(view, is_routed=False)
         self._note(deployment, *_told(deployment, seen, view))
-        self._count(deployment)
+        return deployment
 
     def _followed(self, deployment: StoredDeployment) -> Target | None:
         """Where the alias points now; None where none is followed, or it has not moved."""
@@ -206,7 +210,7 @@ class DeploymentReconciler:
             log.info("deployment.seen", deployment=deployment.name, state=state, message=message)
 
     def _count(self, deployment: StoredDeployment) -> None:
-        canary = deployment.canary
+        canary = None if deployment.state is DeploymentState.DELETING else deployment.canary
         if self.metrics is None:
             return
         if canary is None or canary.phase is not Phase.CANARY:

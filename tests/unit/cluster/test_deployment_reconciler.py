@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fakes import World
 
+from cluster import rollout_wishes
 from cluster.deployer import Endpoint, ServeView
 from cluster.deployment_reconciler import DeploymentReconciler, Patience
 from cluster.errors import RayError, RayRefused, RayUnreachable
 from cluster.metrics import Metrics
-from cluster.rollout import Seen, Shown
+from cluster.rollout import Seen, Shown, Target
 from cluster.serve_plan import Plan
 from cluster.store.deployment_records import DeploymentState, Gate, Phase, StoredDeployment
 from cluster.store.model_rows import NewModel
@@ -156,9 +157,6 @@ async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: Wor
 
 
 async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, serving, reconciler) -> None:
-    from cluster import rollout_wishes
-    from cluster.rollout import Target
-
     reconciler.metrics = Metrics()
     world.store.create_deployment(BOT)
     await rounds(reconciler)
@@ -174,6 +172,21 @@ async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, ser
     assert value("athanor_canary_weight", {"deployment": "bot"}) is None
     decided = {"deployment": "bot", "decision": "rolled_back"}
     assert value("athanor_canary_decision_total", decided) == 1
+
+
+async def test_a_canary_that_is_deleted_with_its_deployment_is_seen_no_more(world: World, serving, reconciler) -> None:
+    reconciler.metrics = Metrics()
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    stored = world.store.get_deployment("bot")
+    step = rollout_wishes.start_canary(stored, Target("m@2", "/models/m"), 2500, "ann")
+    world.store.decide_deployment(stored, step.deployment, step.decisions)
+    await rounds(reconciler)
+    value = reconciler.metrics.registry.get_sample_value
+    assert value("athanor_canary_weight", {"deployment": "bot"}) == 0.25
+    world.store.delete_deployment("bot")
+    await reconciler.round()
+    assert value("athanor_canary_weight", {"deployment": "bot"}) is None
 
 
 def test_an_unhealthy_application_has_failed_after_its_grace() -> None:
