@@ -7,8 +7,9 @@ nothing differs, and Serve is not started for nothing. What to serve is serve_pl
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ GRPC_SERVICERS = (
 _PATH = "/api/serve/applications/"
 _READ_TIMEOUT_S = 15.0
 _WRITE_TIMEOUT_S = 90.0  # the first configuration starts Serve
+_SEND_TIMEOUT_S = 3.0  # what takes longer to leave may be old when it arrives
 _STATES = {
     "NOT_STARTED": Shown.STARTING,
     "DEPLOYING": Shown.STARTING,
@@ -96,9 +98,10 @@ class Deployer:
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def apply(self, plan: Plan) -> ServeView:
+    async def apply(self, plan: Plan, before_write: Callable[[], Awaitable[None]] | None = None) -> ServeView:
         """Make Serve equal to the plan, as far as it can be beside the applications of others, and say what it shows.
 
+        `before_write` raises if the plan is no longer the one to bring: Serve itself takes what comes last.
         RayUnreachable: nothing is known. RayRefused: Ray does not take the configuration.
         """
         seen = await self._read()
@@ -106,6 +109,8 @@ class Deployer:
         wanted = self._allowed(plan, seen, refused)
         configuration = self._configuration(wanted, seen)
         if configuration != _current(seen):
+            if before_write is not None:
+                await before_write()
             await self._write(configuration, seen)
             seen = await self._read()
         return self._view(wanted, seen, refused)
@@ -146,8 +151,10 @@ class Deployer:
     async def _ask(self, method: str, *, timeout_s: float, document: Json | None = None) -> httpx.Response:
         try:
             headers = authorization(self._token_path)
-            reply = await self._client.request(method, _PATH, json=document, timeout=timeout_s, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            limits = httpx.Timeout(_SEND_TIMEOUT_S, read=timeout_s)
+            async with asyncio.timeout(timeout_s):
+                reply = await self._client.request(method, _PATH, json=document, timeout=limits, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve did not answer: {error!r}") from error
         if reply.status_code >= 500:
             raise RayUnreachable("SERVE_UNREACHABLE", f"Ray Serve answered {reply.status_code}: {_gist(reply.text)}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -38,8 +39,11 @@ class Serving(Protocol):
     async def ours(self) -> Collection[str]:
         """Names of the applications that this installation has deployed."""
 
-    async def apply(self, plan: Plan) -> ServeView:
-        """Make Serve equal to the plan, as far as others leave room, and say what it shows."""
+    async def apply(self, plan: Plan, before_write: Callable[[], Awaitable[None]] | None = None) -> ServeView:
+        """Make Serve equal to the plan, as far as others leave room, and say what it shows.
+
+        `before_write` is awaited directly before anything is changed, and raises if it shall not be.
+        """
 
 
 class Patience:
@@ -114,7 +118,8 @@ class DeploymentReconciler:
 
     async def _tend(self, stored: Sequence[StoredDeployment]) -> None:
         try:
-            view = await self._serving.apply(await asyncio.to_thread(self._plan, stored))
+            planned = await asyncio.to_thread(self._plan, stored)
+            view = await self._serving.apply(planned, partial(self._check_current, stored))
         except RayError as error:
             log.warning("serve.not_seen", error=str(error))
             for deployment in stored:
@@ -123,6 +128,12 @@ class DeploymentReconciler:
         view = replace(view, applications=self._patience.judge(view.applications))
         for deployment in stored:
             await asyncio.to_thread(self._step, deployment, view)
+
+    async def _check_current(self, stored: Sequence[StoredDeployment]) -> None:
+        """Conflict if a plan from these is old: a control plane that stood still may have been replaced meanwhile."""
+        now = await asyncio.to_thread(self._store.list_deployments)
+        if not self._leads() or _generations(now) != _generations(stored):
+            raise Conflict("DEPLOYMENT_CHANGED", "what shall be served changed, or who brings it; look again")
 
     def _plan(self, stored: Sequence[StoredDeployment]) -> Plan:
         return plan(stored, self._manifests(stored), surroundings_of(self._settings, self._control_planes()))
@@ -136,14 +147,18 @@ class DeploymentReconciler:
         return {name: sha256 for name, sha256 in found.items() if sha256}
 
     def _step(self, deployment: StoredDeployment, view: ServeView) -> None:
+        self._count(self._stepped(deployment, view))
+
+    def _stepped(self, deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
+        """What became of it."""
         if deployment.state is DeploymentState.DELETING:
             if not any(_is_of(name, deployment.name) for name in view.applications):
                 self._store.forget_deployment(deployment.name)
-            return
+            return deployment
         seen = {each.number: view.seen(application_name(deployment.name, each.number)) for each in deployment.revisions}
         if words := view.refused.get(deployment.name):
             self._note(deployment, DeploymentState.FAILED, words, view.endpoint)
-            return
+            return deployment
         look = Look(
             self._store.now_us(),
             seen,
@@ -155,7 +170,7 @@ class DeploymentReconciler:
         if step.deployment != deployment:
             deployment, view = self._decide(deployment, step), replace(view, is_routed=False)
         self._note(deployment, *_told(deployment, seen, view))
-        self._count(deployment)
+        return deployment
 
     def _followed(self, deployment: StoredDeployment) -> Target | None:
         """Where the alias points now; None where none is followed, or it has not moved."""
@@ -195,7 +210,7 @@ class DeploymentReconciler:
             log.info("deployment.seen", deployment=deployment.name, state=state, message=message)
 
     def _count(self, deployment: StoredDeployment) -> None:
-        canary = deployment.canary
+        canary = None if deployment.state is DeploymentState.DELETING else deployment.canary
         if self.metrics is None:
             return
         if canary is None or canary.phase is not Phase.CANARY:
@@ -204,6 +219,12 @@ class DeploymentReconciler:
         of_gate = figures(canary.trial.gate, canary.trial.evidence) if canary.trial else ()
         divergence = next((each.mean for each in of_gate if each.name == "divergence"), None)
         self.metrics.canary(deployment.name, canary.weight / 10_000, divergence)
+
+
+def _generations(stored: Sequence[StoredDeployment]) -> set[tuple[object, ...]]:
+    """All that a plan depends on, without what was seen."""
+    is_going = DeploymentState.DELETING
+    return {(each.name, each.create_time_us, each.generation, each.state is is_going) for each in stored}
 
 
 def _told(

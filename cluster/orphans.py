@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from cluster.deployment_reconciler import Serving
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, Conflict
 from cluster.launcher import INSTALLATION, Launcher
 from cluster.orphan_files import OrphanFiles, remove_tree
 from cluster.policy import View
@@ -111,8 +111,13 @@ class Orphans:
         stored = await asyncio.to_thread(self._store.list_deployments)
         overdue = self._patience.overdue("application", () if stored else names, self._settings.orphan_grace_s)
         if overdue:
-            await self._serving.apply(Plan())
+            await self._serving.apply(Plan(), self._check_nothing_deployed)
             log.warning("orphan.ended", kind="application", name=", ".join(overdue))
+
+    async def _check_nothing_deployed(self) -> None:
+        stored = await asyncio.to_thread(self._store.list_deployments)
+        if stored or not self._leads():
+            raise Conflict("DEPLOYMENT_CHANGED", "something was deployed meanwhile, or another control plane acts")
 
     async def _remove_files(self) -> None:
         found = await asyncio.to_thread(self._files.find)

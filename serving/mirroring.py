@@ -1,6 +1,7 @@
 """Requests that a canary is asked in the dark: after the client has its answer, and never in the client's way.
 
-A pair of outcomes goes to whoever compares them. At most so many are asked at once; what comes beyond is left out.
+A pair of outcomes goes to whoever compares them. That takes longer than to answer, so what it has no time for is asked
+all the same: a canary that answered fewer requests than the stable revision would look faster than it is.
 """
 
 from __future__ import annotations
@@ -52,18 +53,27 @@ class Mirroring:
     """Asks the canary, and hands each pair over."""
 
     def __init__(
-        self, backends: Backends, on_mirrored: Callable[[MirroredPair], Awaitable[None]], *, most: int = 8
+        self,
+        backends: Backends,
+        on_mirrored: Callable[[MirroredPair], Awaitable[None]],
+        *,
+        most_asked: int = 64,
+        most_compared: int = 8,
     ) -> None:
+        """At most so many are asked, and so many compared, at once."""
         self._backends = backends
         self._on_mirrored = on_mirrored
-        self._most = most
+        self._most_asked, self._most_compared = most_asked, most_compared
         self._running: set[asyncio.Task[None]] = set()
+        self._num_compared = 0
         self.left_out = 0
-        """Requests that were not mirrored, as too many were under way."""
+        """Requests that were not asked in the dark, as too many were under way."""
+        self.not_compared = 0
+        """Requests that were asked, and then found too many others being compared."""
 
     def start(self, route: Route, backend: Backend, request: BackendRequest, stable: Outcome) -> None:
         """Ask in the background."""
-        if len(self._running) >= self._most:
+        if len(self._running) - self._num_compared >= self._most_asked:
             self.left_out += 1
             return
         task = asyncio.ensure_future(self._mirror(route, backend, request, stable))
@@ -77,7 +87,14 @@ class Mirroring:
 
     async def _mirror(self, route: Route, backend: Backend, request: BackendRequest, stable: Outcome) -> None:
         canary = await self._asked(backend, request)
-        await self._on_mirrored(MirroredPair(route.name, request, stable, canary))
+        if self._num_compared >= self._most_compared:
+            self.not_compared += 1
+            return
+        self._num_compared += 1
+        try:
+            await self._on_mirrored(MirroredPair(route.name, request, stable, canary))
+        finally:
+            self._num_compared -= 1
 
     async def _asked(self, backend: Backend, request: BackendRequest) -> Outcome:
         head: Head | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,9 @@ class ScriptedServing:
     async def ours(self) -> set[str]:
         return {each["name"] for each in self.plan.applications}
 
-    async def apply(self, plan: Plan) -> ServeView:
+    async def apply(self, plan: Plan, before_write: Callable[[], Awaitable[None]] | None = None) -> ServeView:
+        if before_write is not None and plan != self.plan:
+            await before_write()
         self.plan = plan
         ready = Seen(Shown.READY, num_running=1)
         applications = {each["name"]: ready for each in plan.applications}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from cluster.deployer import Deployer, Endpoint
-from cluster.errors import RayRefused, RayUnreachable
+from cluster.errors import Conflict, RayRefused, RayUnreachable
 from cluster.rollout import Shown
 from cluster.serve_plan import GATEWAY, Plan, Surroundings, plan
 from cluster.store.deployment_records import Phase, Revision
@@ -291,6 +291,24 @@ async def test_what_ray_says_no_to_is_not_what_cannot_be_seen(reply, error, word
     with pytest.raises(error, match=words):
         await deployer.apply(planned(BOT))
     await deployer.aclose()
+
+
+async def test_what_is_old_is_not_written(deployer, ray_serve):
+    async def check():
+        asked.append(ray_serve.requests[-1].method)
+        if len(asked) == 1:
+            raise Conflict("DEPLOYMENT_CHANGED", "look again")
+
+    asked = []
+    with pytest.raises(Conflict):
+        await deployer.apply(planned(BOT), check)
+    assert ray_serve.configurations == []
+    for _ in range(2):
+        await deployer.apply(planned(BOT), check)
+    assert len(ray_serve.configurations) == 1
+    assert asked == ["GET", "GET"], "directly before each write, and only then"
+    limits = [each.extensions["timeout"] for each in ray_serve.requests if each.method == "PUT"]
+    assert all(max(each["connect"], each["write"]) < each["read"] for each in limits)
 
 
 async def test_the_token_is_read_at_each_call(ray_serve, tmp_path):

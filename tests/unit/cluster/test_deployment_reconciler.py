@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 from fakes import World
 
+from cluster import rollout_wishes
 from cluster.deployer import Endpoint, ServeView
 from cluster.deployment_reconciler import DeploymentReconciler, Patience
 from cluster.errors import RayError, RayRefused, RayUnreachable
 from cluster.metrics import Metrics
-from cluster.rollout import Seen, Shown
+from cluster.rollout import Seen, Shown, Target
 from cluster.serve_plan import Plan
 from cluster.store.deployment_records import DeploymentState, Gate, Phase, StoredDeployment
 from cluster.store.model_rows import NewModel
@@ -28,14 +31,19 @@ class Serving:
         self.state: Shown | RayError = Shown.READY
         self.shown: dict[str, Seen] = {}
         self.plan = Plan()
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Happens between a look at Serve and what is written then."""
 
     async def ours(self) -> set[str]:
         return set()
 
-    async def apply(self, plan: Plan) -> ServeView:
-        self.plan = plan
+    async def apply(self, plan: Plan, before_write: Callable[[], Awaitable[None]] | None = None) -> ServeView:
         if isinstance(self.state, RayError):
             raise self.state
+        self.meanwhile()
+        if before_write is not None and plan != self.plan:
+            await before_write()
+        self.plan = plan
         seen = Seen(self.state, "no such model", 1 if self.state is Shown.READY else 0)
         return ServeView(WHERE, {each["name"]: seen for each in plan.applications} | self.shown, is_routed=True)
 
@@ -89,6 +97,27 @@ async def test_it_is_ready_when_the_gateway_knows_it_too(world: World, serving, 
     assert world.store.get_deployment("bot").state is READY
 
 
+async def test_a_plan_that_is_old_by_now_is_not_brought_to_serve(world: World, serving, reconciler) -> None:
+    """As of a leader that stood still while another one took over."""
+    world.store.create_deployment(BOT)
+    serving.meanwhile = lambda: world.store.delete_deployment("bot")
+    await reconciler.round()
+    assert (serving.plan, world.store.get_deployment("bot").state) == (Plan(), DeploymentState.DELETING)
+
+
+async def test_who_leads_no_more_brings_nothing_to_serve(world: World, serving) -> None:
+    leads = [True]
+    reconciler = DeploymentReconciler(world.settings, world.store, serving, leads=lambda: leads[0])
+    world.store.create_model(NewModel("m", "/models/m", "", 0), "", "")
+    world.store.create_deployment(BOT)
+    serving.meanwhile = lambda: leads.__setitem__(0, False)
+    await reconciler.round()
+    assert serving.plan == Plan()
+    leads[0], serving.meanwhile = True, lambda: None
+    await reconciler.round()
+    assert serving.plan.prefixes == ("bot",)
+
+
 async def test_what_was_deleted_is_forgotten_when_serve_has_nothing_of_it(world: World, serving, reconciler) -> None:
     world.store.create_deployment(BOT)
     await rounds(reconciler)
@@ -128,9 +157,6 @@ async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: Wor
 
 
 async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, serving, reconciler) -> None:
-    from cluster import rollout_wishes
-    from cluster.rollout import Target
-
     reconciler.metrics = Metrics()
     world.store.create_deployment(BOT)
     await rounds(reconciler)
@@ -146,6 +172,21 @@ async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, ser
     assert value("athanor_canary_weight", {"deployment": "bot"}) is None
     decided = {"deployment": "bot", "decision": "rolled_back"}
     assert value("athanor_canary_decision_total", decided) == 1
+
+
+async def test_a_canary_that_is_deleted_with_its_deployment_is_seen_no_more(world: World, serving, reconciler) -> None:
+    reconciler.metrics = Metrics()
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    stored = world.store.get_deployment("bot")
+    step = rollout_wishes.start_canary(stored, Target("m@2", "/models/m"), 2500, "ann")
+    world.store.decide_deployment(stored, step.deployment, step.decisions)
+    await rounds(reconciler)
+    value = reconciler.metrics.registry.get_sample_value
+    assert value("athanor_canary_weight", {"deployment": "bot"}) == 0.25
+    world.store.delete_deployment("bot")
+    await reconciler.round()
+    assert value("athanor_canary_weight", {"deployment": "bot"}) is None
 
 
 def test_an_unhealthy_application_has_failed_after_its_grace() -> None:

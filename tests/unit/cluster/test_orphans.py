@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -30,11 +30,15 @@ class Applications:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.names = set(names)
         self.applied = 0
+        self.meanwhile: Callable[[], object] = lambda: None
 
     async def ours(self) -> set[str]:
         return set(self.names)
 
-    async def apply(self, plan: Plan) -> ServeView:
+    async def apply(self, plan: Plan, before_write: Callable[[], Awaitable[None]] | None = None) -> ServeView:
+        self.meanwhile()
+        if before_write is not None:
+            await before_write()
         self.applied += 1
         self.names = {each["name"] for each in plan.applications}
         return ServeView(Endpoint("x", 8000))
@@ -148,6 +152,13 @@ async def test_applications_are_taken_down_when_nothing_is_deployed(site: Site) 
     store.forget_deployment("desk")
     await site.after(0.0)
     assert site.serving.applied == 0
+    site.serving.meanwhile = lambda: store.create_deployment(desk)
+    await site.after(GRACE_S)
+    assert site.serving.applied == 0, "somebody deployed it while it was looked at"
+    site.serving.meanwhile = lambda: None
+    store.delete_deployment("desk")
+    store.forget_deployment("desk")
+    await site.after(0.0)
     await site.after(GRACE_S)
     assert (site.serving.applied, site.serving.names) == (1, set())
     await site.after(GRACE_S)

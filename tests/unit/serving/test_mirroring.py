@@ -1,0 +1,65 @@
+"""What is asked in the dark, however busy whoever compares is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fake_backends import CANARY, Scripted, table, whole
+
+from serving.backend import BackendRequest
+from serving.mirroring import Mirroring, Outcome
+
+REQUEST = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def started(mirroring: Mirroring, num: int) -> None:
+    route = table(10_000, 0).routes[0]
+    stable, canary = route.backends
+    for _ in range(num):
+        mirroring.start(route, canary, REQUEST, Outcome(stable, 200, {0: (1,)}, 0.1, 0.2, True))
+
+
+async def test_a_busy_judge_takes_no_load_off_the_canary():
+    """Else its latency under few requests would be compared with the other's under all."""
+    free, pairs = asyncio.Event(), []
+
+    async def compare(pair):
+        pairs.append(pair)
+        await free.wait()
+
+    backends = Scripted(*whole(200))
+    mirroring = Mirroring(backends, compare, most_asked=4, most_compared=2)
+    for _ in range(3):
+        started(mirroring, 4)
+        asked = len(backends.calls)
+        await until(lambda asked=asked: len(backends.calls) == asked + 4)
+        await until(lambda: len(mirroring._running) == 2)
+    assert [app for app, _ in backends.calls] == [CANARY] * 12
+    assert (len(pairs), mirroring.not_compared, mirroring.left_out) == (2, 10, 0)
+    free.set()
+    await until(lambda: not mirroring._running)
+    started(mirroring, 1)
+    await until(lambda: len(pairs) == 3)
+    await mirroring.aclose()
+
+
+async def test_beyond_a_number_at_once_requests_are_left_out():
+    class Hangs(Scripted):
+        async def call(self, app, request):
+            self.calls.append((app, request))
+            await asyncio.Event().wait()
+            yield
+
+    backends, pairs = Hangs(), asyncio.Queue()
+    mirroring = Mirroring(backends, pairs.put, most_asked=2)
+    started(mirroring, 5)
+    await until(lambda: len(backends.calls) == 2)
+    assert mirroring.left_out == 3
+    await mirroring.aclose()
+    assert pairs.empty()
