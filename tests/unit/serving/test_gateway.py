@@ -313,7 +313,7 @@ async def test_what_is_not_mirrored_as_too_much_is_under_way_is_counted(loaded):
     gate = entrance(
         backends,
         table(10_000, 0, mirror=mirror),
-        mirroring=Mirroring(backends, asyncio.Queue().put, most=0),
+        mirroring=Mirroring(backends, asyncio.Queue().put, most_asked=0),
         metrics=GatewayMetrics("g1"),
     )
     async with http_client(gate) as http:
