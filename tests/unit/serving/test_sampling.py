@@ -151,10 +151,40 @@ def test_greedy_and_drawn_rows_share_a_batch():
     assert tokens(torch.stack([LOGITS, LOGITS.flip(0), LOGITS]), rows) == [0, 3, 0]
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-46, 5e-324])
-def test_a_tiny_temperature_does_not_overflow(temperature):
-    rows = [chooser(Sampling(temperature)), chooser(Sampling(1.0))]
-    assert tokens(LOGITS.repeat(2, 1) * 1e4, rows) == [0, 0]
+WIDE = torch.sin(torch.arange(SIZE) * 3.7)
+
+
+@pytest.mark.parametrize(
+    ("extreme", "expected"),
+    [
+        *((Sampling(temperature), 11) for temperature in (1e-6, 1e-46, 5e-324)),
+        (Sampling(2.0, top_k=1), 11),
+        (Sampling(2.0, top_p=5e-324), 11),
+        (Sampling(2.0, min_p=1.0), 11),
+        (Sampling(2.0, seed=7, top_k=2**31 - 1), None),
+        (Sampling(2.0, seed=7, min_p=5e-324), None),
+        (Sampling(0, repetition_penalty=0.01), 30),
+        (Sampling(0, repetition_penalty=10.0), 11),
+        (Sampling(0, presence_penalty=-2.0, frequency_penalty=-2.0), 30),
+        (Sampling(0, logit_bias=((30, 100.0), (11, -100.0))), 30),
+    ],
+)
+def test_the_ends_of_every_range_reach_no_other_row(extreme, expected):
+    """Of the row itself what is known of it; of the one beside it what it draws alone."""
+    logits = torch.cos(torch.arange(SIZE) * 1.3) * 0.5
+    logits[11], logits[30] = 1.0, 0.9
+
+    def row():
+        made = chooser(extreme, SIZE, prompt_ids=[30])
+        if extreme.presence_penalty:
+            made.advance(30)
+        return made
+
+    for seed in range(20):
+        beside = Sampling(1.0, top_p=0.99, seed=seed)
+        [alone] = tokens(WIDE[None], [chooser(beside, SIZE)])
+        found = tokens(torch.stack([logits, WIDE]), [row(), chooser(beside, SIZE)])
+        assert found == [tokens(logits[None], [row()])[0] if expected is None else expected, alone]
 
 
 class Mask:
