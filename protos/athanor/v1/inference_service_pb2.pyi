@@ -136,7 +136,7 @@ class GenerateRequest(_message.Message):
     frequency_penalty: _builtins.float
     """-2 to 2."""
     repetition_penalty: _builtins.float
-    """Above 0; 0 means 1, which changes nothing."""
+    """0.01 to 10; 0 means 1, which changes nothing."""
     json_schema: _builtins.str
     """A JSON Schema, as JSON."""
     regex: _builtins.str
