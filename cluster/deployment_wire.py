@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Literal
+from urllib.parse import urlsplit
 
 from athanor.v1 import deployment_service_pb2 as messages
+from google.protobuf import duration_pb2
 
 from cluster.canary import Figure, Observation, figures
 from cluster.errors import InvalidInput, Violation, in_words
@@ -26,13 +29,17 @@ _WHOLE = 10_000
 _MOST_S = 366 * 24 * 3600.0
 _MOST_NATS = 100.0
 _SHARES = ("mirror_share", "max_agreement_loss", "max_error_rate", "error_budget")
+_DELAYS: tuple[Literal["scale_up_delay", "scale_down_delay"], ...] = ("scale_up_delay", "scale_down_delay")
+_MOST_DELAY_S = 24 * 3600.0
 _GATE_NUMBERS = (
     *_SHARES,
     *("max_divergence_increase", "max_latency_ratio"),
 )
 
 
-def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
+def deployment_to_proto(deployment: StoredDeployment, grpc_port: int | None) -> messages.Deployment:
+    """`grpc_port`: of the endpoints, where they are offered over gRPC too."""
+    host = urlsplit(deployment.endpoint).hostname
     message = messages.Deployment(
         name=deployment.name,
         model=deployment.model,
@@ -43,6 +50,7 @@ def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
         state=messages.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state.value}"),
         message=deployment.message,
         endpoint=deployment.endpoint,
+        grpc_endpoint=f"{host}:{grpc_port}" if host and grpc_port else "",
         create_time=timestamp(deployment.create_time_us),
         update_time=timestamp(deployment.update_time_us),
         follow_alias=deployment.follow_alias,
@@ -52,7 +60,7 @@ def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
         revisions=[_revision(each) for each in deployment.revisions],
     )
     if deployment.autoscaling is not None:
-        message.autoscaling.CopyFrom(messages.Autoscaling(**asdict(deployment.autoscaling)))
+        message.autoscaling.CopyFrom(_autoscaling(deployment.autoscaling))
     if deployment.gate is not None:
         message.gate.CopyFrom(_gate(deployment.gate))
     return message
@@ -87,7 +95,7 @@ def gate_from_proto(message: messages.CanaryGate, path: str) -> Gate:
     if message.min_observations:
         given["min_observations"] = message.min_observations
     if message.HasField("max_duration"):
-        given["max_duration_s"] = message.max_duration.seconds + message.max_duration.nanos / 1e9
+        given["max_duration_s"] = seconds(message.max_duration)
     return Gate(teacher=message.teacher, **given)
 
 
@@ -102,9 +110,13 @@ def autoscaling_from_proto(message: messages.Autoscaling, path: str) -> Autoscal
         wrong.append(Violation(f"{path}.min_replicas", words))
     if not (math.isfinite(target) and 0 <= target <= 1e6):
         wrong.append(Violation(f"{path}.target_ongoing_requests", f"{target} is not between 0 and a million"))
+    delays = {f"{name}_s": seconds(getattr(message, name)) for name in _DELAYS if message.HasField(name)}
+    for name, delay_s in delays.items():
+        if not 0 <= delay_s <= _MOST_DELAY_S:
+            wrong.append(Violation(f"{path}.{name[:-2]}", f"{delay_s:g} s is not between 0 and a day"))
     check(wrong)
-    found = Autoscaling(message.min_replicas, message.max_replicas)
-    return Autoscaling(message.min_replicas, message.max_replicas, target) if target else found
+    given = {"target_ongoing_requests": target} if target else {}
+    return Autoscaling(message.min_replicas, message.max_replicas, **given, **delays)
 
 
 def name_violations(name: str) -> Iterator[Violation]:
@@ -153,11 +165,24 @@ def _gate_violations(message: messages.CanaryGate, path: str) -> Iterator[Violat
         yield Violation(f"{path}.max_duration", "is not between a second and a year")
 
 
+def seconds(duration: duration_pb2.Duration) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _autoscaling(stored: Autoscaling) -> messages.Autoscaling:
+    values = asdict(stored)
+    delays = {name: values.pop(f"{name}_s") for name in _DELAYS}
+    message = messages.Autoscaling(**values)
+    for name, delay_s in delays.items():
+        getattr(message, name).FromMicroseconds(int(delay_s * 1e6))
+    return message
+
+
 def _gate(gate: Gate) -> messages.CanaryGate:
     values = asdict(gate)
-    seconds = values.pop("max_duration_s")
+    duration_s = values.pop("max_duration_s")
     message = messages.CanaryGate(**values)
-    message.max_duration.FromMicroseconds(int(seconds * 1e6))
+    message.max_duration.FromMicroseconds(int(duration_s * 1e6))
     return message
 
 
