@@ -1,9 +1,9 @@
 """`Engine` over vLLM (the extra `vllm`, for GPUs): its scheduler, paged cache and kernels behind our contract.
 
-Written against `vllm.v1.engine.async_llm.AsyncLLM` (0.11 and later: `generate`, `shutdown`, `SamplingParams`). Tests
-run it over a fake of that interface, not over vLLM itself. Tokens become text here, so stop strings and resumed answers
-are exactly those of the other engine. Not so: a resumed answer that is drawn goes on with other draws, since vLLM's
-depend on what came before; a `Guide` is refused, since it lives in another process than vLLM's sampler.
+Written against `vllm.v1.engine.async_llm.AsyncLLM` (0.11 and later), compared with the source of 0.33.0; tests run it
+over a fake of that interface. Tokens become text here, so stop strings and resumed answers are exactly those of the
+other engine. Not so: a resumed answer that is drawn goes on with other draws, since vLLM's depend on what came before;
+a `Guide` is refused, since it lives in another process than vLLM's sampler.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def start(
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """ValueError up to vLLM 0.26; from then on errors of the client's side have a base of their own beside it."""
+    """ValueError at first; newer releases (0.33 is one) have a base of their own for errors of the client's side."""
     from vllm import exceptions
 
     base: type[Exception] = getattr(exceptions, "VLLMClientError", ValueError)
