@@ -236,7 +236,9 @@ def test_whatever_is_sent_is_answered_as_the_document_says_and_never_by_a_server
         operation = found.ok()
         model = "reader" if operation.path.endswith(("embeddings", "classify")) else "support-bot"
 
-        @settings(max_examples=12 if operation.method == "post" else 2, deadline=None, suppress_health_check=[*HealthCheck])
+        @settings(
+            max_examples=12 if operation.method == "post" else 2, deadline=None, suppress_health_check=[*HealthCheck]
+        )
         @given(case=drawn(operation), model=strategies.just(model))
         def both(case, model):
             check(case)
