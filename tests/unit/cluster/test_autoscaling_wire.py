@@ -1,4 +1,4 @@
-"""What a deployment is on the wire is what is stored, with its defaults; wrong bounds are named by their path."""
+"""Replicas by load on the wire are those that are stored, with their defaults; and where a deployment is asked by gRPC."""
 
 from __future__ import annotations
 
