@@ -1,13 +1,17 @@
-"""Ray Serve left to itself: replicas that go because nobody asks, that come by load, and a judge that is killed."""
+"""Ray Serve left to itself: replicas that go because nobody asks, that come by load; gateway and judge are killed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
+import openai
 import pytest
 from athanor.v1 import deployment_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from installation import QUESTION, Installation, Models, crowd, gate, wait
+
+from cluster.serve_plan import GATEWAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NAME, APPLICATION = "sleeper", "sleeper--r1"
@@ -34,6 +38,8 @@ def test_without_requests_there_is_no_replica_and_the_next_request_waits_for_one
     for _ in range(2):
         wait(lambda: not installation.replica_pids(APPLICATION))
         assert installation.client.get_deployment(sleeper).state == pb.DEPLOYMENT_STATE_READY
+        assert "athanor_gateway_" in httpx.get(f"{installation.url}/metrics", trust_env=False, timeout=30).text
+        assert not installation.replica_pids(APPLICATION), "whoever looks wakes nobody"
         answer = installation.openai(timeout=120).chat.completions.create(
             model=sleeper, messages=QUESTION, max_tokens=4, temperature=0
         )
@@ -45,6 +51,22 @@ def test_load_brings_a_second_replica_which_goes_with_the_load(installation: Ins
     with crowd(installation, sleeper, 6):
         wait(lambda: len(installation.replica_pids(APPLICATION)) == 2)
     wait(lambda: not installation.replica_pids(APPLICATION))
+
+
+def test_a_gateway_that_is_killed_is_replaced_and_goes_by_the_same_table(
+    installation: Installation, sleeper: str
+) -> None:
+    killed = installation.kill_replica(GATEWAY)
+    wait(lambda: installation.replica_pids(GATEWAY) not in ([], [killed]))
+    with installation.openai(timeout=120) as client:
+        wait(lambda: answers(client, sleeper))
+
+
+def answers(client: openai.OpenAI, model: str) -> bool:
+    try:
+        return bool(client.completions.create(model=model, prompt="Where", max_tokens=4).choices)
+    except openai.APIError:
+        return False
 
 
 def test_a_judge_that_is_killed_is_replaced_and_its_canary_decided(installation: Installation, models: Models) -> None:

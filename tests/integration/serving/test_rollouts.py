@@ -9,7 +9,7 @@ from installation import QUESTION, Installation, Models, crowd, gate, wait
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NAME = "desk"
-SESSIONS = [f"talk-{number}" for number in range(40)]
+SESSIONS = [f"talk-{number}" for number in range(24)]
 
 
 @pytest.fixture(scope="module")

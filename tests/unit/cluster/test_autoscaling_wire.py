@@ -1,4 +1,4 @@
-"""Replicas by load on the wire are those that are stored, with their defaults; and where a deployment is asked by gRPC."""
+"""Replicas by load on the wire are those that are stored, with their defaults; and where gRPC is asked."""
 
 from __future__ import annotations
 
