@@ -37,7 +37,7 @@ _GATE_NUMBERS = (
 )
 
 
-def deployment_to_proto(deployment: StoredDeployment, grpc_port: int | None) -> messages.Deployment:
+def deployment_to_proto(deployment: StoredDeployment, grpc_port: int | None = None) -> messages.Deployment:
     """`grpc_port`: of the endpoints, where they are offered over gRPC too."""
     host = urlsplit(deployment.endpoint).hostname
     message = messages.Deployment(
