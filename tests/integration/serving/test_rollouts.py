@@ -46,6 +46,22 @@ def test_a_corrupt_version_is_taken_back(installation: Installation, models, des
     assert installation.reasons(desk)[-1] == "REVISION_FAILED"
 
 
+def test_one_that_does_not_fit_the_cluster_waits_and_is_taken_back_by_hand(
+    installation: Installation, models: Models, desk: str
+) -> None:
+    with crowd(installation, desk, 2) as people:
+        changed = installation.client.update_deployment(
+            pb.Deployment(name=desk, cpus_per_replica=1000), ["cpus_per_replica"]
+        )
+        number = changed.revisions[-1].number
+        wait(lambda: "comes up" in installation.client.get_deployment(desk).message)
+        assert installation.revision(desk, number).phase == pb.REVISION_PHASE_STARTING
+        installation.client.rollback_deployment(desk)
+        installation.until_phase(desk, number, "GONE")
+    assert {version for version, _ in people.answers} == {models.better}
+    assert installation.client.get_deployment(desk).state == pb.DEPLOYMENT_STATE_READY
+
+
 def test_a_canary_that_says_garbage_is_rolled_back_by_itself(installation: Installation, models, desk) -> None:
     with crowd(installation, desk) as people:
         installation.client.start_canary(desk, models.garbage, gate=gate(models))
