@@ -13,7 +13,7 @@ from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.rollout import WHOLE, Step, Target, begin, changed, give_up, promote
 from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
 
-_NEEDS_REVISION = ("cpus_per_replica", "gpus_per_replica")
+_NEEDS_REVISION = ("cpus_per_replica", "gpus_per_replica", "engine")
 
 
 def update(deployment: StoredDeployment, changes: Mapping[str, Any], target: Target | None, actor: str) -> Step:
