@@ -27,7 +27,7 @@ def tell(deployment: pb.Deployment, events: Sequence[pb.DeploymentEvent]) -> Non
     for each in deployment.revisions:
         if each.figures and _phase(each) in ("STARTING", "CANARY"):
             print_line("")
-            print_line(_gate(each))
+            print_line(f"The gate of revision {each.number}, {_gate(each.gate, each.teacher)}:")
             print_table(_FIGURE_COLUMNS, [_figure(figure, each.gate) for figure in each.figures])
     print_line("")
     print_table(EVENT_COLUMNS, [event_row(each) for each in events[:_MOST_EVENTS]])
@@ -62,6 +62,7 @@ def _facts(deployment: pb.Deployment) -> Iterator[tuple[str, str | Text]]:
     yield "Replicas", replicas_of(deployment)
     yield "Each", f"{deployment.cpus_per_replica:g} CPUs, {deployment.gpus_per_replica:g} GPUs"
     yield "Engine", _engine(deployment.engine)
+    yield "Gate", f"judges canaries {_gate(deployment.gate, '')}" if deployment.HasField("gate") else ""
     yield "Project", deployment.project
     yield "Creator", deployment.creator
     yield "Age", age(deployment.create_time)
@@ -90,15 +91,14 @@ def _engine(engine: pb.EngineOptions) -> str:
     return f"{engine.name or 'transformers'}{f' with {limits}' if limits else ''}"
 
 
-def _gate(revision: pb.Revision) -> str:
-    """By what a canary is judged, in one line."""
-    gate = revision.gate
-    words = [f"The gate of revision {revision.number}, beside {revision.teacher}"]
+def _gate(gate: pb.CanaryGate, teacher: str) -> str:
+    """By what canaries are judged."""
+    words = [f"beside {teacher or gate.teacher or 'the first teacher of each'}"]
     if gate.task_data:
         words.append(f"on the examples of {gate.task_data}")
     if gate.steps:
         words.append(f"by steps of {', '.join(percent(step / 10_000) for step in gate.steps)}")
-    return f"{', '.join(words)}:"
+    return ", ".join(words)
 
 
 def _figure(figure: pb.GateFigure, gate: pb.CanaryGate) -> tuple[str, ...]:

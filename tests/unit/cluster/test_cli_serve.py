@@ -200,6 +200,7 @@ def test_going_back_waits_for_the_version_that_comes_up_again(shell: Shell, plan
 
 def test_what_a_canary_has_shown_stands_beside_what_is_needed(shell: Shell, plane: FakeControlPlane, bot) -> None:
     gate = pb.CanaryGate(max_latency_ratio=1.5, task_data="/d.csv", steps=[500, 2500])
+    bot.gate.CopyFrom(gate)
     revision = bot.revisions.add(number=2, model="bot@2", phase=CANARY, weight=500, gate=gate, teacher="big@1")
     needs = {"needed_within": 20, "needed_beyond": 120}
     for name, mean, limit, verdict in (
@@ -217,6 +218,7 @@ def test_what_a_canary_has_shown_stands_beside_what_is_needed(shell: Shell, plan
     code, out, _ = shell.run("serve", "describe", "bot")
     lines = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
     assert code == 0
+    assert lines["Gate"].startswith("Gate judges canaries beside the first teacher of each, on the examples of /d.csv")
     assert "The gate of revision 2, beside big@1, on the examples of /d.csv, by steps of 5%, 25%:" in out
     assert lines["divergence"] == "divergence +0.004 nats +0.1 nats 80 7.5 of 20 0 of 120 kept"
     assert lines["agreement"].startswith("agreement 1% agreement -5% 80 ")
