@@ -69,9 +69,9 @@ class Reporter:
         self._waiting.append(finding)
         self._sending()
 
-    async def told(self, finding: Finding) -> bool:
-        """Send one that is never let go: returns when all that waited was sent; False when none is wanted any more."""
-        self._owed.append(finding)
+    async def told(self, findings: Sequence[Finding]) -> bool:
+        """Send some that are never let go: returns when all that waited was sent; False when no more are wanted."""
+        self._owed.extend(findings)
         await asyncio.shield(self._sending())
         return not self.is_over
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from serving.task_data import Example, is_right
 
 _PATIENCE = 3
 """A canary that breaks over an example so many times does not know its answer."""
+_EVERY_S = 1.0
+"""So often is told what was found."""
 _PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 logger = logging.getLogger(__name__)
@@ -29,22 +32,24 @@ class Answerer(Protocol):
 
 
 async def examine(
-    examples: Sequence[Example], stable: Answerer, canary: Answerer, tell: Callable[[Finding], Awaitable[bool]]
+    examples: Sequence[Example],
+    stable: Answerer,
+    canary: Answerer,
+    tell: Callable[[Sequence[Finding]], Awaitable[bool]],
 ) -> None:
-    """Ask both all examples, in this order; `tell` returns once a finding has arrived, and whether more are wanted."""
+    """Ask both all examples, in this order; `tell` returns once findings have arrived, and whether more are wanted."""
+    found: list[Finding] = []
+    told_at = time.monotonic()
     for index, example in enumerate(examples):
         stable_right, canary_right = await asyncio.gather(
             _answers_right(stable, example), _answers_right(canary, example, patience=_PATIENCE)
         )
-        finding = Finding(
-            kind="TASK",
-            stable_right=stable_right,
-            canary_right=canary_right,
-            task_index=index,
-            task_size=len(examples),
-        )
-        if not await tell(finding):
-            return
+        right = {"stable_right": stable_right, "canary_right": canary_right}
+        found.append(Finding(kind="TASK", **right, task_index=index, task_size=len(examples)))
+        if time.monotonic() - told_at >= _EVERY_S or index + 1 == len(examples):
+            if not await tell(found):
+                return
+            found, told_at = [], time.monotonic()
 
 
 async def _answers_right(revision: Answerer, example: Example, patience: int | None = None) -> bool:

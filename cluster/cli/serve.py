@@ -176,7 +176,9 @@ def update(
         known = client.get_deployment(name)
         paths += _more_changes(changed, known, wish, gate, engine_of(engine, engine_limit or (), _engine(known)))
         if not paths:
-            raise typer.BadParameter("nothing to change; name what shall, e.g. --model, --replicas, --engine-limit or --gate")
+            raise typer.BadParameter(
+                "nothing to change; name what shall, e.g. --model, --replicas, --engine-limit or --gate"
+            )
         deployment = client.update_deployment(changed, paths)
         if wait:
             deployment = _until_changed(client, deployment, newest(known), form, timeout_s)

@@ -41,6 +41,7 @@ _DEFAULT_PROJECT = "default"
 _CHANGEABLE = (
     *("model", "num_replicas", "autoscaling", "cpus_per_replica", "gpus_per_replica", "follow_alias", "gate", "engine"),
 )
+_JUDGED = frozenset({"gate", "model"})
 
 Wish = Callable[[StoredDeployment], Step]
 
@@ -95,7 +96,7 @@ class DeploymentWishes:
         target = Target(model.reference, model.path) if model else None
 
         def wish(deployment: StoredDeployment) -> Step:
-            self._checked(replace(deployment, **changes))
+            self._checked(replace(deployment, **changes), with_gate=not _JUDGED.isdisjoint(changes))
             return rollout_wishes.update(deployment, changes, target, caller().name)
 
         return self._make(request.deployment.name, wish, request.etag)
@@ -155,12 +156,12 @@ class DeploymentWishes:
         except (NotFound, InvalidInput) as error:
             raise type(error)(error.reason, error.message, [Violation(field, error.message)]) from error
 
-    def _checked(self, deployment: StoredDeployment) -> StoredDeployment:
-        """What only the whole of it shows: an alias to follow, and a teacher for its gate."""
+    def _checked(self, deployment: StoredDeployment, *, with_gate: bool = True) -> StoredDeployment:
+        """What only the whole of it shows: an alias to follow, and that its gate can judge its model."""
         if deployment.follow_alias and not parse_reference(deployment.model).alias:
             words = f"{deployment.model!r} names no alias to follow; write name@alias, or follow none (--no-follow)"
             check([Violation("deployment.follow_alias", words)])
-        if deployment.gate is not None:
+        if deployment.gate is not None and with_gate:
             begin_trial(
                 self._store, deployment.gate, resolve(self._store, deployment.resolved_model), "deployment.gate"
             )

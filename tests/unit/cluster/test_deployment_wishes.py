@@ -61,6 +61,21 @@ def test_a_gate_on_examples_that_are_none_is_refused_at_once(wishes: DeploymentW
         wishes.update(request)
 
 
+def test_examples_that_are_gone_keep_nobody_from_changing_something_else(wishes: DeploymentWishes, tmp_path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"prompt": "Where is it?", "completion": "Here."}')
+    gate = pb.CanaryGate(teacher="m@1", task_data=str(path))
+    request = pb.UpdateDeploymentRequest(deployment=pb.Deployment(name="desk", gate=gate, num_replicas=3))
+    request.update_mask.paths.append("gate")
+    wishes.update(request)
+    path.unlink()
+    request.update_mask.paths[:] = ["num_replicas"]
+    assert wishes.update(request).num_replicas == 3
+    request.update_mask.paths[:] = ["gate"]
+    with pytest.raises(InvalidInput, match="there is no file"):
+        wishes.update(request)
+
+
 def test_an_engine_is_asked_for_and_changed(wishes: DeploymentWishes, world: World) -> None:
     wish = pb.Deployment(name="desk", engine=pb.EngineOptions(limits={"kv_tokens": 4096}))
     request = pb.UpdateDeploymentRequest(deployment=wish)

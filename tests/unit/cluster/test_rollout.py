@@ -228,6 +228,8 @@ def test_a_canary_with_a_gate_leaves_requests_to_compare_with(live):
     live.look(READY, READY)
     with pytest.raises(InvalidInput, match="give less than 10000, or promote the canary"):
         rollout_wishes.set_traffic(live.deployment, 10_000, None, "ann")
+    with pytest.raises(InvalidInput, match="mirror_share: 0 shows its gate nothing"):
+        rollout_wishes.set_traffic(live.deployment, 500, 0.0, "ann")
 
 
 def test_a_judge_that_cannot_come_up_ends_its_canary(live):

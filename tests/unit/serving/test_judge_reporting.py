@@ -78,7 +78,7 @@ async def test_a_finding_that_is_owed_is_told_when_a_control_plane_has_it(monkey
     plane = Plane(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE)
     async with told(plane) as reporter:
         owed = Finding(kind="TASK", stable_right=True, task_index=3, task_size=9)
-        assert await reporter.told(owed) is True
+        assert await reporter.told([owed]) is True
         got = [plane.told.get_nowait() for _ in range(plane.told.qsize())]
     kept = {each.request_id: each.observations for each in got}.values()
     (task,) = [each for some in kept for each in some if each.kind == messages.OBSERVATION_KIND_TASK]
@@ -87,12 +87,12 @@ async def test_a_finding_that_is_owed_is_told_when_a_control_plane_has_it(monkey
 
 async def test_what_is_owed_for_a_canary_that_is_over_is_wanted_no_more():
     async with told(Plane(*[grpc.StatusCode.FAILED_PRECONDITION] * 2)) as reporter:
-        assert await reporter.told(Finding(kind="TASK")) is False
+        assert await reporter.told([Finding(kind="TASK")]) is False
 
 
 async def test_each_kind_of_finding_has_its_name_on_the_wire():
     plane = Plane()
     async with told(plane) as reporter:
-        await reporter.told(Finding(kind="LIVE", canary_failed=True))
+        await reporter.told([Finding(kind="LIVE", canary_failed=True)])
         kinds = [each.kind for _ in range(plane.told.qsize()) for each in plane.told.get_nowait().observations]
     assert sorted(kinds) == [messages.OBSERVATION_KIND_MIRRORED, messages.OBSERVATION_KIND_LIVE]

@@ -29,13 +29,14 @@ class Revision:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
     monkeypatch.setattr("serving.task_pass._PAUSE_S", 0)
+    monkeypatch.setattr("serving.task_pass._EVERY_S", 0)
 
 
 async def told(stable: Revision, canary: Revision, most: int = 100) -> list[Finding]:
     found = []
 
-    async def tell(finding: Finding) -> bool:
-        found.append(finding)
+    async def tell(findings: list[Finding]) -> bool:
+        found.extend(findings)
         return len(found) < most
 
     await examine(EXAMPLES, stable, canary, tell)
@@ -75,3 +76,15 @@ async def test_what_cannot_be_asked_is_not_known():
 
 async def test_it_ends_when_nobody_wants_more():
     assert len(await told(Revision(), Revision(), most=2)) == 2
+
+
+async def test_what_comes_quickly_is_told_together(monkeypatch):
+    monkeypatch.setattr("serving.task_pass._EVERY_S", 3600)
+    told_together = []
+
+    async def tell(findings: list[Finding]) -> bool:
+        told_together.append(len(findings))
+        return True
+
+    await examine(EXAMPLES, Revision(), Revision(), tell)
+    assert told_together == [4]
