@@ -29,6 +29,7 @@ from serving.failures import refusal, reply, retry_after, server_error
 from serving.gateway import Call, Gateway, Item
 from serving.gateway_metrics import CONTENT_TYPE, Exposition, GatewayMetrics
 from serving.limits import CallerLimits, Limits
+from serving.live_outcomes import LiveOutcomes
 from serving.logprobs import Document
 from serving.middleware import BodyTooLate, RequestIds, read_body
 from serving.mirroring import Mirroring
@@ -57,12 +58,15 @@ class Entrance:
     callers: Callers
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     mirroring: Mirroring | None = None
+    live: LiveOutcomes | None = None
     limits: CallerLimits = field(default_factory=lambda: CallerLimits(Limits()))
     table: RouteTable = field(default_factory=RouteTable)
     """Replaced whole when the control plane writes another."""
 
     def __post_init__(self) -> None:
-        self.gateway = Gateway(self.backends, self.metrics, self.mirroring, route=lambda name: self.table.route(name))
+        self.gateway = Gateway(
+            self.backends, self.metrics, self.mirroring, self.live, route=lambda name: self.table.route(name)
+        )
         self.catalog = Catalog(self.backends)
         if self.mirroring is not None:
             self.metrics.counts_left_out(self.mirroring)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+_MEMORY, _MEMORY_SHARE = "gpu_memory_utilization", 0.9
 MAX_TOP_LOGPROBS = 128
 """So many alternatives a score may ask for."""
 
@@ -257,15 +258,24 @@ def sampling_options(sampling: Sampling, num_given: int) -> dict[str, Any]:
     }
 
 
+def engine_arguments(limits: Mapping[str, float]) -> dict[str, int | float]:
+    """vLLM's own arguments: counts whole, shares as they are."""
+    whole = {name: int(value) for name, value in limits.items() if name != _MEMORY}
+    return {**whole, _MEMORY: limits.get(_MEMORY, _MEMORY_SHARE)}
+
+
 def start(
     path: Path,
     decode: Callable[[Sequence[int]], str],
     *,
     end_ids: frozenset[int],
     context_length: int,
-    gpu_memory_utilization: float = 0.9,
+    limits: Mapping[str, float] | None = None,
 ) -> VllmEngine:
-    """Load a model directory in vLLM; needs `pip install athanor-cluster[vllm]` and a GPU."""
+    """Load a model directory in vLLM, with limits by its own names.
+
+    Needs `pip install athanor-cluster[vllm]` and a GPU.
+    """
     from functools import partial
 
     from vllm import SamplingParams
@@ -279,8 +289,8 @@ def start(
         max_logprobs=MAX_TOP_LOGPROBS,
         load_format="safetensors",
         trust_remote_code=False,
-        gpu_memory_utilization=gpu_memory_utilization,
         enable_prefix_caching=True,
+        **engine_arguments(limits or {}),
     )
     make_params = partial(SamplingParams, output_kind=RequestOutputKind.DELTA)
     client = AsyncLLM.from_engine_args(arguments)

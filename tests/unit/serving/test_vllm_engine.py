@@ -10,7 +10,7 @@ import pytest
 
 from serving.engine import Delta, GenerationRequest, Load, Sampling, TokenLogprob
 from serving.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
-from serving.vllm_engine import VllmEngine
+from serving.vllm_engine import VllmEngine, engine_arguments
 
 END = 1
 REQUEST = GenerationRequest((5, 6), 10, Sampling(temperature=0), request_id="r-1")
@@ -226,3 +226,10 @@ async def test_parameters_that_cannot_be_made_keep_no_place(monkeypatch, error, 
                 await engine.score((5, 6))
     assert engine.load.running == 0
     assert len(await collect(engine.submit(REQUEST))) == 1
+
+
+def test_limits_are_vllms_own_arguments():
+    assert engine_arguments({}) == {"gpu_memory_utilization": 0.9}
+    found = engine_arguments({"max_num_seqs": 8.0, "gpu_memory_utilization": 0.5})
+    assert found == {"max_num_seqs": 8, "gpu_memory_utilization": 0.5}
+    assert isinstance(found["max_num_seqs"], int)
