@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
+from typing import Literal
+from urllib.parse import urlsplit
 
 from athanor.v1 import deployment_service_pb2 as messages
+from google.protobuf import duration_pb2
 
 from cluster.canary import Figure, Kind, Observation, figures
 from cluster.errors import InvalidInput, Violation, in_words
@@ -39,6 +42,8 @@ _PROPER_SHARES = {
 """Above 0, and what is wrong with 0."""
 _KINDS = {messages.ObservationKind.Value(f"OBSERVATION_KIND_{each.value}"): each for each in Kind}
 _COUNTS = ("min_observations", "step_requests")
+_DELAYS: tuple[Literal["scale_up_delay", "scale_down_delay"], ...] = ("scale_up_delay", "scale_down_delay")
+_MOST_DELAY_S = 24 * 3600.0
 _GATE_NUMBERS = (
     *_SHARES,
     *_PROPER_SHARES,
@@ -47,7 +52,9 @@ _GATE_NUMBERS = (
 )
 
 
-def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
+def deployment_to_proto(deployment: StoredDeployment, grpc_port: int | None = None) -> messages.Deployment:
+    """`grpc_port`: of the endpoints, where they are offered over gRPC too."""
+    host = urlsplit(deployment.endpoint).hostname
     message = messages.Deployment(
         name=deployment.name,
         model=deployment.model,
@@ -58,6 +65,7 @@ def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
         state=messages.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state.value}"),
         message=deployment.message,
         endpoint=deployment.endpoint,
+        grpc_endpoint=f"{host}:{grpc_port}" if host and grpc_port else "",
         create_time=timestamp(deployment.create_time_us),
         update_time=timestamp(deployment.update_time_us),
         follow_alias=deployment.follow_alias,
@@ -67,7 +75,7 @@ def deployment_to_proto(deployment: StoredDeployment) -> messages.Deployment:
         revisions=[_revision(each) for each in deployment.revisions],
     )
     if deployment.autoscaling is not None:
-        message.autoscaling.CopyFrom(messages.Autoscaling(**asdict(deployment.autoscaling)))
+        message.autoscaling.CopyFrom(_autoscaling(deployment.autoscaling))
     if deployment.gate is not None:
         message.gate.CopyFrom(_gate(deployment.gate))
     if deployment.engine is not None:
@@ -102,7 +110,7 @@ def gate_from_proto(message: messages.CanaryGate, path: str) -> Gate:
     check(list(_gate_violations(message, path)))
     given = {field.name: value for field, value in message.ListFields() if field.name in _GATE_NUMBERS}
     if message.HasField("max_duration"):
-        given["max_duration_s"] = message.max_duration.seconds + message.max_duration.nanos / 1e9
+        given["max_duration_s"] = seconds(message.max_duration)
     return Gate(teacher=message.teacher, task_data=message.task_data, steps=tuple(message.steps), **given)
 
 
@@ -125,9 +133,13 @@ def autoscaling_from_proto(message: messages.Autoscaling, path: str) -> Autoscal
         wrong.append(Violation(f"{path}.min_replicas", words))
     if not (math.isfinite(target) and 0 <= target <= 1e6):
         wrong.append(Violation(f"{path}.target_ongoing_requests", f"{target} is not between 0 and a million"))
+    delays = {f"{name}_s": seconds(getattr(message, name)) for name in _DELAYS if message.HasField(name)}
+    for name, delay_s in delays.items():
+        if not 0 <= delay_s <= _MOST_DELAY_S:
+            wrong.append(Violation(f"{path}.{name[:-2]}", f"{delay_s:g} s is not between 0 and a day"))
     check(wrong)
-    found = Autoscaling(message.min_replicas, message.max_replicas)
-    return Autoscaling(message.min_replicas, message.max_replicas, target) if target else found
+    given = {"target_ongoing_requests": target} if target else {}
+    return Autoscaling(message.min_replicas, message.max_replicas, **given, **delays)
 
 
 def name_violations(name: str) -> Iterator[Violation]:
@@ -193,15 +205,28 @@ def _step_violations(message: messages.CanaryGate, path: str) -> Iterator[Violat
         yield Violation(f"{path}.step_requests", "only steps wait for requests; name the shares in steps")
 
 
+def seconds(duration: duration_pb2.Duration) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _autoscaling(stored: Autoscaling) -> messages.Autoscaling:
+    values = asdict(stored)
+    delays = {name: values.pop(f"{name}_s") for name in _DELAYS}
+    message = messages.Autoscaling(**values)
+    for name, delay_s in delays.items():
+        getattr(message, name).FromMicroseconds(int(delay_s * 1e6))
+    return message
+
+
 def _gate(gate: Gate) -> messages.CanaryGate:
     values = asdict(gate)
-    seconds = values.pop("max_duration_s")
+    duration_s = values.pop("max_duration_s")
     if not gate.task_data:
         del values["max_task_loss"]
     if not gate.steps:
         del values["step_requests"]
     message = messages.CanaryGate(**values)
-    message.max_duration.FromMicroseconds(int(seconds * 1e6))
+    message.max_duration.FromMicroseconds(int(duration_s * 1e6))
     return message
 
 

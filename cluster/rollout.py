@@ -16,6 +16,8 @@ from cluster.store.deployment_records import Decision, DeploymentState, Phase, R
 
 WHOLE = 10_000
 """All requests, in basis points."""
+_RESOURCES = ("cpus_per_replica", "gpus_per_replica", "engine")
+"""Of each revision; those of the deployment are for the next one."""
 
 
 class Shown(StrEnum):
@@ -104,7 +106,7 @@ def advance(deployment: StoredDeployment, look: Look, rules: Rules) -> Step:
 
 
 def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "", *, weight: int = 0) -> Step:
-    """A new revision comes up; one that was under way is given up, `model` stays as wished."""
+    """A new revision comes up; one that was under way is given up, model and resources stay as wished."""
     step = give_up(deployment, "another one was asked for", actor)
     number = deployment.newest.number + 1
     is_canary = target.trial is not None or weight > 0
@@ -122,7 +124,8 @@ def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "
         message=why,
     )
     reason = "CANARY_ASKED" if is_canary else "UPDATE_ASKED"
-    now = replace(step.deployment, model=deployment.model, revisions=(*step.deployment.revisions, new))
+    wished = {name: getattr(deployment, name) for name in ("model", *_RESOURCES)}
+    now = replace(step.deployment, **wished, revisions=(*step.deployment.revisions, new))
     return step.then(Step(now, (Decision(reason, f"{target.model}: {why}", number, actor),)))
 
 
@@ -309,10 +312,11 @@ def _verdict(revision: Revision, age_s: float) -> Verdict:
 
 
 def _fall(deployment: StoredDeployment, revision: Revision, decision: Decision) -> Step:
-    """One that was coming goes: at once where it never had a request."""
+    """One that was coming goes, at once where it never had a request; what was wished for it is wished no more."""
     phase = Phase.DRAINING if revision.phase is Phase.CANARY else Phase.GONE
     down = replace(revision, phase=phase, weight=0, mirror_share=0.0, message=decision.message)
     now = changed(deployment, down)
-    if deployment.live is not None and not deployment.follow_alias:
-        now = replace(now, model=deployment.live.model)
+    if (live := deployment.live) is not None:
+        now = replace(now, **{name: getattr(live, name) for name in _RESOURCES})
+        now = now if deployment.follow_alias else replace(now, model=live.model)
     return Step(now, (decision,))

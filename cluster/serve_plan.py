@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.rollout import shares
-from cluster.store.deployment_records import DeploymentState, Engine, Phase, Revision, StoredDeployment
+from cluster.store.deployment_records import Autoscaling, DeploymentState, Engine, Phase, Revision, StoredDeployment
 from serving.routes import Backend, Mirror, Route, RouteTable
 
 GATEWAY = "athanor"
@@ -132,9 +132,20 @@ def _scale(deployment: StoredDeployment, revision: Revision) -> Json:
     found: dict[str, object] = {"name": "Replica", "ray_actor_options": needs}
     if deployment.autoscaling is None:
         return found | {"num_replicas": deployment.num_replicas}
-    wish = deployment.autoscaling
-    # Of a deployment that may have none, one comes up all the same: only so is it known that the model can be served.
-    return found | {"autoscaling_config": asdict(wish) | {"initial_replicas": max(1, wish.min_replicas)}}
+    return found | {"autoscaling_config": _by_load(deployment.autoscaling)}
+
+
+def _by_load(wish: Autoscaling) -> Json:
+    """By Serve's names."""
+    return {
+        "min_replicas": wish.min_replicas,
+        "max_replicas": wish.max_replicas,
+        "target_ongoing_requests": wish.target_ongoing_requests,
+        "upscale_delay_s": wish.scale_up_delay_s,
+        "downscale_delay_s": wish.scale_down_delay_s,
+        # Where there may be none, one comes up all the same: only so is it known that the model can be served.
+        "initial_replicas": max(1, wish.min_replicas),
+    }
 
 
 def _judge(deployment: StoredDeployment, canary: Revision, manifests: Mapping[str, str], around: Surroundings) -> Json:

@@ -33,12 +33,13 @@ from serving.live_outcomes import LiveOutcomes
 from serving.logprobs import Document
 from serving.middleware import BodyTooLate, RequestIds, read_body
 from serving.mirroring import Mirroring
-from serving.openai_api import MAX_BODY_BYTES, api_document
+from serving.openai_api import MAX_BODY_BYTES
+from serving.openapi import api_document
 from serving.routes import Backend, Route, RouteTable
+from serving.schemas import MAX_TIMEOUT_S
 
 SESSION_HEADER = "x-athanor-session"
 TIMEOUT_HEADER = "x-athanor-timeout"
-MAX_TIMEOUT_S = 600.0
 _BODY_S = 60.0
 """How long a body may take to come."""
 _ANSWERING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"})

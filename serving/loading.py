@@ -23,7 +23,7 @@ from serving.batching.engine import TransformersEngine
 from serving.batching.policy import Limits
 from serving.engine import Engine, Observer, PoolingEngine, Task
 from serving.errors import EngineOptionsError, ModelDirectoryError
-from serving.options import EngineOptions
+from serving.options import FRACTIONS, EngineOptions
 from serving.pooling import Pooling, PoolingOptions, TransformersPoolingEngine
 from serving.prompts import Prompts
 
@@ -86,16 +86,16 @@ def load(
     return pooling_over(model, tokenizer, options, max_model_len=longest)
 
 
-def _limits_for(task: Task, limits: Mapping[str, float]) -> dict[str, int]:
-    """As whole numbers; EngineOptionsError for one that a model of this task has no use for."""
+def _limits_for(task: Task, limits: Mapping[str, float]) -> dict[str, Any]:
+    """Counts as whole numbers; EngineOptionsError for one that a model of this task has no use for."""
     known = {"max_model_len", *(field.name for field in fields(Limits if task == "generate" else PoolingOptions))}
     for name in limits:
         if name not in known:
             raise EngineOptionsError(f"a model that can {task} has no limit {name!r}; leave it out")
-    return {name: int(value) for name, value in limits.items()}
+    return {name: value if name in FRACTIONS else int(value) for name, value in limits.items()}
 
 
-def _limits(wanted: Mapping[str, int]) -> Limits:
+def _limits(wanted: Mapping[str, Any]) -> Limits:
     try:
         return Limits(**wanted)
     except ValueError as error:

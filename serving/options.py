@@ -21,6 +21,7 @@ ENGINE_LIMITS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "max_model_len": _COUNT,
         "kv_tokens": _COUNT,
         "prefix_tokens": (0, _MOST),
+        "long_share": (0, 0.95),
         "max_rows": _COUNT,
         "prefill_tokens": _COUNT,
         "max_waiting": _COUNT,
@@ -34,7 +35,7 @@ ENGINE_LIMITS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     },
 }
 """Of each engine, by its own names: the least and the most."""
-_FRACTIONS = ("gpu_memory_utilization",)
+FRACTIONS = ("gpu_memory_utilization", "long_share")
 
 
 def wrong_engine(name: str, limits: Mapping[str, float]) -> tuple[str, str] | None:
@@ -47,8 +48,8 @@ def wrong_engine(name: str, limits: Mapping[str, float]) -> tuple[str, str] | No
         if limit not in known:
             return field, f"the engine {name} knows no such limit; it knows {', '.join(known)}"
         least, most = known[limit]
-        if not least <= value <= most or (limit not in _FRACTIONS and value != int(value)):
-            kind = "number" if limit in _FRACTIONS else "whole number"
+        if not least <= value <= most or (limit not in FRACTIONS and value != int(value)):
+            kind = "number" if limit in FRACTIONS else "whole number"
             return field, f"{value:g} is no {kind} from {least:g} to {most:g}"
     return None
 

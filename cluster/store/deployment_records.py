@@ -37,6 +37,8 @@ class Autoscaling:
     min_replicas: int
     max_replicas: int
     target_ongoing_requests: float = 8.0
+    scale_up_delay_s: float = 30.0
+    scale_down_delay_s: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,16 +28,35 @@ from serving.sampling import CannotChoose, Chosen, choose
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one step did."""
+
+    prefilled: int = 0
+    """Tokens of prompts."""
+    decoded: int = 0
+    """Rows that got a token."""
+
+
 class Batch:
     """Used by one thread, but for the counts in `load`."""
 
-    def __init__(self, runner: Runner, limits: Limits, line: Line, *, num_tokens: int, observer: Observer) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        line: Line,
+        prefixes: PrefixPool,
+        *,
+        num_tokens: int,
+        observer: Observer,
+    ) -> None:
         self._runner = runner
         self._limits = limits
         self._line = line
         self._num_tokens = num_tokens
         self._observer = observer
-        self._prefixes = PrefixPool(limits.prefix_tokens)
+        self._prefixes = prefixes
         self._rows: list[Work] = []
         self._decoding = 0
         self._reserved = 0
@@ -49,28 +69,36 @@ class Batch:
 
     @property
     def busy(self) -> bool:
-        return bool(self._rows)
+        return bool(self._rows) or self._line.occupied
+
+    @property
+    def reads(self) -> bool:
+        """There are rows whose prompts are not done."""
+        return len(self._rows) > self._decoding
 
     @property
     def load(self) -> Load:
-        used = self._reserved + self._prefixes.num_tokens
-        return Load(len(self._rows), len(self._line), used, self._limits.kv_tokens)
+        """Without the prefixes."""
+        return Load(len(self._rows), len(self._line), self._reserved, self._limits.row_tokens)
 
     @torch.inference_mode()
-    def step(self) -> None:
-        """Everybody who may comes in; prompts come on by a part; everybody else gets one token."""
-        began = time.monotonic()
-        self._ran = self._broke = False
-        self._let_go(began)
+    def let_in(self) -> None:
+        """Whoever is over leaves, and everybody who may comes in."""
+        self._let_go(time.monotonic())
         self._admit()
-        prefilled = self._prefill()
+
+    @torch.inference_mode()
+    def step(self, prefill_tokens: int) -> Stepped:
+        """Prompts come on by a part; everybody else gets one token."""
+        self._ran = self._broke = False
+        prefilled = self._prefill(prefill_tokens)
         self._outbox.send()
         decoded = self._decode()
         self._drop_ended()
         self._outbox.send()
         if self._broke or self._ran:
             self.failures = self.failures + 1 if self._broke else 0
-        self._observer.stepped(self.load, prefilled, decoded, time.monotonic() - began)
+        return Stepped(prefilled, decoded)
 
     @torch.inference_mode()
     def fail_all(self, waiting: Sequence[Work] = ()) -> None:
@@ -83,7 +111,7 @@ class Batch:
         self._outbox.send()
         for work in (*gone, *waiting):
             self._report_end(work)
-        self._prefixes = PrefixPool(self._limits.prefix_tokens)
+        self._prefixes.clear()
         self._clean(len(gone))
 
     def _clean(self, rows: int) -> None:
@@ -132,7 +160,7 @@ class Batch:
             prefix, work.computed = found
             self._runner.fill(row, prefix.segment, work.computed)
 
-    def _prefill(self) -> int:
+    def _prefill(self, most: int) -> int:
         """A part of the prompts, of the oldest first; how many tokens."""
         self._drop_ended()
         for row, work in enumerate(self._rows[self._decoding :], self._decoding):
@@ -141,7 +169,7 @@ class Batch:
         if not waiting:
             return 0
         remaining = [work.remaining for work in waiting]
-        sizes = policy.prefill(remaining, self._limits.prefill_tokens) if self._runner.splits_prompts else remaining[:1]
+        sizes = policy.prefill(remaining, most) if self._runner.splits_prompts else remaining[:1]
         group = waiting[: len(sizes)]
         for row, work in enumerate(group, self._decoding):
             self._swap(row, self._rows.index(work))

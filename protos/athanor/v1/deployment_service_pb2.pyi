@@ -148,6 +148,7 @@ class Deployment(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISIONS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    GRPC_ENDPOINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-40 of [a-z0-9-], begins with a letter; also the path of the endpoint."""
     model: _builtins.str
@@ -174,6 +175,8 @@ class Deployment(_message.Message):
     """Output only. Name of the token that made it."""
     etag: _builtins.str
     """Output only. Of this version of the deployment, opaque."""
+    grpc_endpoint: _builtins.str
+    """Output only. host:port of InferenceService; empty where it is not offered over gRPC, or not known yet."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -220,10 +223,11 @@ class Deployment(_message.Message):
         etag: _builtins.str = ...,
         revisions: _abc.Iterable[Global___Revision] | None = ...,
         engine: Global___EngineOptions | None = ...,
+        grpc_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "create_time", b"create_time", "engine", b"engine", "gate", b"gate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "engine", b"engine", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "engine", b"engine", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "grpc_endpoint", b"grpc_endpoint", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,22 +290,34 @@ class Autoscaling(_message.Message):
     MIN_REPLICAS_FIELD_NUMBER: _builtins.int
     MAX_REPLICAS_FIELD_NUMBER: _builtins.int
     TARGET_ONGOING_REQUESTS_FIELD_NUMBER: _builtins.int
+    SCALE_UP_DELAY_FIELD_NUMBER: _builtins.int
+    SCALE_DOWN_DELAY_FIELD_NUMBER: _builtins.int
     min_replicas: _builtins.int
     """0: none while nobody asks; the first request then waits for one to start. At most 64."""
     max_replicas: _builtins.int
     """1 to 64."""
     target_ongoing_requests: _builtins.float
     """Requests in progress per replica; 0 means 8."""
+    @_builtins.property
+    def scale_up_delay(self) -> _duration_pb2.Duration:
+        """How long more must be wanted before more come, up to a day; absent: 30 s. The first of none comes at once."""
+
+    @_builtins.property
+    def scale_down_delay(self) -> _duration_pb2.Duration:
+        """How long fewer must suffice before some go, the last one too, up to a day; absent: 10 min. Ray Serve looks at the last 30 s."""
+
     def __init__(
         self,
         *,
         min_replicas: _builtins.int = ...,
         max_replicas: _builtins.int = ...,
         target_ongoing_requests: _builtins.float = ...,
+        scale_up_delay: _duration_pb2.Duration | None = ...,
+        scale_down_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scale_down_delay", b"scale_down_delay", "scale_up_delay", b"scale_up_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_ongoing_requests", b"target_ongoing_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "scale_down_delay", b"scale_down_delay", "scale_up_delay", b"scale_up_delay", "target_ongoing_requests", b"target_ongoing_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

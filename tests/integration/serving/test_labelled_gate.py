@@ -20,7 +20,12 @@ TEXTS = [
 
 def sorted_by(installation: Installation, texts: Sequence[str]) -> list[str]:
     """The labels that people are told."""
-    reply = httpx.post(f"{installation.url}/v1/classify", json={"model": NAME, "input": texts}, trust_env=False)
+    reply = httpx.post(
+        f"{installation.url}/v1/classify",
+        json={"model": NAME, "input": texts},
+        headers=installation.authorization,
+        trust_env=False,
+    )
     assert reply.status_code == 200, reply.text
     return [each["label"] for each in reply.json()["data"]]
 
@@ -70,7 +75,7 @@ def test_a_canary_answers_labelled_examples_and_sorts_as_its_teacher(
     good = installation.publish("sorter", classifier(chat_model_dir, tmp_path / "good", 1.0))
     bad = installation.publish("sorter", classifier(chat_model_dir, tmp_path / "bad", -1.0))
     installation.deploy(NAME, good, engine=pb.EngineOptions(limits={"max_model_len": 48}))
-    card = httpx.get(f"{installation.url}/v1/models/{NAME}", trust_env=False).json()
+    card = httpx.get(f"{installation.url}/v1/models/{NAME}", headers=installation.authorization, trust_env=False).json()
     assert (card["tasks"], card["max_model_len"]) == (["classify"], 48)
     rows = zip(TEXTS, sorted_by(installation, TEXTS), strict=True)
     examples = tmp_path / "labelled.jsonl"

@@ -181,6 +181,18 @@ def test_other_resources_during_an_update_keep_the_model_that_was_asked_for(live
     assert live.deployment.model == "m@1"
 
 
+def test_resources_that_could_not_be_had_are_not_asked_for_again(live):
+    """Neither by the next update nor by a canary: what counts is what answers."""
+    for fall in (lambda: live.look(READY, FAILED), lambda: live.wish(rollout_wishes.roll_back(live.deployment, "ann"))):
+        live.wish(rollout_wishes.update(live.deployment, {"cpus_per_replica": 1000.0}, None, "ann"))
+        assert live.deployment.newest.cpus_per_replica == 1000.0
+        fall()
+        assert live.deployment.newest.phase is Phase.GONE
+        assert live.deployment.cpus_per_replica == live.deployment.live.cpus_per_replica == 1.0
+    update(live, 2)
+    assert live.deployment.newest.cpus_per_replica == 1.0
+
+
 def test_more_replicas_need_no_revision_and_more_cpus_do(live):
     live.wish(rollout_wishes.update(live.deployment, {"num_replicas": 3}, None, "ann"))
     assert (live.phases, live.deployment.num_replicas) == ([Phase.LIVE], 3)

@@ -62,12 +62,14 @@ def test_more_replicas_and_another_share_build_no_application_anew():
 
 
 def test_scaling_to_zero_begins_with_one():
-    scaled = replace(BOT, autoscaling=Autoscaling(0, 4, 2.0))
+    scaled = replace(BOT, autoscaling=Autoscaling(0, 4, 2.0, scale_down_delay_s=60.0))
     (replica,) = applications(scaled)["desk--r1"]["deployments"]
     assert replica["autoscaling_config"] == {
         "min_replicas": 0,
         "max_replicas": 4,
         "target_ongoing_requests": 2.0,
+        "upscale_delay_s": 30.0,
+        "downscale_delay_s": 60.0,
         "initial_replicas": 1,
     }
     assert "num_replicas" not in replica

@@ -197,8 +197,13 @@ def test_it_is_as_healthy_as_vllm():
     assert not engine.is_healthy
 
 
-async def test_what_vllm_refuses_is_the_requests_own_fault_and_keeps_no_place():
-    engine = make(FakeClient(error=ValueError("the prompt is too long")), max_ongoing=1)
+class ClientError(Exception):
+    """As newer releases of vLLM have one, which is no ValueError."""
+
+
+@pytest.mark.parametrize("error", [ValueError("the prompt is too long"), ClientError("the prompt is too long")])
+async def test_what_vllm_refuses_is_the_requests_own_fault_and_keeps_no_place(error):
+    engine = make(FakeClient(error=error), max_ongoing=1, refusals=(ValueError, ClientError))
     for _ in range(3):
         with pytest.raises(InvalidRequest, match="the prompt is too long"):
             await collect(engine.submit(REQUEST))

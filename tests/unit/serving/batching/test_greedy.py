@@ -26,8 +26,8 @@ prompts = st.builds(
 )
 arrivals = st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 6)), min_size=1, max_size=9)
 limits = st.builds(
-    Limits,
-    kv_tokens=st.sampled_from([120, 300, 1000]),
+    lambda cache, **others: Limits(kv_tokens=cache[0], long_share=cache[1], **others),
+    cache=st.sampled_from([(120, 0.0), (300, 0.0), (300, 0.5), (1000, 0.0), (1000, 0.5), (2000, 0.1)]),
     prefix_tokens=st.sampled_from([0, 32]),
     max_rows=st.sampled_from([1, 2, 5]),
     prefill_tokens=st.sampled_from([1, 7, 24, 400]),
