@@ -100,11 +100,22 @@ def api_document() -> Document:
 def _responses(path: str, *, has_body: bool) -> Document:
     content: Document = {"application/json": {"schema": _reference(_ANSWERS[path])}}
     if (chunk := _EVENTS.get(path)) is not None:
-        said = f"With `stream`: server-sent events, each a {chunk.__name__}, or an ErrorBody; at last `[DONE]`."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": said}}
+        content["text/event-stream"] = {"schema": _event(chunk)}
     good: Document = {"description": "The answer.", "content": content}
     statuses = [each for each in _REFUSALS if has_body or each not in _OF_BODIES]
     return {"200": good | ({"headers": _ANSWERED_BY} if has_body else {}), **_refusals(statuses)}
+
+
+def _event(chunk: type[BaseModel]) -> Document:
+    """Of a stream, one event: a piece of the answers, at last its end, or what broke it off."""
+    said = {"anyOf": [_reference(chunk), _reference(schemas.ErrorBody)]}
+    piece = {"type": "string", "contentMediaType": "application/json", "contentSchema": said}
+    return {
+        "type": "object",
+        "description": f"With `stream`: a server-sent event. Each has a {chunk.__name__}, the last `[DONE]`.",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, piece]}},
+        "required": ["data"],
+    }
 
 
 def _refusals(statuses: Iterable[int]) -> Document:

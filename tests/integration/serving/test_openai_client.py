@@ -245,6 +245,8 @@ def test_whatever_is_sent_is_answered_as_the_document_says_and_never_by_a_server
             if isinstance(case.body, dict):
                 case.body["model"] = model
                 check(case)
+                case.body["stream"] = True
+                check(case)
 
         both()
     paths = set(document["paths"])

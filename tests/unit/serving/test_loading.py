@@ -230,10 +230,17 @@ def test_vllm_is_given_the_directory_and_what_ends_an_answer(chat_model_dir, tok
     )
 
 
-def test_an_engine_keeps_the_limits_it_is_given(chat_model_dir):
-    options = EngineOptions(limits={"max_model_len": 64, "kv_tokens": 512, "prefix_tokens": 0, "max_rows": 2})
-    loaded = load(ModelDirectory(chat_model_dir, 0), engine=options)
-    assert (loaded.engine.context_length, loaded.engine.load.kv_total) == (64, 512)
+@pytest.mark.parametrize(
+    ("limits", "longest"),
+    [
+        ({"max_model_len": 64, "kv_tokens": 600, "prefix_tokens": 0, "max_rows": 2}, 64),
+        ({"kv_tokens": 600, "prefix_tokens": 0, "long_share": 0.1}, 60),
+    ],
+)
+def test_an_engine_keeps_the_limits_it_is_given(chat_model_dir, limits, longest):
+    """Also the one that is a fraction: what long requests have is as long as one of them may be."""
+    loaded = load(ModelDirectory(chat_model_dir, 0), engine=EngineOptions(limits=limits))
+    assert (loaded.engine.context_length, loaded.engine.load.kv_total) == (longest, 600)
     loaded.engine.close()
 
 
