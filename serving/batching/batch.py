@@ -1,5 +1,5 @@
 """The rows that share the model, and the step that brings all of them on (Orca, OSDI '22: requests join and leave
-between steps; Sarathi, arXiv 2308.16369: prompts are computed in parts, so that the others need not wait for them).
+between steps; Sarathi-Serve, arXiv 2403.02310: prompts are computed in parts, beside the next tokens of the others).
 
 Rows that decode stand first, in one block; behind them stand those whose prompt is not done, in any order, and a step
 brings to their head those that it computes: the oldest.
@@ -7,6 +7,7 @@ brings to their head those that it computes: the oldest.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -91,14 +92,14 @@ class Batch:
     def step(self, prefill_tokens: int) -> Stepped:
         """Prompts come on by a part; everybody else gets one token."""
         self._ran = self._broke = False
-        prefilled = self._prefill(prefill_tokens)
-        self._outbox.send()
-        decoded = self._decode()
+        self._drop_ended()
+        parts, decoded = self._parts(prefill_tokens), self._decoding
+        self._bring_on([*[1] * decoded, *parts])
         self._drop_ended()
         self._outbox.send()
         if self._broke or self._ran:
             self.failures = self.failures + 1 if self._broke else 0
-        return Stepped(prefilled, decoded)
+        return Stepped(sum(parts), decoded)
 
     @torch.inference_mode()
     def fail_all(self, waiting: Sequence[Work] = ()) -> None:
@@ -160,84 +161,84 @@ class Batch:
             prefix, work.computed = found
             self._runner.fill(row, prefix.segment, work.computed)
 
-    def _prefill(self, most: int) -> int:
-        """A part of the prompts, of the oldest first; how many tokens."""
-        self._drop_ended()
+    def _parts(self, most: int) -> list[int]:
+        """Tokens of the prompts that come on: those of the oldest, whose rows are brought behind those that decode."""
         for row, work in enumerate(self._rows[self._decoding :], self._decoding):
             self._reuse(row, work)
         waiting = sorted(self._rows[self._decoding :], key=lambda work: work.submitted)
-        if not waiting:
-            return 0
         remaining = [work.remaining for work in waiting]
         sizes = policy.prefill(remaining, most) if self._runner.splits_prompts else remaining[:1]
-        group = waiting[: len(sizes)]
-        for row, work in enumerate(group, self._decoding):
+        for row, work in enumerate(waiting[: len(sizes)], self._decoding):
             self._swap(row, self._rows.index(work))
-        keep = max(work.logits_wanted(size) for work, size in zip(group, sizes, strict=True))
-        logits_BTV = self._run(self._decoding, group, sizes, keep)
-        if logits_BTV is None:
-            return 0
-        done = self._read(group, sizes, logits_BTV)
-        first = self._decoding
-        if done:
-            self._choose(logits_BTV[done, -1], [group[at] for at in done])
-        for at in done:
-            self._remember(first + at, group[at])
-        for at in done:
-            self._begin_decoding(first + at)
-        return sum(sizes)
+        return sizes
 
-    def _read(self, group: Sequence[Work], sizes: Sequence[int], logits_BTV: Tensor) -> list[int]:
-        """Scores are taken down; which of the others have come to the end of their prompts."""
-        done = []
-        for at, (work, size) in enumerate(zip(group, sizes, strict=True)):
+    def _bring_on(self, sizes: Sequence[int]) -> None:
+        """The first rows by so many tokens each. Where the model breaks, prompts and answers are tried apart."""
+        decoding = self._decoding
+        is_mixed = 0 < decoding < len(sizes)
+        if is_mixed and self._runner.splits_prompts and self._run(0, sizes, is_last=False):
+            return
+        if is_mixed:
+            self._run(decoding, sizes[decoding:])
+            self._run(0, sizes[:decoding])
+        elif sizes:
+            self._run(0, sizes)
+
+    def _run(self, first: int, sizes: Sequence[int], *, is_last: bool = True) -> bool:
+        """The model on the next tokens of some rows, and what follows from that for each.
+
+        If it breaks they fail, and the others go on; False where it broke and another try is to come.
+        """
+        rows = self._rows[first : first + len(sizes)]
+        keep = [work.logits_wanted(size) for work, size in zip(rows, sizes, strict=True)]
+        for work in rows:
+            work.sound = False
+        try:
+            logits_NV = self._runner.run(
+                first,
+                [work.next(size) for work, size in zip(rows, sizes, strict=True)],
+                [work.computed for work in rows],
+                keep,
+            )
+        except Exception:  # the process boundary of these requests: logged, and the others go on
+            logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
+            if is_last:
+                self._broke = True
+                for work in rows:
+                    work.fail(self._outbox, failed())
+            return False
+        for work, size in zip(rows, sizes, strict=True):
+            work.computed += size
+        self._ran = True
+        self._read(first, rows, keep, logits_NV[:, : self._num_tokens])
+        return True
+
+    def _read(self, first: int, rows: Sequence[Work], keep: Sequence[int], logits_NV: Tensor) -> None:
+        """Scores are taken down; whoever has come to the end of what is given gets a token, and decodes from now on."""
+        last, chosen = [], []
+        for row, (work, count, end) in enumerate(zip(rows, keep, itertools.accumulate(keep), strict=True), first):
             if isinstance(work, Scoring):
-                work.read(self._outbox, logits_BTV[at, -size:])
-            elif not work.remaining:
-                done.append(at)
-        return done
+                work.read(self._outbox, logits_NV[end - count : end])
+            elif isinstance(work, Generation) and not work.remaining:
+                last.append(end - 1)
+                chosen.append((row, work))
+        if chosen:
+            self._choose(logits_NV if len(last) == len(logits_NV) else logits_NV[last], [work for _, work in chosen])
+        begun = [(row, work) for row, work in chosen if row >= self._decoding]
+        for row, work in begun:
+            self._remember(row, work)
+        for row, _ in begun:
+            self._swap(self._decoding, row)
+            self._decoding += 1
 
     def _remember(self, row: int, work: Work) -> None:
         """Keep the beginning of a prompt that came before."""
         if work.sound and self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
             self._prefixes.keep(work.names[:count], self._runner.read(row, count * BLOCK))
 
-    def _begin_decoding(self, row: int) -> None:
-        self._swap(self._decoding, row)
-        self._decoding += 1
-
-    def _decode(self) -> int:
-        """One token for each row whose prompt is done."""
-        self._drop_ended()
-        rows = self._rows[: self._decoding]
-        if rows and (logits_BTV := self._run(0, rows, [1] * len(rows), 1)) is not None:
-            self._choose(logits_BTV[:, -1], rows)
-        return len(rows)
-
-    def _run(self, first: int, rows: Sequence[Work], sizes: Sequence[int], keep: int) -> Tensor | None:
-        """The model on the next tokens of these rows; if it breaks they fail, and the others go on."""
-        starts = [work.computed for work in rows]
-        chunks = [work.tokens[at : at + size] for work, at, size in zip(rows, starts, sizes, strict=True)]
-        for work in rows:
-            work.sound = False
-        try:
-            logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
-        except Exception:  # the process boundary of these requests: logged, and the others go on
-            logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
-            self._broke = True
-            for work in rows:
-                work.fail(self._outbox, failed())
-            return None
-        for work, size in zip(rows, sizes, strict=True):
-            work.computed += size
-        self._ran = True
-        return logits_BTV[..., : self._num_tokens]
-
-    def _choose(self, logits_BV: Tensor, rows: Sequence[Work]) -> None:
-        generations = [work for work in rows if isinstance(work, Generation)]
-        assert len(generations) == len(rows)
+    def _choose(self, logits_BV: Tensor, rows: Sequence[Generation]) -> None:
         now, since_last = time.monotonic(), []
-        for work, chosen in zip(generations, choose(logits_BV, [each.chooser for each in generations]), strict=True):
+        for work, chosen in zip(rows, choose(logits_BV, [each.chooser for each in rows]), strict=True):
             self._take(work, chosen)
             if work.last_token is None:
                 self._observer.first_token(now - work.submitted)

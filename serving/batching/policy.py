@@ -27,7 +27,7 @@ class Limits:
     max_rows: int = 64
     """Of each lane."""
     prefill_tokens: int = 256
-    """Of prompts, padding included, that one step computes before the other requests get their next token."""
+    """Of prompts, that one step computes beside the next token of everybody else."""
     max_waiting: int = 256
     """In each lane."""
 
@@ -87,11 +87,12 @@ def admit(reserved: Sequence[int], waiting: Iterable[int], limits: Limits) -> in
 def prefill(remaining: Sequence[int], budget: int) -> list[int]:
     """Tokens to compute of the first rows whose prompts are not done, in the order in which they came.
 
-    Either whole rests of prompts, padded to the longest of them within the budget, or one part of the first.
+    As many as the budget allows, so the last of these rows may get a part alone.
     """
     chosen: list[int] = []
     for rest in remaining:
-        if (len(chosen) + 1) * max([*chosen, rest]) > budget:
+        if budget == 0:
             break
-        chosen.append(rest)
-    return chosen or [min(remaining[0], budget)] if remaining else []
+        chosen.append(min(rest, budget))
+        budget -= chosen[-1]
+    return chosen

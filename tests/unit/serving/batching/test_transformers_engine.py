@@ -191,10 +191,31 @@ async def test_a_prompt_is_computed_in_parts_while_others_go_on(start, model, ga
     widths = record_widths(model, monkeypatch)
     gate.set()
     await collect(second)
-    parts = [index for index, (_, width) in enumerate(widths) if width > 1 or index == 6]
-    assert [widths[index] for index in parts] == [(1, 8), (1, 8), (1, 8), (1, 1)]
-    assert parts == [0, 2, 4, 6]
+    assert len(PROMPTS[2]) == 25
+    beside = 1  # the next token of the first request, in every run
+    assert [tokens - beside for _, tokens in widths[:5]] == [8, 8, 8, 1, 1]
+    assert all(rows == 1 for rows, _ in widths), "in one line, so that nothing is padded"
     await collect(first)
+
+
+async def test_a_prompt_that_breaks_the_model_takes_nobody_along(start, model, monkeypatch, caplog):
+    engine = start(prefill_tokens=64)
+    first = engine.submit(GenerationRequest(PROMPTS[1], 30, GREEDY))
+    begun = await anext(first)
+    forward = model.forward
+
+    def short_of_memory(**kwargs):
+        if kwargs["input_ids"].shape[1] > 8:
+            raise RuntimeError("no memory")
+        return forward(**kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", short_of_memory)
+        with pytest.raises(EngineFailed):
+            await collect(engine.submit(GenerationRequest(PROMPTS[2], 2, GREEDY)))
+        rest = [token async for delta in first for token in delta.token_ids]
+    assert [*begun.token_ids, *rest] == generated(model, PROMPTS[1], 30, end_id=VOCABULARY)
+    assert "no memory" in caplog.text
 
 
 async def test_a_shared_beginning_is_computed_once(start, model, monkeypatch):
@@ -294,7 +315,7 @@ async def test_a_model_that_breaks_fails_who_is_in_it_and_the_next_are_served(st
 async def test_a_step_that_breaks_outside_the_model_does_not_end_the_thread(start, monkeypatch, caplog):
     engine = start()
     with monkeypatch.context() as patch:
-        patch.setattr(engine._lanes.batches[0], "_decode", lambda: 1 / 0)
+        patch.setattr(engine._lanes.batches[0], "_parts", lambda _: 1 / 0)
         with pytest.raises(EngineFailed):
             await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))
     assert "ZeroDivisionError" in caplog.text
