@@ -177,7 +177,7 @@ async def test_the_deadline_of_a_call_is_that_of_its_request(stub, backends):
     [_ async for _ in stub.Generate(ASKED, metadata=GOOD, timeout=20)]
     [_ async for _ in stub.Generate(ASKED, metadata=(*GOOD, ("x-athanor-timeout", "5")), timeout=20)]
     (_, first), (_, second) = backends.calls
-    assert 0 < second.deadline_s <= 5 < first.deadline_s <= 20
+    assert 0 < second.deadline_s <= 5 < first.deadline_s <= 20.5  # gRPC rounds up what it sends
 
 
 @pytest.mark.parametrize(
