@@ -126,7 +126,7 @@ def together(by_two: Learned) -> dict[str, JobContext]:
 def test_deepspeed_equals_plain_torch_on_one_worker(alone, by_torch, stage):
     # Adam divides by the root of squared gradients: rounding of clipping shows in the weights as about 1e-5.
     assert_close(alone[f"fp32-{stage}"], by_torch["fp32-0"], weight=5e-5, loss=1e-5)
-    assert_close(alone[f"bf16-{stage}"], by_torch["bf16-0"], weight=0.05, loss=0.02)
+    assert_close(alone[f"bf16-{stage}"], by_torch["bf16-0"], weight=1e-3, loss=0.005)
 
 
 def test_bfloat16_leaves_rotary_frequencies_as_the_served_model_has_them(tmp_path):
@@ -197,7 +197,7 @@ def test_an_optimizer_on_the_host_learns_the_same_and_is_resumed_to_the_bit(alon
         assert_same_bits(cut[name], ctx)
         plain = (alone if world == 1 else together)[name]
         # DeepSpeed takes the norm that it clips by tensor by tensor there: it is rounded elsewhere.
-        tolerance = {"weight": 5e-5, "loss": 1e-5} if name.startswith("fp32") else {"weight": 0.05, "loss": 0.02}
+        tolerance = {"weight": 5e-5, "loss": 1e-5} if name.startswith("fp32") else {"weight": 0.004, "loss": 0.01}
         assert_close(ctx, plain, **tolerance)
 
 
