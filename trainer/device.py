@@ -70,9 +70,11 @@ def import_deepspeed() -> ModuleType:
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import bf16_optimizer
 
     # None of DeepSpeed's own kernels is used; otherwise it would compile one at the first start of every installation.
     deepspeed.ops.__compatible_ops__ = {}
+    bf16_optimizer.see_memory_usage = lambda *_args, **_kwargs: None  # printed a page whenever an optimizer is made
     # DeepSpeed's own calls, one warning for each
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -108,10 +108,7 @@ class TorchEngine:
 
 
 class DeepSpeedEngine:
-    """ZeRO by `training.zero_stage`, our own AdamW inside.
-
-    DeepSpeed adds the gradients of micro-batches up in the precision of the weights.
-    """
+    """ZeRO by `training.zero_stage`, our own AdamW inside; gradients of micro-batches add up in float32."""
 
     def __init__(self, learner: Learner, training: TrainingSpec, peers: Peers) -> None:
         open_lone_group()
@@ -132,6 +129,8 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
+        if last:
+            self._layout.before_reduction()
         self._engine.backward(loss)
         if not last:
             self._engine.step()  # only counts the micro-batch: the boundary is not reached
@@ -179,11 +178,25 @@ def deepspeed_config(training: TrainingSpec) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": training.precision == "bf16"},
+        **_sums_in_float32(training),
         "zero_optimization": {"stage": training.zero_stage, "overlap_comm": torch.cuda.is_available(), **offload},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # which would be compiled at its first use, and rounds otherwise
         "steps_per_print": None,
     }
+
+
+def _sums_in_float32(training: TrainingSpec) -> dict[str, Any]:
+    """Of bf16 gradients over micro-batches, and over workers where stages 0 and 1 exchange them once a step.
+
+    Stages 2 and 3 exchange those of every micro-batch, in bf16. Stage 0 is the affair of its layout: DeepSpeed has no
+    float32 sums there.
+    """
+    if training.precision != "bf16":
+        return {}
+    exchanged = {"communication_data_type": "fp32"} if training.zero_stage < 2 else {}
+    added_up = {"data_types": {"grad_accum_dtype": "fp32"}} if training.zero_stage > 0 else {}
+    return exchanged | added_up
 
 
 def _placed(learner: Learner, training: TrainingSpec) -> Learner:

@@ -18,7 +18,7 @@ class Head:
     weight_VD: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
-    """Of the logits: Cohere's `logit_scale`, one over Granite's `logits_scaling`."""
+    """Of the logits: Cohere's `logit_scale`, one over Granite's `logits_scaling`, Falcon-H1's `lm_head_multiplier`."""
     softcap: float | None = None
     """Logits become softcap * tanh(logits / softcap): Gemma's `final_logit_softcapping`."""
 

@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROBE_TOKENS = 8
 _OLDER_SETTINGS = {"rope_theta", "rope_scaling"}
 """Names that transformers still takes and turns into newer ones."""
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_MULTIPLIED_BY_SCALING = {"hyperclovax"}
+"""Families whose `logits_scaling` multiplies; Granite's divides."""
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,15 @@ def split(model: PreTrainedModel) -> Parts:
     output = model.get_output_embeddings()
     if not isinstance(body, nn.Module) or body is model or not isinstance(output, nn.Linear):
         raise UserError("MODEL_UNSUPPORTED", f"{type(model).__name__} has no body and linear head to tell apart")
-    config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Parts(body, Head(output.weight, output.bias, scale, softcap))
+    return Parts(body, Head(output.weight, output.bias, *_transforms(model.config.get_text_config())))
+
+
+def _transforms(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Scale and soft cap of the logits, by the names that families give them; probes tell whether that is all."""
+    scale = math.prod(getattr(config, name, None) or 1.0 for name in _MULTIPLIERS)
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    scale = scale * scaling if config.model_type in _MULTIPLIED_BY_SCALING else scale / scaling
+    return scale, next((cap for name in _SOFT_CAPS if (cap := getattr(config, name, None))), None)
 
 
 def head_tolerance(dtype: torch.dtype) -> float:

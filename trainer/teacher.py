@@ -35,6 +35,7 @@ from trainer.models import (
     packing_refused,
     split,
 )
+from trainer.own_logits import logits_of_hidden
 from trainer.peers import Peers
 from trainer.sharded_loading import load_sharded, stage3
 from trainer.taps import reads_attention, shape_of, tap_attention, tapped
@@ -114,6 +115,13 @@ class _OwnLogits:
     batch: Batch
 
 
+@dataclass(frozen=True)
+class _OwnHead:
+    """The model's own way from final hidden states that are there already."""
+
+    hidden_RD: Tensor
+
+
 class _Root(nn.Module):
     """Every use of a teacher is one forward of this module, whose hooks fetch and drop the shards."""
 
@@ -121,12 +129,14 @@ class _Root(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, work: _Look | _OwnLogits | _NextToken) -> tuple[Tensor, dict[str, Tensor]]:
-        """[N, D] hidden states and inner values, [N, V] own logits, or [B, V] logits of the next token."""
+    def forward(self, work: _Look | _OwnLogits | _OwnHead | _NextToken) -> tuple[Tensor, dict[str, Tensor]]:
+        """[N, D] hidden states and inner values, [N, V] or [R, V] own logits, or [B, V] logits of the next token."""
         if isinstance(work, _Look):
             return tapped(self.model, work.batch, work.names)
         if isinstance(work, _OwnLogits):
             return logits_at_rows(self.model, work.batch), {}
+        if isinstance(work, _OwnHead):
+            return logits_of_hidden(self.model, work.hidden_RD), {}
         logits_BTV: Tensor = self.model(
             input_ids=work.ids_BT,
             attention_mask=work.mask_BS,
@@ -162,6 +172,7 @@ class TeacherModel:
         self._head_error = 0.0
         probed = self.facts(self._probe())
         self._head_error, self._has_plain_head = probed.head_error, probed.has_plain_head
+        self._head_stands_alone = not self._has_plain_head and self._makes_logits_without_its_body(probed)
 
     def _load(self, source: str, dtype: torch.dtype) -> PreTrainedModel:
         """A sharded model is checked as it runs, by all shards: none of them has it whole."""
@@ -198,6 +209,18 @@ class TeacherModel:
         return TeacherFacts(
             self._shape, self._tokens.num_tokens, dtype.itemsize, error, rounding, loaded_whole=self._loaded_whole
         )
+
+    @torch.no_grad()
+    def _makes_logits_without_its_body(self, probed: TeacherFacts) -> bool:
+        """Whether its own code gives the same logits for hidden states as for texts. Collective."""
+        batch = self._placed(self._probe())
+        hidden_ND, _ = self._forward(_Look(batch))
+        own_NV, _ = self._forward(_OwnLogits(batch))
+        try:
+            found_NV, _ = self._forward(_OwnHead(hidden_ND))
+        except (AttributeError, TypeError, ValueError):
+            return False  # its code looks at more than hidden states
+        return self._peers.largest(head_error(found_NV, own_NV)) <= probed.head_tolerance
 
     @torch.no_grad()
     def head(self) -> Head:
@@ -254,6 +277,11 @@ class TeacherModel:
         if self._has_plain_head and not own:
             head = self.head().first(num_tokens)
             yield from (head.logits_RV(hidden_ND[rows]) for rows in blocks(hidden_ND, num_tokens))
+        elif self._head_stands_alone:
+            parts = list(blocks(hidden_ND, num_tokens))
+            idle = [slice(0, 0)] * (self._peers.max(len(parts)) - len(parts))  # shards keep step
+            for rows in (*parts, *idle):
+                yield self._forward(_OwnHead(hidden_ND[rows]))[0][:, :num_tokens]
         else:
             yield self._forward(_OwnLogits(batch))[0][:, :num_tokens]
 

@@ -32,7 +32,7 @@ class TrainingSpec(Strict):
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps float32 master weights."""
+    """bf16 keeps float32 master weights, and adds the gradients of micro-batches up in float32."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """DeepSpeed ZeRO stage."""
     offload_optimizer: Literal["none", "cpu"] = "none"

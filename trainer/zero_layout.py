@@ -27,6 +27,9 @@ class Layout(Protocol):
     def copy_to_weights(self) -> None:
         """After masters were replaced: rounds them into the weights of the forward pass. Collective."""
 
+    def before_reduction(self) -> None:
+        """Before the last backward of a step, in which the workers' gradients are joined."""
+
 
 @dataclass(frozen=True)
 class _Plain:
@@ -45,14 +48,21 @@ class _Plain:
     def copy_to_weights(self) -> None:
         return
 
+    def before_reduction(self) -> None:
+        return
+
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Stage 0 in bf16: whole float32 masters beside the weights."""
+    """Stage 0 in bf16: whole float32 masters beside the weights, whose gradients torch adds up in float32."""
 
     engine: Any
     adamw: torch.optim.AdamW
     is_sharded = False
+
+    def __post_init__(self) -> None:
+        for weight in self._weights():
+            weight.grad_dtype = torch.float32
 
     def masters(self) -> list[Tensor]:
         return [master for group in self.engine.optimizer.fp32_groups for master in group]
@@ -64,6 +74,12 @@ class _Mixed:
     def copy_to_weights(self) -> None:
         for weight, master in zip(self._weights(), self.masters(), strict=True):
             weight.copy_(master)
+
+    def before_reduction(self) -> None:
+        """DeepSpeed would fill in what has no gradient (experts that nobody asked) in the precision of the weights."""
+        for weight in self._weights():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight, dtype=torch.float32)
 
     def _weights(self) -> list[Tensor]:
         return [weight for group in self.engine.optimizer.fp16_groups for weight in group]
@@ -85,6 +101,19 @@ class _Partitioned:
 
     def copy_to_weights(self) -> None:
         self.engine.optimizer.update_lp_params()
+
+    def before_reduction(self) -> None:
+        return
+
+
+class _WholeGradients(_Partitioned):
+    """Stage 1 in bf16: each worker adds up whole gradients in float32, and holds a flat part of the masters."""
+
+    def masters(self) -> list[Tensor]:
+        return list(self.engine.optimizer.fp32_groups_flat_partition)
+
+    def gradients(self) -> list[Tensor]:
+        return list(self.engine.optimizer.fp32_groups_gradient_flat_partition)
 
 
 class _PartitionedWeights(_Partitioned):
@@ -128,4 +157,6 @@ def layout_of(engine: Any, adamw: torch.optim.AdamW, training: TrainingSpec) -> 
         return _Plain(engine, adamw) if training.precision == "fp32" else _Mixed(engine, adamw)
     if training.offload_optimizer == "cpu":
         return _OnHost(engine, adamw) if training.zero_stage < 3 else _WeightsOnHost(engine, adamw)
+    if training.zero_stage == 1 and training.precision == "bf16":
+        return _WholeGradients(engine, adamw)
     return _Partitioned(engine, adamw) if training.zero_stage < 3 else _PartitionedWeights(engine, adamw)

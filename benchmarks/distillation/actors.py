@@ -77,7 +77,7 @@ def _write_attempt(storage: Path, spec: dict[str, Any]) -> Attempt:
         "job_uid": _UID,
         "attempt": 1,
         "lease_token": "of nobody",
-        "control_plane": "127.0.0.1:9",
+        "control_planes": ["127.0.0.1:9"],
         "kind": "Distill",
         "name": "bench",
         "spec": spec,

@@ -180,6 +180,39 @@ def test_every_kind_of_model_and_file_answers_as_the_whole(tmp_path):
             assert held["matrices"] == 0, name
 
 
+def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
+    """A head that no `Head` describes, asked in pieces: the shards have different numbers of them."""
+    import trainer.teacher as teaching
+
+    def folded(load: Any) -> Any:
+        def loaded(*where: Any) -> Any:
+            found = load(*where)
+            whole = found[0] if isinstance(found, tuple) else found
+            whole.lm_head.register_forward_hook(lambda _module, _args, logits: logits.abs())
+            return found
+
+        return loaded
+
+    teaching.load_model, teaching.load_sharded = folded(teaching.load_model), folded(teaching.load_sharded)
+    teaching.blocks = lambda hidden, _: [slice(at, at + 4) for at in range(0, len(hidden), 4)] or [slice(0, 0)]
+    teacher = TeacherModel(
+        str(model), dtype="float32", rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,))
+    )
+    assert teacher._head_stands_alone
+    batch = collate([(0, 1), (2,)] if peers.is_first else [(3,)], SAMPLES, 0)
+    found = {name: value for name, value in payloads(teacher, batch).items() if not name.startswith("taps")}
+    found["scores"] = torch.tensor(teacher.score(batch), dtype=torch.float64)
+    save_file(found, directory / f"folded-{peers.world}-{peers.rank}.safetensors")
+
+
+def test_shards_with_a_head_of_their_own_answer_as_the_whole(tmp_path):
+    write_kind(tmp_path / "model", "tied")
+    for world in (1, 2):
+        assert run_workers(ask_folded, world, tmp_path, tmp_path / "model", tmp_path) == [0] * world
+    whole, shard = (load_file(tmp_path / f"folded-{world}-0.safetensors") for world in (1, 2))
+    assert [key for key in whole if not torch.equal(shard[key], whole[key])] == []
+
+
 def load_broken(peers: Peers, model: Path, directory: Path) -> None:
     with pytest.raises(UserError) as error:
         TeacherModel(str(model), dtype="float32", rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,)))

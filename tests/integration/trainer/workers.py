@@ -159,6 +159,50 @@ def agree(peers: Peers, directory: Path) -> None:
     (directory / f"agreed-{peers.rank}.json").write_text(json.dumps(found))
 
 
+SLOPES = (1.0, *[2.0**-9] * 64)
+"""Gradients of micro-batches: in bfloat16 each of the small ones is lost beside the first."""
+
+
+def add_gradients_up(peers: Peers, settings: dict[str, dict[str, Any]], directory: Path) -> None:
+    """One step of `SLOPES` in every stage; each worker's share of the first moments goes to a file."""
+    from safetensors.torch import save_file
+
+    from trainer.engine import ENGINES
+    from trainer.training_spec import TrainingSpec
+
+    for name, changes in settings.items():
+        training = TrainingSpec(max_steps=1, **changes)
+        torch.manual_seed(0)
+        engine = ENGINES["deepspeed"](Incline(), training, peers)
+        for at, slope in enumerate(SLOPES):
+            sums = engine.forward(slope, [], None)
+            engine.backward(sums["loss"], last=at == len(SLOPES) - 1)
+        found = {"norm": torch.tensor(engine.grad_norm(), dtype=torch.float64)}
+        engine.step(0.1)
+        found |= {key: value for key, value in engine.state().items() if key.endswith("exp_avg")}
+        save_file(found, directory / f"{name}-{peers.rank}.safetensors")
+        engine.close()
+
+
+def add_up_and_fit(
+    peers: Peers, sums: dict[str, Any], directory: Path, whole: list[JobContext], cut: list[JobContext]
+) -> None:
+    add_gradients_up(peers, sums, directory)
+    fit_whole_and_cut(peers, whole, cut)
+
+
+class Incline(torch.nn.Module):
+    """Stands where a learner does: its gradient is what it is given, everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(6, 4)
+
+    def forward(self, slope: float, _answers: Any, _step: Any) -> dict[str, torch.Tensor]:
+        ones = torch.ones(1, 6, dtype=self.inner.weight.dtype)
+        return {"loss": (self.inner(ones) * slope).sum().float()}
+
+
 def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
     """What positions are turned by is, under the engine, what it was before."""
     from trainer.engine import ENGINES

@@ -1,8 +1,12 @@
 """The parts of the benchmarks that only calculate: spread, ceiling, timing, and which side is the headline."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import distill_step
+from benchmarks.distillation.actors import _write_attempt
 from benchmarks.distillation.step import (
     STUDENT,
     TEACHER,
@@ -14,7 +18,7 @@ from benchmarks.distillation.step import (
     price_bound,
     products,
 )
-from benchmarks.distillation.workload import Steps
+from benchmarks.distillation.workload import Steps, Workload
 from benchmarks.measure import Spread, medians_and_spread, ratios, rounded
 
 TINY = Shape(hidden_size=4, intermediate_size=6, num_hidden_layers=2, num_attention_heads=1, vocab_size=10)
@@ -137,3 +141,11 @@ def _runs(**tokens_per_s: float) -> dict[str, list[distill_step.Run]]:
     }
     seconds = {one.name: 0.001 for one in products(TEACHER, STUDENT, distill_step.TOKENS)}
     return {**found, "matmul": [{"seconds": seconds}]}
+
+
+def test_the_attempt_of_the_actors_is_one_that_the_driver_reads(tmp_path: Path) -> None:
+    work = Workload(tmp_path)
+    (tmp_path / "steps.json").write_text(json.dumps({"warmup": 1, "timed": 2}))
+    attempt = _write_attempt(tmp_path / "storage", work.spec(taught=True))
+    assert attempt.ctx.spec.training.max_steps == 6
+    assert attempt.control_planes == ("127.0.0.1:9",)

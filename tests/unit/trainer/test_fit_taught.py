@@ -22,11 +22,11 @@ from trainer.faculty import Faculty
 from trainer.fit import fit
 from trainer.job import JobContext
 from trainer.listener import Silent, Stopped
-from trainer.models import fresh_model, write_model
+from trainer.models import fresh_model, load_model, write_model
 from trainer.peers import Peers
 from trainer.prepare import prepare
 from trainer.teacher import LocalTeacher, TeacherModel
-from trainer.tokenizer import train_tokenizer
+from trainer.tokenizer import load_tokenizer, train_tokenizer
 from trainer.wanted import TeacherFacts
 
 TAID = {"divergence": "taid", "taid_alpha": 0.3, "taid_beta": 0.9, "temperature": 1.0}
@@ -151,6 +151,47 @@ def test_packing_changes_neither_loss_nor_gradient(packing, teacher_dir, teacher
     assert found[1]["terms"] == pytest.approx(found[0]["terms"], rel=1e-4)
     assert found[1]["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
     assert set(features) <= found[0]["terms"].keys()
+
+
+def widened(source: Path, target: Path, rows: int) -> Path:
+    """The same model with so many rows of vocabulary more, which would drown all others if they took part."""
+    model = load_model(str(source), torch.float32)
+    known = model.config.vocab_size
+    model.resize_token_embeddings(known + rows, mean_resizing=False)
+    with torch.no_grad():
+        for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            weight[known:] = 9.0
+    model.save_pretrained(target)
+    load_tokenizer(source).save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("payload", [{}, TOP, {"teacher_payload": "full_logits"}], ids=["hidden", "top", "full"])
+def test_padding_of_either_vocabulary_changes_nothing(payload, teacher_dir, tmp_path) -> None:
+    """As 152,064 rows for 151,936 entries: of the teacher alone, of the student alone."""
+    small = fresh_model({**TINY_LLAMA, "hidden_size": 16, "intermediate_size": 24}, load_tokenizer(teacher_dir), 5)
+    write_model(tmp_path / "student", small, dict(small.named_parameters()), load_tokenizer(teacher_dir))
+    models = {"teacher": teacher_dir, "student": tmp_path / "student"}
+    wide = {name: widened(path, tmp_path / f"wide-{name}", 64) for name, path in models.items()}
+    jobs = {}
+    for name in ("neither", "teacher", "student"):
+        chosen = models | ({name: wide[name]} if name in wide else {})
+        ctx = distill_job(
+            tmp_path / name,
+            chosen["teacher"],
+            student={"model": str(chosen["student"])},
+            objective=payload,
+            training={"max_steps": 3},
+        )
+        teacher = LocalTeacher(TeacherModel(str(chosen["teacher"]), dtype="float32"))
+        jobs[name] = learn(ctx, Faculty.alone(teacher))
+    assert_same_bits(jobs["teacher"], jobs["neither"])
+    for line, expected in zip(figures(jobs["student"]), figures(jobs["neither"]), strict=True):
+        assert line == {**expected, "grad_norm": pytest.approx(expected["grad_norm"], rel=1e-6)}
+    learned, wider = weights(jobs["neither"]), weights(jobs["student"])
+    for name, tensor in learned.items():
+        torch.testing.assert_close(wider[name][: len(tensor)], tensor, rtol=0.0, atol=1e-6)
+    assert len(wider["lm_head.weight"]) == len(learned["lm_head.weight"]) + 64
 
 
 @pytest.mark.parametrize("mode", ["sum", "averaged_logits", "select_teacher"])

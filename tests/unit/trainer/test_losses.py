@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.answers import HiddenAnswer, Mix, Opened, TeacherSide
+from trainer.answers import HiddenAnswer, LogitsAnswer, Mix, Opened, TeacherSide, topk_answer
+from trainer.divergences import DIVERGENCES
 from trainer.head import Head
 from trainer.losses import LossSums, Pieces, distillation_loss, label_losses, mixed_terms
 
@@ -155,6 +157,40 @@ def test_bfloat16_stays_near_float64() -> None:
     total = rough.loss(mix, Pieces(20, 9)).total
     torch.testing.assert_close(total, exact.loss(mix).total, rtol=2e-2, atol=0.0, check_dtype=False)
     assert torch.autograd.grad(total, rough.weight)[0].dtype == torch.bfloat16
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any result of an operation has had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else (found,):
+            self.elements = max(self.elements, one.numel() if isinstance(one, Tensor) else 0)
+        return found
+
+
+@pytest.mark.parametrize("payload", ["hidden", "top", "full"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_no_buffer_grows_with_positions_times_vocabulary(divergence: str, payload: str) -> None:
+    """Forward and backward: nothing is larger than a block of rows, and four times the positions change nothing."""
+    pieces, tokens, largest = Pieces(8, 2), 300, []
+    for positions in (64, 256):
+        case = Case(positions=positions, tokens=tokens)
+        side: TeacherSide = TeacherSide(case.teacher)
+        if payload != "hidden":
+            logits = case.teacher.head.logits_RV(case.teacher.hidden_MD)[:, :tokens].clone()
+            side = TeacherSide(LogitsAnswer(logits) if payload == "full" else topk_answer(logits, 5, 1.0))
+        with Largest() as seen:
+            mix = Mix(0.5, 1.0, divergence)
+            head = Head(case.weight, case.bias)
+            sums = distillation_loss(case.hidden, head, case.targets, [side], mix, num_tokens=tokens, pieces=pieces)
+            torch.autograd.grad(sums.total, case.leaves())
+        largest.append(seen.elements)
+    assert largest == [8 * tokens] * 2
 
 
 def test_token_losses_are_the_cross_entropy_of_each_position() -> None:

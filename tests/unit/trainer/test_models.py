@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA, fine_tune_job
 from trainer.atomic import sha256_file
@@ -157,6 +157,8 @@ def test_a_config_that_asks_for_code_gets_none(tokenizer, tmp_path):
 
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+RECURRENT = {**SMALL, "intermediate_size": 32, "num_hidden_layers": 3}
+HYBRID = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,11 @@ SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidd
         CohereConfig(**SMALL, logit_scale=0.25),
         Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2, final_logit_softcapping=0.5, initializer_range=1.0),
         GraniteConfig(**SMALL, logits_scaling=4.0),
+        AutoConfig.for_model("hyperclovax", **SMALL, logits_scaling=4.0),
+        AutoConfig.for_model("recurrent_gemma", **RECURRENT, logits_soft_cap=0.5, w_init_variance_scale=9.0),
+        AutoConfig.for_model("falcon_h1", **SMALL, **HYBRID, lm_head_multiplier=0.25),
     ],
-    ids=["scaled", "capped", "divided"],
+    ids=["scaled", "capped", "divided", "multiplied", "recurrent", "hybrid"],
 )
 def test_a_model_that_scales_or_caps_its_logits_is_understood(config):
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA
 from trainer.batch import collate, empty_batch
 from trainer.errors import UserError
-from trainer.models import fresh_model, write_model
+from trainer.models import fresh_model, load_model, write_model
+from trainer.taps import layers_of
 from trainer.teacher import LocalTeacher, TeacherModel
 from trainer.tokenizer import load_tokenizer, train_tokenizer
 from trainer.wanted import Wanted
@@ -40,6 +41,43 @@ def test_logits_from_hidden_states_and_head_are_the_models(plain):
     torch.testing.assert_close(logits, torch.cat(whole), rtol=1e-4, atol=1e-4)
     assert not hidden.requires_grad
     assert not teacher.head().weight_VD.requires_grad
+
+
+def folded(model):
+    """Its logits are folded, which no `Head` describes."""
+    model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: logits.abs())
+    return model
+
+
+def refuses(_model, _hidden):
+    raise TypeError("a family that looks at more than hidden states")
+
+
+def threes(hidden, _num_tokens):
+    return [slice(start, start + 3) for start in range(0, len(hidden), 3)] or [slice(0, 0)]
+
+
+@pytest.mark.parametrize("is_asked_alone", [True, False], ids=["in-pieces", "whole"])
+def test_logits_of_an_unknown_head_are_the_models_own(plain, is_asked_alone, monkeypatch):
+    """In pieces of three positions, from one pass over the layers, where its head can be asked without its body."""
+    directory, model = plain
+    monkeypatch.setattr("trainer.teacher.load_model", lambda *where: folded(load_model(*where)))
+    monkeypatch.setattr("trainer.teacher.blocks", threes)
+    if not is_asked_alone:
+        monkeypatch.setattr("trainer.teacher.logits_of_hidden", refuses)
+    teacher = TeacherModel(str(directory), dtype="float32")
+    passes = []
+    layers_of(teacher._root.model)[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    batch = collate([(0, 1), (2,)], SAMPLES, 0)
+    whole = torch.cat([model(torch.tensor([sample["input_ids"]])).logits[0, 1:-1] for sample in SAMPLES]).abs()
+    found = teacher.targets(batch, Wanted("full_logits")).logits_NV
+    torch.testing.assert_close(found, whole[:, : found.shape[1]], rtol=1e-4, atol=1e-4)
+    assert len(passes) == (1 if is_asked_alone else 2)
+    top = teacher.targets(batch, Wanted("topk_logits", top_k=3)).topk
+    expected = whole[:, : found.shape[1]].log_softmax(dim=1).gather(1, top.ids_MK.long())
+    torch.testing.assert_close(top.log_probs_MK, expected, rtol=1e-4, atol=1e-4)
+    assert sum(count for _, count in teacher.score(batch)) == batch.num_targets
+    assert teacher.targets(None, Wanted("full_logits")).logits_NV.shape[0] == 0
 
 
 def test_scores_are_summed_for_each_sample(plain):
