@@ -54,7 +54,10 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Stage 0 in bf16: whole float32 masters beside the weights, whose gradients torch adds up in float32."""
+    """Stage 0 in bf16: whole float32 masters beside the weights, whose gradients torch adds up in float32.
+
+    Before 2.10 torch knows no gradients of another precision than their tensor's, and adds them up in bf16.
+    """
 
     engine: Any
     adamw: torch.optim.AdamW
