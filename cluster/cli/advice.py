@@ -52,6 +52,7 @@ OF_WAITING = {
     "TOO_LARGE": "it asks for more than the cluster has: ask for less under spec.resources, or add nodes",
     "HELD": "it begins at its hour (schedule.hold_until), or at once after: athanor job resume {uid}",
     "DEPENDENCY": "it waits for another job's model; see that job with: athanor job describe UID",
+    "RELEASING": "the processes of its last attempt are going; after that it waits for its turn",
     "RAY_UNREACHABLE": "Ray cannot be seen; athanor doctor",
 }
 OF_CONDITION = {

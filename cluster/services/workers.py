@@ -63,7 +63,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     def _progress(self, request: messages.ReportProgressRequest) -> StoredJob:
         lease = _lease(request.attempt)
         has_progress = request.HasField("progress")
-        progress = progress_from_proto(request.progress, self._store.now_us()) if has_progress else None
+        progress = progress_from_proto(request.progress, lease.attempt, self._store.now_us()) if has_progress else None
         lines = lines_from_proto(request.events)
         job = self._store.record_progress(lease, self._settings.lease_s, progress, lines)
         return self._advance(job, lease, changes.heard)
