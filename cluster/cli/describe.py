@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.awaited_models import models_of
 from cluster.cli.advice import next_steps
 from cluster.cli.folding import folded, shortened
 from cluster.cli.job_table import clock, eta, loss, progress_of, speed, state_of, state_text, why
@@ -91,12 +92,19 @@ def _facts(job: job_pb2.Job) -> Iterator[tuple[str, RenderableType]]:
         yield "Ran", _ran(job.start_time, job.end_time)
     if job.HasField("max_run_duration"):
         yield "Limit", f"{span(job.max_run_duration.seconds)} of running"
-    if job.resolved_models:
-        yield "Uses", ", ".join(f"{asked} = {found}" for asked, found in sorted(job.resolved_models.items()))
+    if uses := list(_uses(job)):
+        yield "Uses", ", ".join(uses)
     if job.published_model:
         yield "Published", Text(job.published_model, style="green")
     if job.report_path:
         yield "Report", job.report_path
+
+
+def _uses(job: job_pb2.Job) -> Iterator[str]:
+    yield from (f"{asked} = {found}" for asked, found in sorted(job.resolved_models.items()))
+    awaited = {each for each in models_of(as_document(job)["spec"]) if "@" in each} - set(job.resolved_models)
+    if state_of(job) in ("QUEUED", "PAUSED"):
+        yield from (f"{asked} = what a job that it depends on publishes" for asked in sorted(awaited))
 
 
 def _queue(standing: job_pb2.QueueStanding) -> Text:
