@@ -21,6 +21,8 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the contex
 def list_contexts(form: FormatOption = Format.TABLE) -> None:
     """List contexts; * marks the one in use."""
     contexts = Contexts.load()
+    if not contexts.named:
+        say("no contexts; commands go to the local cluster")
     rows = [
         ("*" if name == contexts.in_use else "", name, access.address, access.project)
         for name, access in sorted(contexts.named.items())
@@ -77,6 +79,7 @@ def set_context(
 def delete(name: NameArgument) -> None:
     """Forget a context."""
     Contexts.load().without(name).save()
+    say(f"context {name} is forgotten")
 
 
 @app.command()

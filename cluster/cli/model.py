@@ -52,6 +52,8 @@ def list_models(
     """List model versions, by name, newest first."""
     with connect(address) as client:
         versions = list(at_most(limit, client.list_models(name, limit=limit + 1)))
+    if not versions:
+        say(f"no models of the name {name}" if name else "no models")
     emit(
         form,
         [as_document(version) for version in versions],
