@@ -51,7 +51,7 @@ OF_WAITING = {
     "RUNNING_JOBS_LIMIT": "as many jobs run as may at once (ATHANOR_MAX_RUNNING_JOBS); it begins when one ends",
     "TOO_LARGE": "it asks for more than the cluster has: ask for less under spec.resources, or add nodes",
     "HELD": "it begins at its hour (schedule.hold_until), or at once after: athanor job resume {uid}",
-    "DEPENDENCY": "it waits for another job's model; see that job with: athanor job describe UID",
+    "DEPENDENCY": "it begins when those that it depends on have succeeded; see them with: {depends_on}",
     "RELEASING": "the processes of its last attempt are going; after that it waits for its turn",
     "RAY_UNREACHABLE": "Ray cannot be seen; athanor doctor",
 }
@@ -86,7 +86,16 @@ def next_steps(job: job_pb2.Job) -> list[str]:
     elif state in OF_STATE:
         lines += [OF_STATE[state]]
     names = {"uid": job.uid, "look": _LOOK.format(uid=job.uid), "again": _retry(job)}
+    names["depends_on"] = "; ".join(f"athanor job describe {uid}" for uid in dependencies(job))
     return [line.format(**names) for line in lines]
+
+
+def dependencies(job: job_pb2.Job) -> list[str]:
+    """Uids of the jobs that must have succeeded before this one begins."""
+    schedule = job.spec.fields["schedule"].struct_value if "schedule" in job.spec.fields else None
+    if schedule is None or "depends_on" not in schedule.fields:
+        return []
+    return [each.string_value for each in schedule.fields["depends_on"].list_value.values]
 
 
 def _retry(job: job_pb2.Job) -> str:
