@@ -36,7 +36,7 @@ def list_contexts(form: FormatOption = Format.TABLE) -> None:
 
 
 @app.command()
-def use(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Empty: the local cluster again.")] = "") -> None:
+def use(name: Annotated[str, typer.Argument(metavar="NAME", help="Empty: the local cluster again.")] = "") -> None:
     """Take a context for the commands that follow."""
     Contexts.load().use(name).save()
     say(f"commands go to {name or 'the local cluster'} now")
@@ -84,7 +84,7 @@ def delete(name: NameArgument) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Without it: what commands use now.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Without it: what commands use now.")] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Show a context, without its token; or where commands go now, of flags, environment, context and local cluster."""
