@@ -23,11 +23,26 @@ def test_nothing_is_said_before_a_few_steps_were_seen_and_the_first_does_not_cou
     assert after([1.0] * 5).seconds(10) == pytest.approx(10.0)
 
 
-@given(st.floats(0.01, 60.0), st.integers(5, 200), st.floats(1.0, 1e6))
+@given(st.floats(1.5, 60.0), st.integers(5, 200), st.floats(1.0, 1e6))
 def test_one_slow_step_moves_it_by_an_eighth_at_most(pace, steps, stall):
     usual = after([pace] * steps).seconds(1000)
     moved = after([pace] * steps + [pace + stall]).seconds(1000)
     assert usual <= moved <= usual * 1.1251
+
+
+def test_short_steps_are_judged_by_the_last_minute_and_not_by_the_last_moment():
+    """Thirty a second for a minute, then two seconds of six."""
+    usual = after([1 / 30] * 2000).seconds(3000)
+    assert usual == pytest.approx(100.0)
+    assert after([1 / 30] * 2000 + [1 / 6] * 12).seconds(3000) == pytest.approx(usual, rel=0.04)
+    assert after([1 / 30] * 100).seconds(3000) is None, "less than five seconds"
+    assert after([1 / 30] * 2000 + [1 / 6] * 500).seconds(3000) == pytest.approx(500.0)
+
+
+def test_a_stall_between_short_steps_moves_it_by_an_eighth_at_most():
+    paces = [1 / 30] * 2000
+    usual = after(paces).seconds(3000)
+    assert usual <= after([*paces, 300.0]).seconds(3000) <= usual * 1.1251
 
 
 def test_steps_that_are_always_slow_count_in_full():
