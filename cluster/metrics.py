@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -31,6 +33,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # To look a child up takes prometheus_client longer than to count.
+        self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
         self._define_calls()
         self._define_jobs()
         self._define_loops()
@@ -92,7 +96,7 @@ class Metrics:
     @contextlib.contextmanager
     def call(self, service: str, method: str) -> Iterator[None]:
         """A call that goes on. Streams have no duration: how long they last is their readers' affair."""
-        gauges = [self._in_flight.labels(service, method), *([self._watchers] if method == _WATCH else [])]
+        gauges = [self._child(self._in_flight, service, method), *([self._watchers] if method == _WATCH else [])]
         for gauge in gauges:
             gauge.inc()
         try:
@@ -103,9 +107,9 @@ class Metrics:
 
     def called(self, service: str, method: str, code: str, seconds: float | None) -> None:
         """A call has ended; `seconds` is None for a stream."""
-        self._calls.labels(service, method, code).inc()
+        self._child(self._calls, service, method, code).inc()
         if seconds is not None:
-            self._call_s.labels(service, method).observe(seconds)
+            self._child(self._call_s, service, method).observe(seconds)
 
     def moved(self, before: StoredJob, after: StoredJob) -> None:
         """A job made a step, and it is committed."""

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cluster.canary import Outcome, Verdict, judge
+from cluster.canary import Outcome, Verdict, judge, may_grow, num_live
 from cluster.store.deployment_records import Decision, DeploymentState, Phase, Revision, StoredDeployment, Trial
 
 WHOLE = 10_000
 """All requests, in basis points."""
+_RESOURCES = ("cpus_per_replica", "gpus_per_replica", "engine")
+"""Of each revision; those of the deployment are for the next one."""
 
 
 class Shown(StrEnum):
@@ -55,6 +57,8 @@ class Target:
     path: str
     trial: Trial | None = None
     """With it, it comes as a canary."""
+    mirror_share: float = 0.0
+    """Of a canary without a gate: share of the requests that it is asked in the dark."""
     trouble: str = ""
     """Why it cannot be served."""
 
@@ -102,7 +106,7 @@ def advance(deployment: StoredDeployment, look: Look, rules: Rules) -> Step:
 
 
 def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "", *, weight: int = 0) -> Step:
-    """A new revision comes up; one that was under way is given up, `model` stays as wished."""
+    """A new revision comes up; one that was under way is given up, model and resources stay as wished."""
     step = give_up(deployment, "another one was asked for", actor)
     number = deployment.newest.number + 1
     is_canary = target.trial is not None or weight > 0
@@ -114,12 +118,14 @@ def begin(deployment: StoredDeployment, target: Target, why: str, actor: str = "
         deployment.gpus_per_replica,
         is_canary=is_canary,
         weight=weight,
-        mirror_share=target.trial.gate.mirror_share if target.trial else 0.0,
+        mirror_share=target.trial.gate.mirror_share if target.trial else target.mirror_share,
         trial=target.trial,
+        engine=deployment.engine,
         message=why,
     )
     reason = "CANARY_ASKED" if is_canary else "UPDATE_ASKED"
-    now = replace(step.deployment, model=deployment.model, revisions=(*step.deployment.revisions, new))
+    wished = {name: getattr(deployment, name) for name in ("model", *_RESOURCES)}
+    now = replace(step.deployment, **wished, revisions=(*step.deployment.revisions, new))
     return step.then(Step(now, (Decision(reason, f"{target.model}: {why}", number, actor),)))
 
 
@@ -204,8 +210,10 @@ def _follow(deployment: StoredDeployment, look: Look) -> Step:
         return give_up(known, f"{deployment.model} points at {target.model} again")
     if any(each.model == target.model for each in deployment.coming):
         return Step(known)
-    is_first = deployment.live is None
-    return begin(known, replace(target, trial=None) if is_first else target, f"{deployment.model} was moved to it")
+    words = f"{deployment.model} was moved to it"
+    if target.trial is None or deployment.live is None:
+        return begin(known, replace(target, trial=None, mirror_share=0.0), words)
+    return begin(known, target, words, weight=next(iter(target.trial.gate.steps), 0))
 
 
 def _tend(deployment: StoredDeployment, revision: Revision, look: Look, rules: Rules) -> Step:
@@ -254,12 +262,47 @@ def _canary(deployment: StoredDeployment, revision: Revision, seen: Seen, age_s:
     if seen.state is Shown.FAILED:
         return _fall(deployment, revision, Decision("CANARY_ROLLED_BACK", seen.message, revision.number))
     verdict = _verdict(revision, age_s)
+    if verdict.outcome is Outcome.PROMOTE and not _has_grown(revision):
+        verdict = _waiting(revision, verdict, age_s)
     if verdict.outcome is Outcome.GO_ON:
-        return Step(deployment)
+        return _grow(deployment, revision)
     is_good = verdict.outcome is Outcome.PROMOTE
     reason = "CANARY_PROMOTED" if is_good else "CANARY_ROLLED_BACK"
     decision = Decision(reason, verdict.message, revision.number, figures=verdict.document())
     return (promote if is_good else _fall)(deployment, revision, decision)
+
+
+def _next_weight(revision: Revision) -> int | None:
+    steps = revision.trial.gate.steps if revision.trial else ()
+    return next((step for step in steps if step > revision.weight), None)
+
+
+def _has_grown(revision: Revision) -> bool:
+    """Through all its steps, with enough requests of its own users at the last one."""
+    trial = revision.trial
+    if trial is None or not trial.gate.steps:
+        return True
+    return _next_weight(revision) is None and may_grow(trial.gate, trial.evidence, trial.live_at_step)
+
+
+def _waiting(revision: Revision, verdict: Verdict, age_s: float) -> Verdict:
+    """Good as far as was seen, but its steps wait for users."""
+    assert revision.trial is not None
+    if age_s <= revision.trial.gate.max_duration_s:
+        return replace(verdict, outcome=Outcome.GO_ON)
+    words = f"its steps waited for users for {age_s:.0f} s, at {revision.weight / 100:g} %; {verdict.message}"
+    return replace(verdict, outcome=Outcome.ROLL_BACK, message=words)
+
+
+def _grow(deployment: StoredDeployment, revision: Revision) -> Step:
+    """The next step of its share, where nothing that was seen so far speaks against it."""
+    trial, weight = revision.trial, _next_weight(revision)
+    if trial is None or weight is None or not may_grow(trial.gate, trial.evidence, trial.live_at_step):
+        return Step(deployment)
+    live = num_live(trial.gate, trial.evidence)
+    words = f"{revision.model} takes {weight / 100:g} % after {live} requests of its own users"
+    grown = replace(revision, weight=weight, message=words, trial=replace(trial, live_at_step=live))
+    return Step(changed(deployment, grown), (Decision("CANARY_GREW", words, revision.number),))
 
 
 def _verdict(revision: Revision, age_s: float) -> Verdict:
@@ -269,10 +312,11 @@ def _verdict(revision: Revision, age_s: float) -> Verdict:
 
 
 def _fall(deployment: StoredDeployment, revision: Revision, decision: Decision) -> Step:
-    """One that was coming goes: at once where it never had a request."""
+    """One that was coming goes, at once where it never had a request; what was wished for it is wished no more."""
     phase = Phase.DRAINING if revision.phase is Phase.CANARY else Phase.GONE
     down = replace(revision, phase=phase, weight=0, mirror_share=0.0, message=decision.message)
     now = changed(deployment, down)
-    if deployment.live is not None and not deployment.follow_alias:
-        now = replace(now, model=deployment.live.model)
+    if (live := deployment.live) is not None:
+        now = replace(now, **{name: getattr(live, name) for name in _RESOURCES})
+        now = now if deployment.follow_alias else replace(now, model=live.model)
     return Step(now, (decision,))

@@ -13,7 +13,7 @@ from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.rollout import WHOLE, Step, Target, begin, changed, give_up, promote
 from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
 
-_NEEDS_REVISION = ("cpus_per_replica", "gpus_per_replica")
+_NEEDS_REVISION = ("cpus_per_replica", "gpus_per_replica", "engine")
 
 
 def update(deployment: StoredDeployment, changes: Mapping[str, Any], target: Target | None, actor: str) -> Step:
@@ -50,10 +50,13 @@ def start_canary(deployment: StoredDeployment, target: Target, weight: int, acto
 
 
 def set_traffic(deployment: StoredDeployment, weight: int, mirror_share: float | None, actor: str) -> Step:
-    """The canary's share from now on. InvalidInput / INVALID_DEPLOYMENT for all requests to one with a gate."""
+    """The canary's share from now on. InvalidInput / INVALID_DEPLOYMENT for one that shows its gate nothing."""
     canary = _canary(deployment)
     _check_leaves_some(canary.trial, weight, "canary_weight")
     share = canary.mirror_share if mirror_share is None else mirror_share
+    if canary.trial is not None and share == 0:
+        words = "0 shows its gate nothing; give some, or end the canary"
+        raise InvalidInput("INVALID_DEPLOYMENT", f"mirror_share: {words}", [Violation("mirror_share", words)])
     if (weight, share) == (canary.weight, canary.mirror_share):
         return Step(deployment)
     words = f"{canary.model} takes {weight / 100:g} %, {100 * share:g} % in the dark"

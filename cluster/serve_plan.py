@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.rollout import shares
-from cluster.store.deployment_records import DeploymentState, Phase, Revision, StoredDeployment
+from cluster.store.deployment_records import Autoscaling, DeploymentState, Engine, Phase, Revision, StoredDeployment
 from serving.routes import Backend, Mirror, Route, RouteTable
 
 GATEWAY = "athanor"
@@ -121,6 +121,7 @@ def _replicas(deployment: StoredDeployment, revision: Revision, manifests: Mappi
             "name": deployment.name,
             "revision": revision.number,
             **_model(revision.model, revision.path, manifests),
+            **_engine(revision.engine),
         },
         "deployments": [_scale(deployment, revision)],
     }
@@ -131,9 +132,20 @@ def _scale(deployment: StoredDeployment, revision: Revision) -> Json:
     found: dict[str, object] = {"name": "Replica", "ray_actor_options": needs}
     if deployment.autoscaling is None:
         return found | {"num_replicas": deployment.num_replicas}
-    wish = deployment.autoscaling
-    # Of a deployment that may have none, one comes up all the same: only so is it known that the model can be served.
-    return found | {"autoscaling_config": asdict(wish) | {"initial_replicas": max(1, wish.min_replicas)}}
+    return found | {"autoscaling_config": _by_load(deployment.autoscaling)}
+
+
+def _by_load(wish: Autoscaling) -> Json:
+    """By Serve's names."""
+    return {
+        "min_replicas": wish.min_replicas,
+        "max_replicas": wish.max_replicas,
+        "target_ongoing_requests": wish.target_ongoing_requests,
+        "upscale_delay_s": wish.scale_up_delay_s,
+        "downscale_delay_s": wish.scale_down_delay_s,
+        # Where there may be none, one comes up all the same: only so is it known that the model can be served.
+        "initial_replicas": max(1, wish.min_replicas),
+    }
 
 
 def _judge(deployment: StoredDeployment, canary: Revision, manifests: Mapping[str, str], around: Surroundings) -> Json:
@@ -141,21 +153,38 @@ def _judge(deployment: StoredDeployment, canary: Revision, manifests: Mapping[st
     assert trial is not None
     told = {"control_planes": list(around.control_planes), "tls_ca": around.tls_ca}
     shown = {"tls_cert": around.tls_cert, "tls_key": around.tls_key}
+    data = {"task_data": trial.gate.task_data, "task_sha256": trial.task_sha256 or None}
     args = {
         "name": deployment.name,
         "revision": canary.number,
         "canary_app": application_name(deployment.name, canary.number),
         "token": trial.token,
         **_model(trial.teacher, trial.teacher_path, manifests),
+        **(data if trial.gate.task_data else {}),
     }
     needs = {"num_cpus": canary.cpus_per_replica, "num_gpus": canary.gpus_per_replica}
+    config = {**told, **shown, **_examined(deployment, canary)}
     return {
         "name": judge_name(deployment.name, canary.number),
         "route_prefix": None,
         "import_path": JUDGE_PATH,
         "args": args,
-        "deployments": [{"name": "Judge", "user_config": told | shown, "ray_actor_options": needs}],
+        "deployments": [{"name": "Judge", "user_config": config, "ray_actor_options": needs}],
     }
+
+
+def _examined(deployment: StoredDeployment, canary: Revision) -> dict[str, str]:
+    """Beside whom the canary is asked labelled examples, once it is up."""
+    is_up = canary.phase is Phase.CANARY and deployment.live is not None
+    if canary.trial is None or not canary.trial.gate.task_data or not is_up:
+        return {}
+    assert deployment.live is not None
+    return {"stable_app": application_name(deployment.name, deployment.live.number)}
+
+
+def _engine(engine: Engine | None) -> dict[str, object]:
+    """Nothing for the default: an application whose `args` change is built anew."""
+    return {} if engine is None else {"engine": asdict(engine)}
 
 
 def _model(reference: str, path: str, manifests: Mapping[str, str]) -> dict[str, object]:

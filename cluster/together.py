@@ -1,13 +1,13 @@
-"""Group commit: what waits while the store is busy is handed to it at once, in one transaction with one sync to disk.
+"""Work for many callers by few calls: what waits while a call is under way is handed to the next one at once.
 
-Each caller goes on only after the call that took its own part has returned. Knows nothing of what is written.
+So a hundred jobs that come together are one transaction with one sync to disk. Each caller goes on only after the call
+that took its own part has returned. Knows nothing of what is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 Part = TypeVar("Part")
@@ -15,55 +15,63 @@ Answer = TypeVar("Answer")
 
 _AT_ONCE = 128
 """Whoever else wants to write waits for them."""
-_PATIENCE_S = 0.005
-"""For those who are on their way."""
+_LATE_S = 0.05
 
 
 class Together(Generic[Part, Answer]):
     """`work` takes parts in the order in which they came, in a thread, and answers each: by a value or an error.
 
-    What it raises itself is told to all whose parts it had taken.
+    What it raises itself is told to all whose parts it had taken. With several `threads` a call that takes long holds
+    up nobody who comes later: another thread goes on.
     """
 
-    def __init__(self, work: Callable[[Sequence[Part]], Sequence[Answer | Exception]]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Part]], Sequence[Answer | Exception]],
+        *,
+        at_once: int = _AT_ONCE,
+        threads: int = 1,
+    ) -> None:
         self._work = work
+        self._at_once, self._threads = at_once, threads
         self._waiting: list[tuple[Part, asyncio.Future[Answer]]] = []
-        self._worker: asyncio.Task[None] | None = None
-        self._coming = 0
-        self._all_are_here = asyncio.Event()
-        self._all_are_here.set()
-
-    @contextlib.contextmanager
-    def expected(self) -> Iterator[None]:
-        """Whoever is in this block will soon add a part, or none: for a moment others wait for it."""
-        self._coming += 1
-        self._all_are_here.clear()
-        try:
-            yield
-        finally:
-            self._coming -= 1
-            if not self._coming:
-                self._all_are_here.set()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._late = 0
+        """Workers whose call takes long."""
 
     async def add(self, part: Part) -> Answer:
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((part, done))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work_off())
+        self._go_on()
         return await done
+
+    def _go_on(self) -> None:
+        """Somebody is there for what waits, unless all have their hands full."""
+        is_free = len(self._workers) == self._late < self._threads
+        if self._waiting and is_free:
+            worker = asyncio.create_task(self._work_off())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
 
     async def _work_off(self) -> None:
         while self._waiting:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_are_here.wait(), _PATIENCE_S)
-            taken, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            taken, self._waiting = self._waiting[: self._at_once], self._waiting[self._at_once :]
             parts, waiting = zip(*taken, strict=True)
             try:
-                answers = await asyncio.to_thread(self._work, parts)
+                answers = await self._called(parts)
             except Exception as error:  # noqa: BLE001  a process boundary within: each caller is told
                 answers = [error] * len(parts)
             for done, answer in zip(waiting, answers, strict=True):
                 _tell(done, answer)
+
+    async def _called(self, parts: Sequence[Part]) -> Sequence[Answer | Exception]:
+        call = asyncio.get_running_loop().run_in_executor(None, self._work, parts)
+        if self._threads > 1 and not (await asyncio.wait([call], timeout=_LATE_S))[0]:
+            self._late += 1
+            self._go_on()
+            await asyncio.wait([call])
+            self._late -= 1
+        return await call
 
 
 def _tell(done: asyncio.Future[Answer], answer: Answer | Exception) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from cluster.errors import ShuttingDown
 
 _REST_S = 0.1
-_REST_SHARE = 4.0
+_REST_SHARE = 9.0
 """A round is followed by at least that much more time without one."""
 
 

@@ -1,7 +1,9 @@
 """Whether the contract keeps what the last release promised: `protos/released/<version>.json` against the protos.
 
 A client of the last release must be able to talk to this server, and the reverse: no method, message, field or value
-may go away or change its number, name or type. New ones are welcome. `--release` writes the promise of a release.
+may go away or change its number, name or type. New ones are welcome, and a field may become `optional`: that changes
+nothing on the wire, and whoever does not know it sends and reads what it did. `--release` writes the promise of a
+release.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from google.protobuf.descriptor_pb2 import (
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 RELEASED = PROTOS / "released"
+_OPTIONAL = ", optional"
 Promise = Mapping[str, str]
 """Path of a part of the contract -> what is promised of it."""
 
@@ -60,7 +63,7 @@ def broken(released: Promise, now: Promise) -> list[str]:
     changed = [
         f"changed: {path} was `{promise}` and is `{now[path]}`"
         for path, promise in released.items()
-        if path in now and now[path] != promise
+        if path in now and now[path] not in (promise, f"{promise}{_OPTIONAL}")
     ]
     return sorted(gone + changed)
 
@@ -87,7 +90,7 @@ def _of_message(path: str, message: DescriptorProto) -> Iterator[tuple[str, str]
 def _in_words(field: FieldDescriptorProto) -> str:
     kind = field.type_name.removeprefix(".") or FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
     label = "repeated " if field.label == FieldDescriptorProto.LABEL_REPEATED else ""
-    return f"{label}{kind} {field.name}{', optional' if field.proto3_optional else ''}"
+    return f"{label}{kind} {field.name}{_OPTIONAL if field.proto3_optional else ''}"
 
 
 def _of_enum(path: str, enum: EnumDescriptorProto) -> Iterator[tuple[str, str]]:

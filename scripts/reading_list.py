@@ -91,9 +91,10 @@ GROUPS = (
         ("serving",),
         """
         serving/app.py serving/openai_api.py serving/schemas.py serving/engine.py serving/prompts.py
-        serving/batching/engine.py serving/batching/batch.py serving/batching/policy.py serving/batching/line.py
-        serving/batching/work.py serving/batching/runner.py serving/batching/cache.py serving/batching/masks.py
-        serving/batching/prefixes.py serving/batching/streams.py serving/sampling.py serving/detokenizer.py
+        serving/batching/engine.py serving/batching/lanes.py serving/batching/batch.py serving/batching/policy.py
+        serving/batching/line.py serving/batching/work.py serving/batching/runner.py serving/batching/attention.py
+        serving/batching/cache.py serving/batching/prefixes.py serving/batching/streams.py serving/sampling.py
+        serving/detokenizer.py
         serving/answers.py serving/loading.py serving/pooling.py serving/vllm_engine.py serving/model_dir.py
         """,
     ),

@@ -6,6 +6,7 @@ the replicas themselves; what builds an application loads no torch.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from starlette.types import ASGIApp
 
-    from serving.engine import Engine, Scored
+    from serving.engine import Scored
     from serving.loading import LoadedModel
     from serving.mirroring import MirroredPair
+    from serving.reading import Labels
+    from serving.task_data import Example
 
 # More than the engine lets wait, so that it is the engine that refuses, in OpenAI's shape.
 MAX_ONGOING_REQUESTS = 512
@@ -46,13 +49,15 @@ class Replica:
     def __init__(self, options: ModelOptions) -> None:
         from serving.loading import load  # torch: only where the model is
         from serving.openai_api import ModelCard, build_api
+        from serving.reading import Reading
         from serving.replica_metrics import ReplicaMetrics
 
         _log_beside_serve()
         directory = options.verified()
         model = f"{options.model_name}@{options.version}"
         self._metrics = ReplicaMetrics(options.name, model, serve.get_replica_context().replica_tag)
-        self._model = load(directory, observer=self._metrics)
+        self._model = load(directory, observer=self._metrics, engine=options.engine)
+        self._reading = Reading(self._model)
         card = ModelCard(options.name, options.model_name, options.version, directory.created, directory.lineage)
         self._api = build_api(card, self._model)
 
@@ -72,12 +77,16 @@ class Replica:
         return self._metrics.figures()
 
     async def prompt_ids(self, request: BackendRequest) -> tuple[int, ...]:
-        from serving.prompting import prompt_ids
-
-        return prompt_ids(self._model, request)
+        return await self._reading.prompt_ids(request)
 
     async def score(self, token_ids: Sequence[int], start: int, top_k: int) -> Scored:
-        return await _engine(self._model).score(token_ids, start=start, top_k=top_k)
+        return await self._reading.score(token_ids, start=start, top_k=top_k)
+
+    async def labels(self, request: BackendRequest) -> Labels:
+        return await self._reading.labels(request)
+
+    async def answer(self, example: Example) -> str:
+        return await self._reading.answer(example)
 
     def __del__(self) -> None:
         with suppress(AttributeError):
@@ -136,12 +145,14 @@ class Gateway:
         from serving.auth import Callers, CurrentControlPlanes
         from serving.gateway_grpc import GrpcGateway
         from serving.gateway_http import Entrance
+        from serving.live_outcomes import LiveOutcomes
         from serving.mirroring import Mirroring
 
         self._backends = ServeBackends()
         self._directory = CurrentControlPlanes()
         mirroring = Mirroring(self._backends, self._judge)
-        self._entrance = Entrance(self._backends, Callers(self._directory), mirroring=mirroring)
+        live = LiveOutcomes(self._tell_judge)
+        self._entrance = Entrance(self._backends, Callers(self._directory), mirroring=mirroring, live=live)
         self._grpc = GrpcGateway(self._entrance)
 
     async def reconfigure(self, table: dict[str, Any]) -> None:
@@ -183,6 +194,12 @@ class Gateway:
         except (RayError, RayServeException) as error:
             logger.warning("the judge of %s missed a pair: %s", pair.route, _gist(error))
 
+    async def _tell_judge(self, judge_app: str, failed: tuple[bool, ...]) -> None:
+        try:
+            await self._backends.of(judge_app, _JUDGE).options(method_name="note_live").remote(failed)
+        except (RayError, RayServeException) as error:
+            logger.warning("%s missed %d requests of its canary: %s", judge_app, len(failed), _gist(error))
+
 
 class RemoteStudent:
     """A revision behind its application, as the judge asks it."""
@@ -197,6 +214,13 @@ class RemoteStudent:
     async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
         found: Scored = await self._ask("score", token_ids, start, top_k)
         return found
+
+    async def labels(self, request: BackendRequest) -> Labels:
+        found: Labels = await self._ask("labels", request)
+        return found
+
+    async def answer(self, example: Example) -> str:
+        return str(await self._ask("answer", example))
 
     async def _ask(self, method: str, *args: object) -> Any:
         """A ServingError of the replica's own comes as what it is, others as BackendFailed."""
@@ -216,19 +240,42 @@ class JudgeActor:
     def __init__(self, options: JudgeOptions) -> None:
         from serving.judge import Judge
         from serving.loading import load
+        from serving.reading import Reading
         from serving.reporting import Canary, Reporter
+        from serving.task_data import read_task_data
 
         _log_beside_serve()
+        self._options = options
+        data = read_task_data(options.task_data, options.task_sha256) if options.task_data else None
+        self._examples = data.shuffled(options.token) if data else ()
+        self._examining: asyncio.Task[None] | None = None
         self._model = load(options.verified())
-        backends = ServeBackends()
-        self._judge = Judge(_engine(self._model), lambda app: RemoteStudent(backends.of(app)))
+        self._backends = ServeBackends()
+        self._judge = Judge(Reading(self._model), self._revision)
         self._reporter = Reporter(Canary(options.name, options.revision, options.token))
 
-    async def reconfigure(self, planes: dict[str, Any]) -> None:
-        from serving.reporting import ControlPlanes
+    def _revision(self, app: str) -> RemoteStudent:
+        return RemoteStudent(self._backends.of(app))
 
-        addresses = tuple(planes.pop("control_planes", ()))
-        self._reporter.tell(ControlPlanes(addresses, **planes))
+    async def reconfigure(self, told: dict[str, Any]) -> None:
+        """Where control planes are; once the canary is up, also beside whom it is examined."""
+        from serving.reporting import ControlPlanes
+        from serving.task_pass import examine
+
+        stable_app = told.pop("stable_app", None)
+        addresses = tuple(told.pop("control_planes", ()))
+        self._reporter.tell(ControlPlanes(addresses, **told))
+        if stable_app is not None and self._examples and self._examining is None:
+            both = self._revision(stable_app), self._revision(self._options.canary_app)
+            self._examining = asyncio.ensure_future(examine(self._examples, *both, self._reporter.told))
+            self._examining.add_done_callback(_log_end)
+
+    async def note_live(self, failed: Sequence[bool]) -> None:
+        """Of each request of the canary's own users, whether it failed."""
+        from serving.judge import Finding
+
+        for each in failed:
+            self._reporter.add(Finding(kind="LIVE", canary_failed=each))
 
     async def observe(self, pair: MirroredPair) -> None:
         if self._reporter.is_over:
@@ -276,10 +323,9 @@ def _log_beside_serve() -> None:
     ours.propagate = False
 
 
-def _engine(model: LoadedModel) -> Engine:
-    if model.engine is None:
-        raise ServingError("this model continues no text")
-    return model.engine
+def _log_end(examining: asyncio.Task[None]) -> None:
+    if not examining.cancelled() and (error := examining.exception()) is not None:
+        logger.error("the labelled examples were not asked to their end", exc_info=error)
 
 
 def _close(model: LoadedModel) -> None:

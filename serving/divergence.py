@@ -1,4 +1,5 @@
-"""How far a student's distribution is from its teacher's where only the most likely tokens of both are known.
+"""How far a student's distribution is from its teacher's: over tokens, where only the most likely of both are known,
+and over labels, which are all known.
 
 Pure. T: positions.
 """
@@ -6,7 +7,7 @@ Pure. T: positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from serving.engine import TokenLogprob
 
@@ -44,6 +45,22 @@ def partial_kl(at_teacher: TokenLogprob, at_student: TokenLogprob) -> float:
     wanted = rest * p_alone / (p_alone + p_tail) if p_alone + p_tail > 0 else 0.0
     q_alone = min(most, wanted)
     return max(total + _term(p_alone, q_alone) + _term(p_tail, rest - q_alone), 0.0)
+
+
+def label_divergence(teacher: Mapping[str, float], student: Mapping[str, float], *, exclusive: bool) -> float:
+    """KL(teacher || student) over the labels of one text, in nats; where each label stands alone, the sum over them."""
+    if exclusive:
+        return max(sum(_term(p, student.get(label, 0.0)) for label, p in teacher.items()), 0.0)
+    pairs = [(p, student.get(label, 0.0)) for label, p in teacher.items()]
+    return max(sum(_term(p, q) + _term(1 - p, 1 - q) for p, q in pairs), 0.0)
+
+
+def label_agreement(teacher: Mapping[str, float], student: Mapping[str, float], *, exclusive: bool) -> float:
+    """Whether both find the same label the likeliest; where each stands alone, the share on which both say the same."""
+    if exclusive:
+        return float(max(teacher, key=teacher.__getitem__) == max(student, key=student.__getitem__))
+    same = sum((p > 0.5) == (student.get(label, 0.0) > 0.5) for label, p in teacher.items())
+    return same / len(teacher)
 
 
 def _term(p: float, q: float) -> float:

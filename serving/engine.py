@@ -191,6 +191,10 @@ class PoolingEngine(Protocol):
     def labels(self) -> tuple[str, ...]:
         """Of `classify`, in the order of its probabilities; empty where the model cannot classify."""
 
+    @property
+    def exclusive(self) -> bool:
+        """One label is true of a text, so the probabilities of `classify` add up to 1."""
+
     async def classify(self, texts: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """One probability per label for each text: they add up to 1, or stand alone where labels exclude none."""
 

@@ -2,6 +2,7 @@
 
 ServingError
 ├── ModelDirectoryError      the directory is not one that may be served
+├── EngineOptionsError       the engine cannot be had with these limits
 ├── EngineFailed             the engine broke on a request; nothing of why leaves the process
 ├── BackendFailed            a replica died or broke over a request; another may answer it
 └── RequestError             the client's side: status, code and the field that is wrong
@@ -31,6 +32,10 @@ class ServingError(Exception):
 
 class ModelDirectoryError(ServingError):
     """The model directory is incomplete, altered, or would need code or pickles to load."""
+
+
+class EngineOptionsError(ServingError):
+    """The engine has no such limit for this model, or cannot keep them together."""
 
 
 class EngineFailed(ServingError):

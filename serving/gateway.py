@@ -20,6 +20,7 @@ from serving.backend import BackendRequest, Backends, Chunk, Head, Resume
 from serving.errors import BackendFailed, DeadlineExceeded, Unavailable
 from serving.failures import refusal, server_error
 from serving.gateway_metrics import GatewayMetrics
+from serving.live_outcomes import LiveOutcomes
 from serving.mirroring import Mirroring, Outcome
 from serving.routes import Backend, Route, choose, mirrored
 
@@ -27,6 +28,8 @@ MODEL_HEADER = "x-athanor-model"
 _ATTEMPTS = 4
 _DEATHS = 3
 """A request over which so many replicas died is offered to no other: it may be what kills them."""
+_LITTLE_TIME_S = 60.0
+"""Who gives a request less than this has nobody else to blame when it is not answered in time."""
 _PAUSE_S = 0.1  # before the second attempt; twice as long before each further one
 logger = logging.getLogger(__name__)
 Item = Head | Chunk
@@ -53,13 +56,15 @@ class Gateway:
         backends: Backends,
         metrics: GatewayMetrics,
         mirroring: Mirroring | None = None,
+        live: LiveOutcomes | None = None,
         *,
         route: Callable[[str], Route | None],
     ) -> None:
-        """`route` knows each deployment as it is by now."""
+        """`live` is told what canaries make of their users' requests; `route` knows each deployment as it is by now."""
         self._backends = backends
         self._metrics = metrics
         self._mirroring = mirroring
+        self._live = live
         self._route = route
 
     async def answer(self, call: Call) -> AsyncGenerator[Item]:
@@ -72,11 +77,16 @@ class Gateway:
                     async for item in items:
                         watched.note(item, progress.backend)
                         yield item
+            except (GeneratorExit, asyncio.CancelledError):
+                progress.is_left = True
+                raise
             finally:
+                self._note_live(call, progress)
                 took_s = time.monotonic() - progress.began_at
                 logger.info("request %s: %s in %.3f s", call.request.request_id, progress.in_words(call), took_s)
         if self._mirroring and not progress.deaths and (revision := self._mirrored(call, progress)):
-            self._mirroring.start(call.route, revision, call.request, progress.outcome(time.monotonic()))
+            asked = replace(call.request, deadline_s=call.timeout_s)
+            self._mirroring.start(call.route, revision, asked, progress.outcome(time.monotonic()))
 
     async def _attempts(self, call: Call, progress: _Progress) -> AsyncGenerator[Item]:
         """One revision after the other until there is a whole answer."""
@@ -93,6 +103,8 @@ class Gateway:
             except BackendFailed as error:
                 if progress.complete:
                     return
+                if not isinstance(error, _Full):
+                    progress.broken.add(chosen)
                 self._metrics.failed(call.route.name, chosen)
                 logger.warning("request %s: %s: %s", call.request.request_id, chosen.app, error)
                 if progress.deaths >= _DEATHS:
@@ -140,7 +152,9 @@ class Gateway:
         """BackendFailed for an answer that another replica, or the stable revision, may give better."""
         broke = head.status >= 500 and head.status != 504 and progress.attempts < _ATTEMPTS
         full_canary = head.status == 429 and backend not in (call.route.stable, call.pinned)
-        if broke or full_canary or (progress.begun and head.status != 200):
+        if full_canary:
+            raise _Full(f"a replica answered {head.status}")
+        if broke or (progress.begun and head.status != 200):
             raise BackendFailed(f"a replica answered {head.status}")
 
     async def _next(self, items: AsyncGenerator[Item], progress: _Progress) -> Item | None:
@@ -157,11 +171,23 @@ class Gateway:
             async with asyncio.timeout(max(progress.ends_at - time.monotonic(), 0)):
                 await asyncio.sleep(_PAUSE_S * 2 ** (attempt - 1))
 
+    def _note_live(self, call: Call, progress: _Progress) -> None:
+        judge = call.route.judge_app
+        if self._live is None or judge is None or call.pinned is not None:
+            return
+        canary = next((each for each in call.route.backends if each != call.route.stable), None)
+        if canary is not None and (failed := progress.failed_by(canary, call.timeout_s)) is not None:
+            self._live.note(judge, failed=failed)
+
     def _mirrored(self, call: Call, progress: _Progress) -> Backend | None:
         """The revision that is asked the same in the dark: only what the stable one answered well is compared."""
         answered = progress.head is not None and progress.head.status == 200 and progress.complete
         by_stable = progress.backend == call.route.stable and call.pinned is None
         return mirrored(call.route, call.request.request_id) if answered and by_stable else None
+
+
+class _Full(BackendFailed):
+    """A canary's queue is full: the stable revision answers, and nobody is to blame."""
 
 
 @dataclass
@@ -175,6 +201,10 @@ class _Progress:
     attempts: int = 0
     deaths: int = 0
     """Attempts that ended without an answer, good or bad: the replica died or broke."""
+    broken: set[Backend] = field(default_factory=set)
+    """Revisions of which a replica died or broke."""
+    is_left: bool = False
+    """The client went before the end."""
     complete: bool = False
     token_ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
@@ -209,6 +239,23 @@ class _Progress:
         left_s = max(self.ends_at - now, 0.0)
         resume = Resume(dict(self.token_ids), frozenset(self.finished)) if self.begun else None
         return replace(request, deadline_s=left_s, resume=resume)
+
+    def failed_by(self, canary: Backend, timeout_s: float) -> bool | None:
+        """Whether the canary failed its user; None for a request that says nothing of it.
+
+        Such are those of others; of clients that went, or gave little time; bad ones; and those that nobody answered.
+        """
+        if (self.is_left and not self.complete) or not (canary in self.broken or self.backend == canary):
+            return None
+        if self.backend != canary or (canary in self.broken and not self.begun):
+            is_answered = self.complete and self.head is not None and self.head.status < 500
+            return True if is_answered else None
+        status = self.head.status if self.head is not None else 504
+        if 400 <= status < 500:
+            return None
+        failed = canary in self.broken or status >= 500 or not self.complete
+        is_late_alone = failed and canary not in self.broken and status in (200, 504)
+        return None if is_late_alone and timeout_s < _LITTLE_TIME_S else failed
 
     def outcome(self, now: float) -> Outcome:
         assert self.backend is not None

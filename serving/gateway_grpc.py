@@ -24,6 +24,7 @@ from serving.errors import InvalidRequest, RequestError, ServingError
 from serving.gateway import MODEL_HEADER, Call
 from serving.gateway_http import SESSION_HEADER, Entrance, timeout_of
 from serving.middleware import REQUEST_ID, safe_id
+from serving.schemas import MAX_TIMEOUT_S
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _STATUS: Mapping[int, grpc.StatusCode] = {
@@ -158,24 +159,34 @@ class GrpcGateway:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
         caller = await self._entrance.caller(metadata.get("authorization", ""), _host(context.peer()))
         request_id = next(filter(None, (safe_id(metadata.get(name)) for name in _REQUEST_IDS)), f"req_{uuid4().hex}")
+        context.set_trailing_metadata([(REQUEST_ID, request_id)])
+        timeout_s = min(timeout_of(metadata), _time_left(context))
         with self._entrance.admitted(caller):
             route, pinned = self._entrance.target(fields["model"])
             body = json.dumps(fields).encode()
             seed = 0 if fields.get("seed") is not None else None
             asked = BackendRequest("POST", path, (("content-type", "application/json"),), body, request_id, seed=seed)
-            call = Call(route, asked, metadata.get(SESSION_HEADER) or request_id, timeout_of(metadata), pinned)
+            call = Call(route, asked, metadata.get(SESSION_HEADER) or request_id, timeout_s, pinned)
             async with aclosing(self._entrance.gateway.answer(call)) as items:
-                async for piece in _checked(items, context):
+                async for piece in _checked(items, context, request_id):
                     yield piece
 
 
-async def _checked(items: AsyncGenerator[Head | Chunk], context: Context) -> AsyncGenerator[bytes]:
+def _time_left(context: Context) -> float:
+    """Until the call's deadline, where the server knows it: the context of Ray Serve's proxy does not tell."""
+    asked = getattr(context, "time_remaining", None)
+    left_s = asked() if asked is not None else None
+    return MAX_TIMEOUT_S if left_s is None else float(left_s)
+
+
+async def _checked(items: AsyncGenerator[Head | Chunk], context: Context, request_id: str) -> AsyncGenerator[bytes]:
     """The body's bytes; an answer of another status than 200 is a refusal."""
     status, body = 0, b""
     async for item in items:
         if isinstance(item, Head):
             status = item.status
-            context.set_trailing_metadata([(MODEL_HEADER, dict(item.headers)[MODEL_HEADER])])
+            model = dict(item.headers)[MODEL_HEADER]
+            context.set_trailing_metadata([(MODEL_HEADER, model), (REQUEST_ID, request_id)])
         elif status == 200:
             yield item.data
         else:
@@ -200,16 +211,31 @@ def _generation(request: pb.GenerateRequest) -> tuple[str, Fields]:
     given = {field.name: value for field, value in request.ListFields()}
     fields: Fields = {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
     fields |= {name: given[name] for name in _SAME if name in given}
-    fields |= {"n": request.num_choices or 1, "stop": [*request.stop]}
-    if form := request.WhichOneof("form"):
-        fields[{"json_schema": "guided_json", "regex": "guided_regex"}[form]] = getattr(request, form)
+    fields |= {"n": request.num_choices or 1, "stop": [*request.stop], **_form(request)}
+    fields |= {"logit_bias": {str(token): bias for token, bias in request.logit_bias.items()}}
+    told = request.logprobs if request.HasField("logprobs") else None
     match request.WhichOneof("input"):
         case "prompt":
-            return "/v1/completions", {**fields, "prompt": request.prompt}
+            return "/v1/completions", {**fields, "prompt": request.prompt, "logprobs": told}
         case "conversation":
             turns = [{"role": turn.role, "content": turn.content} for turn in request.conversation.messages]
+            fields |= {"logprobs": told is not None, "top_logprobs": told}
             return "/v1/chat/completions", {**fields, "messages": turns}
     raise InvalidRequest("give `conversation` or `prompt`")
+
+
+def _form(request: pb.GenerateRequest) -> Fields:
+    """How the answer must look."""
+    match request.WhichOneof("form"):
+        case "json_schema":
+            return {"guided_json": request.json_schema}
+        case "regex":
+            return {"guided_regex": request.regex}
+        case "choice":
+            return {"guided_choice": [*request.choice.texts]}
+        case "json_object":
+            return {"structured_outputs": {"json_object": request.json_object}}
+    return {}
 
 
 async def _events(data: AsyncGenerator[bytes]) -> AsyncGenerator[Fields]:
@@ -230,10 +256,23 @@ def _pieces(document: Fields) -> Iterator[pb.GenerateResponse]:
     for choice in document["choices"]:
         text = choice["text"] if "text" in choice else choice["delta"].get("content", "")
         reason = _REASONS.get(choice["finish_reason"], pb.FINISH_REASON_UNSPECIFIED)
-        yield pb.GenerateResponse(index=choice["index"], text=text, finish_reason=reason)
+        logprobs = _logprobs(choice.get("logprobs") or {})
+        yield pb.GenerateResponse(index=choice["index"], text=text, finish_reason=reason, logprobs=logprobs)
     if usage := document.get("usage"):
         counted = pb.TokenUsage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
         yield pb.GenerateResponse(usage=counted)
+
+
+def _logprobs(told: Fields) -> Iterator[pb.TokenLogprob]:
+    """Of a chat, or of a completion, whose lists are parallel."""
+    for entry in told.get("content", ()):
+        top = [pb.TopLogprob(token=each["token"], logprob=each["logprob"]) for each in entry["top_logprobs"]]
+        yield pb.TokenLogprob(token=entry["token"], logprob=entry["logprob"], top=top)
+    lists = (told.get(name, ()) for name in ("tokens", "token_logprobs", "top_logprobs"))
+    for token, logprob, others in zip(*lists, strict=True):
+        ranked = sorted(others.items(), key=lambda pair: -pair[1])
+        top = [pb.TopLogprob(token=each, logprob=value) for each, value in ranked]
+        yield pb.TokenLogprob(token=token, logprob=logprob, top=top)
 
 
 class _BrokenOff(RequestError):

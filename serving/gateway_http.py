@@ -29,15 +29,17 @@ from serving.failures import refusal, reply, retry_after, server_error
 from serving.gateway import Call, Gateway, Item
 from serving.gateway_metrics import CONTENT_TYPE, Exposition, GatewayMetrics
 from serving.limits import CallerLimits, Limits
+from serving.live_outcomes import LiveOutcomes
 from serving.logprobs import Document
 from serving.middleware import BodyTooLate, RequestIds, read_body
 from serving.mirroring import Mirroring
-from serving.openai_api import MAX_BODY_BYTES, api_document
+from serving.openai_api import MAX_BODY_BYTES
+from serving.openapi import api_document
 from serving.routes import Backend, Route, RouteTable
+from serving.schemas import MAX_TIMEOUT_S
 
 SESSION_HEADER = "x-athanor-session"
 TIMEOUT_HEADER = "x-athanor-timeout"
-MAX_TIMEOUT_S = 600.0
 _BODY_S = 60.0
 """How long a body may take to come."""
 _ANSWERING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"})
@@ -56,12 +58,15 @@ class Entrance:
     callers: Callers
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     mirroring: Mirroring | None = None
+    live: LiveOutcomes | None = None
     limits: CallerLimits = field(default_factory=lambda: CallerLimits(Limits()))
     table: RouteTable = field(default_factory=RouteTable)
     """Replaced whole when the control plane writes another."""
 
     def __post_init__(self) -> None:
-        self.gateway = Gateway(self.backends, self.metrics, self.mirroring, route=lambda name: self.table.route(name))
+        self.gateway = Gateway(
+            self.backends, self.metrics, self.mirroring, self.live, route=lambda name: self.table.route(name)
+        )
         self.catalog = Catalog(self.backends)
         if self.mirroring is not None:
             self.metrics.counts_left_out(self.mirroring)

@@ -1,38 +1,51 @@
 """Compares a canary with the version that answers, on requests that both were asked: by the teacher, and by the clock.
 
-Teacher and both students read the answer that the client got. What follows from the comparison is the control plane's
-to decide. Knows neither Ray nor gRPC.
+Teacher and both students read the answer that the client got, or the texts that it wants labels of. What follows from
+the comparison is the control plane's to decide. Knows neither Ray nor gRPC.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from serving.backend import BackendRequest
-from serving.divergence import agreement, mean_divergence
+from serving.divergence import agreement, label_agreement, label_divergence, mean_divergence
 from serving.engine import Scored
 from serving.errors import Overloaded, ServingError
 from serving.mirroring import MirroredPair, Outcome
 
+if TYPE_CHECKING:
+    from serving.reading import Labels
+
 TEACHER_TOP = 16
 STUDENT_TOP = 64
 _OVERLOADED = 429
+_CLASSIFY = "/v1/classify"
 _MOST_TOKENS = 256
 """Of an answer, the first so many are compared."""
+Read = TypeVar("Read")
 logger = logging.getLogger(__name__)
 
 
-class Scorer(Protocol):
-    """A model that says how likely it finds the tokens of a text."""
+class LabelMeasure(Protocol):
+    """Of the labels of one text."""
+
+    def __call__(self, teacher: Mapping[str, float], student: Mapping[str, float], *, exclusive: bool) -> float: ...
+
+
+class Reader(Protocol):
+    """A model that says how likely it finds what it reads."""
 
     async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored: ...
 
+    async def labels(self, request: BackendRequest) -> Labels: ...
 
-class Student(Scorer, Protocol):
+
+class Student(Reader, Protocol):
     """A revision of the deployment."""
 
     async def prompt_ids(self, request: BackendRequest) -> tuple[int, ...]:
@@ -41,7 +54,10 @@ class Student(Scorer, Protocol):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one pair has shown; the fields of `athanor.v1.Observation`. Latencies are seconds per token."""
+    """What one pair, one request of the canary's own or one example has shown; the fields of `athanor.v1.Observation`.
+
+    Latencies are seconds per token.
+    """
 
     stable_divergence: float = 0.0
     canary_divergence: float = 0.0
@@ -50,25 +66,38 @@ class Finding:
     stable_latency_s: float = 0.0
     canary_latency_s: float = 0.0
     canary_failed: bool = False
+    kind: Literal["MIRRORED", "LIVE", "TASK"] = "MIRRORED"
+    stable_right: bool = False
+    canary_right: bool = False
+    task_index: int = 0
+    task_size: int = 0
 
 
 class Judge:
     """Of one canary."""
 
-    def __init__(self, teacher: Scorer, students: Callable[[str], Student]) -> None:
+    def __init__(self, teacher: Reader, students: Callable[[str], Student]) -> None:
         """`students` gives the revision behind the name of an application."""
         self._teacher = teacher
         self._students = students
 
     async def compare(self, pair: MirroredPair) -> Finding | None:
         """None where there is nothing to compare, by no fault of the canary."""
-        answer_ids = pair.stable.token_ids.get(0, ())[:_MOST_TOKENS]
-        if not answer_ids or _failed(pair.stable) or pair.canary.status == _OVERLOADED:
+        if not pair.stable.is_whole or pair.canary.status == _OVERLOADED:
             return None
-        if _failed(pair.canary):
+        if pair.request.path.partition("?")[0] == _CLASSIFY:
+            return await self._compare_labels(pair) if pair.canary.is_whole else Finding(canary_failed=True)
+        if not pair.stable.wrote:
+            return None
+        if not (pair.canary.is_whole and pair.canary.wrote):
             return Finding(canary_failed=True)
+        return await self._compare_text(pair)
+
+    async def _compare_text(self, pair: MirroredPair) -> Finding | None:
+        """All read the answer that the client got."""
+        answer_ids = pair.stable.token_ids.get(0, ())[:_MOST_TOKENS]
         stable = self._students(pair.stable.backend.app)
-        prompt_ids = await stable.prompt_ids(pair.request)
+        prompt_ids = await stable.prompt_ids(pair.request) if answer_ids else ()
         if not prompt_ids:
             return None
         text, start = (*prompt_ids, *answer_ids), len(prompt_ids)
@@ -79,14 +108,11 @@ class Judge:
                 "the teacher or %s gave no numbers for an answer; it is not compared", pair.stable.backend.app
             )
             return None
-        try:
-            new = await self._students(pair.canary.backend.app).score(text, start=start, top_k=STUDENT_TOP)
-        except Overloaded:
+        canary = self._students(pair.canary.backend.app)
+        new = await _of_canary(canary.score(text, start=start, top_k=STUDENT_TOP))
+        if isinstance(new, Overloaded):
             return None
-        except ServingError as error:
-            logger.warning("the canary could not read an answer: %s", error)
-            return Finding(canary_failed=True)
-        if not _is_sound(new):
+        if new is None or not _is_sound(new):
             return Finding(canary_failed=True)
         return Finding(
             mean_divergence(taught.tokens, known.tokens),
@@ -97,10 +123,41 @@ class Judge:
             _per_token_s(pair.canary),
         )
 
+    async def _compare_labels(self, pair: MirroredPair) -> Finding | None:
+        """All read the client's texts."""
+        taught = await self._teacher.labels(pair.request)
+        known = await self._students(pair.stable.backend.app).labels(pair.request)
+        new = await _of_canary(self._students(pair.canary.backend.app).labels(pair.request))
+        if isinstance(new, Overloaded):
+            return None
+        if new is None:
+            return Finding(canary_failed=True)
+        return Finding(
+            _mean(label_divergence, taught, known),
+            _mean(label_divergence, taught, new),
+            _mean(label_agreement, taught, known),
+            _mean(label_agreement, taught, new),
+            pair.stable.duration_s,
+            pair.canary.duration_s,
+        )
 
-def _failed(outcome: Outcome) -> bool:
-    """Answered with an error, with nothing, or not to the end."""
-    return outcome.status != 200 or not outcome.complete or not any(outcome.token_ids.values())
+
+async def _of_canary(asked: Awaitable[Read]) -> Read | Overloaded | None:
+    """None where it failed; that it is busy is no failure."""
+    try:
+        return await asked
+    except Overloaded as error:
+        return error
+    except ServingError as error:
+        logger.warning("the canary could not read an answer: %s", error)
+        return None
+
+
+def _mean(measure: LabelMeasure, teacher: Labels, student: Labels) -> float:
+    """Over the texts."""
+    pairs = zip(teacher.texts, student.texts, strict=True)
+    found = [measure(taught, known, exclusive=teacher.exclusive) for taught, known in pairs]
+    return sum(found) / len(found)
 
 
 def _is_sound(scored: Scored) -> bool:

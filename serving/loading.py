@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,7 +22,8 @@ from transformers.utils.logging import disable_progress_bar
 from serving.batching.engine import TransformersEngine
 from serving.batching.policy import Limits
 from serving.engine import Engine, Observer, PoolingEngine, Task
-from serving.errors import ModelDirectoryError
+from serving.errors import EngineOptionsError, ModelDirectoryError
+from serving.options import FRACTIONS, EngineOptions
 from serving.pooling import Pooling, PoolingOptions, TransformersPoolingEngine
 from serving.prompts import Prompts
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from serving.model_dir import ModelDirectory
 
-EngineName = Literal["transformers", "vllm"]
 _SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _AUTO_CLASS: Mapping[Task, str] = {
     "generate": "AutoModelForCausalLM",
@@ -64,23 +64,42 @@ def load(
     directory: ModelDirectory,
     *,
     observer: Observer | None = None,
-    limits: Limits | None = None,
-    engine: EngineName = "transformers",
+    engine: EngineOptions | None = None,
 ) -> LoadedModel:
     """Load a model, on a GPU if one is visible, in the data type it was saved in.
 
-    `observer` and `limits` are for causal models in our own engine; vLLM keeps its own.
+    `observer` is for causal models in our own engine; vLLM keeps its own. EngineOptionsError for a limit that the
+    engine of such a model has not.
     """
     disable_progress_bar()
-    task = task_of(directory.path)
-    if engine == "vllm":
-        return _in_vllm(directory.path, task)
+    task, engine = task_of(directory.path), engine or EngineOptions()
+    if engine.name == "vllm":
+        return _in_vllm(directory.path, task, engine.limits)
+    wanted = _limits_for(task, engine.limits)
+    longest = wanted.pop("max_model_len", None)
     tokenizer, model = _read(directory.path, task)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if task == "generate":
-        return over(model, tokenizer, observer=observer, limits=limits)
-    options = _label_options(model) if task == "classify" else _embedding_options(directory.path)
-    return pooling_over(model, tokenizer, PoolingOptions(**options, pad_id=_pad_id(model, tokenizer)))
+        return over(model, tokenizer, observer=observer, limits=_limits(wanted), max_model_len=longest)
+    given = _label_options(model) if task == "classify" else _embedding_options(directory.path)
+    options = PoolingOptions(**given | wanted, pad_id=_pad_id(model, tokenizer))
+    return pooling_over(model, tokenizer, options, max_model_len=longest)
+
+
+def _limits_for(task: Task, limits: Mapping[str, float]) -> dict[str, Any]:
+    """Counts as whole numbers; EngineOptionsError for one that a model of this task has no use for."""
+    known = {"max_model_len", *(field.name for field in fields(Limits if task == "generate" else PoolingOptions))}
+    for name in limits:
+        if name not in known:
+            raise EngineOptionsError(f"a model that can {task} has no limit {name!r}; leave it out")
+    return {name: value if name in FRACTIONS else int(value) for name, value in limits.items()}
+
+
+def _limits(wanted: Mapping[str, Any]) -> Limits:
+    try:
+        return Limits(**wanted)
+    except ValueError as error:
+        raise EngineOptionsError(str(error)) from error
 
 
 def over(
@@ -89,6 +108,7 @@ def over(
     *,
     observer: Observer | None = None,
     limits: Limits | None = None,
+    max_model_len: int | None = None,
 ) -> LoadedModel:
     """An engine over a causal model and tokenizer that are loaded."""
     end_ids = _end_ids(model.generation_config, tokenizer)
@@ -96,7 +116,7 @@ def over(
     engine = TransformersEngine(
         model,
         prompts.decode,
-        context_length=_context_length(model.config, tokenizer, _first_position(model)),
+        context_length=_at_most(max_model_len, _context_length(model.config, tokenizer, _first_position(model))),
         num_tokens=min(max(tokenizer.get_vocab().values()) + 1, _head_size(model)),
         end_ids=end_ids,
         limits=limits,
@@ -105,17 +125,22 @@ def over(
     return LoadedModel(frozenset({"generate"}), prompts, engine)
 
 
-def pooling_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: PoolingOptions) -> LoadedModel:
+def pooling_over(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PoolingOptions,
+    *,
+    max_model_len: int | None = None,
+) -> LoadedModel:
     """An engine over a model that classifies or embeds."""
     prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
-    engine = TransformersPoolingEngine(
-        model, options, context_length=_context_length(model.config, tokenizer, _first_position(model))
-    )
+    context_length = _at_most(max_model_len, _context_length(model.config, tokenizer, _first_position(model)))
+    engine = TransformersPoolingEngine(model, options, context_length=context_length)
     task: Task = "classify" if options.labels else "embed"
     return LoadedModel(frozenset({task}), prompts, pooling=engine)
 
 
-def _in_vllm(path: Path, task: Task) -> LoadedModel:
+def _in_vllm(path: Path, task: Task, limits: Mapping[str, float]) -> LoadedModel:
     """The weights are read by vLLM alone."""
     from serving import vllm_engine
 
@@ -130,11 +155,14 @@ def _in_vllm(path: Path, task: Task) -> LoadedModel:
         raise ModelDirectoryError(f"{path} cannot be loaded: {error}") from error
     end_ids = _end_ids(declared, tokenizer)
     prompts = Prompts(tokenizer, vocab_size=config.get_text_config().vocab_size, end_ids=end_ids)
+    own = dict(limits)
+    longest = own.pop("max_model_len", None)
     engine = vllm_engine.start(
         path,
         prompts.decode,
         end_ids=end_ids,
-        context_length=_context_length(config, tokenizer),
+        context_length=_at_most(None if longest is None else int(longest), _context_length(config, tokenizer)),
+        limits=own,
     )
     return LoadedModel(frozenset({"generate"}), prompts, engine)
 
@@ -223,6 +251,10 @@ def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = (None if positions is None else positions - first_position, tokenizer.model_max_length)
     return int(min(limit for limit in limits if limit is not None))
+
+
+def _at_most(wished: int | None, length: int) -> int:
+    return length if wished is None else min(wished, length)
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -18,7 +18,8 @@ from serving.backend import BackendRequest, Backends, Head
 from serving.errors import ServingError
 from serving.routes import Backend, Route
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0
+"""For a request that says nothing of its time."""
 logger = logging.getLogger(__name__)
 
 
@@ -37,6 +38,16 @@ class Outcome:
     complete: bool
     """It ended as an answer ends; a stream may end with an error instead."""
     error: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """A good answer, from its beginning to its end."""
+        return self.status == 200 and self.complete
+
+    @property
+    def wrote(self) -> bool:
+        """There are tokens in it."""
+        return any(self.token_ids.values())
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,10 @@ class Mirroring:
         head: Head | None = None
         last, ids, began, first, error = b"", dict[int, tuple[int, ...]](), time.monotonic(), None, ""
         try:
-            async with asyncio.timeout(_TIMEOUT_S), aclosing(self._backends.call(backend.app, request)) as items:
+            async with (
+                asyncio.timeout(request.deadline_s or _TIMEOUT_S),
+                aclosing(self._backends.call(backend.app, request)) as items,
+            ):
                 async for item in items:
                     if isinstance(item, Head):
                         head = item

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI, Request
@@ -37,6 +36,15 @@ if TYPE_CHECKING:
 TITLE = "Athanor, OpenAI-compatible"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _LONG_BODY = 64 * 1024
+ROUTES: Mapping[str, tuple[str, str]] = {
+    "/v1/models": ("GET", "models"),
+    "/v1/models/{name}": ("GET", "model"),
+    "/v1/chat/completions": ("POST", "chat_completions"),
+    "/v1/completions": ("POST", "completions"),
+    "/v1/embeddings": ("POST", "embeddings"),
+    "/v1/classify": ("POST", "classify"),
+}
+"""By path: its method, and the one of `Routes` that answers."""
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -81,39 +89,14 @@ def build_api(card: ModelCard, model: LoadedModel, *, max_body_bytes: int = MAX_
 
     api = FastAPI(title=TITLE, docs_url=None, redoc_url=None, lifespan=until_shutdown)
     api.add_api_route("/healthz", routes.healthz, methods=["GET"])
-    _add_routes(api, routes)
+    add_routes(api, routes)
     add_handlers(api)
     return RequestIds(BodyLimit(api, max_bytes=max_body_bytes))
 
 
-def _add_routes(api: FastAPI, routes: Routes) -> None:
-    api.add_api_route("/v1/models", routes.models, methods=["GET"])
-    api.add_api_route("/v1/models/{name}", routes.model, methods=["GET"])
-    api.add_api_route("/v1/chat/completions", routes.chat_completions, methods=["POST"], response_model=None)
-    api.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
-    api.add_api_route("/v1/embeddings", routes.embeddings, methods=["POST"], response_model=None)
-    api.add_api_route("/v1/classify", routes.classify, methods=["POST"], response_model=None)
-
-
-@cache
-def api_document() -> Document:
-    """The OpenAPI description of what a served model answers."""
-    api = FastAPI(title=TITLE, docs_url=None, redoc_url=None)
-    _add_routes(api, Routes(None, None))  # type: ignore[arg-type]  # nobody asks them
-    document = api.openapi()
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            operation["security"] = [{"bearer": []}]
-            operation["responses"] = _RESPONSES
-    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-    return document
-
-
-_RESPONSES: Document = {
-    "200": {"description": "The answer."},
-    "4XX": {"description": "What is wrong with the request, in OpenAI's shape."},
-    "5XX": {"description": "What went wrong here, in OpenAI's shape."},
-}
+def add_routes(api: FastAPI, routes: Routes) -> None:
+    for path, (method, name) in ROUTES.items():
+        api.add_api_route(path, getattr(routes, name), methods=[method], response_model=None)
 
 
 class Routes:

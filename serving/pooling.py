@@ -104,6 +104,10 @@ class TransformersPoolingEngine:
     def labels(self) -> tuple[str, ...]:
         return self._options.labels
 
+    @property
+    def exclusive(self) -> bool:
+        return self._options.exclusive
+
     async def classify(self, texts: Sequence[Sequence[int]]) -> list[Vector]:
         if not self._options.labels:
             raise InvalidRequest("this model does not classify; it embeds", param="model")

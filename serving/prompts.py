@@ -30,9 +30,14 @@ class Prompts:
         own = tokenizer.eos_token_id
         self._end_ids = end_ids if end_ids is not None else frozenset([own] if own is not None else [])
 
+    @property
+    def knows_chats(self) -> bool:
+        """It has a chat template."""
+        return bool(self._tokenizer.chat_template)
+
     def chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """A conversation up to where the assistant begins to speak."""
-        if not self._tokenizer.chat_template:
+        if not self.knows_chats:
             raise InvalidRequest("this model has no chat template; ask /v1/completions", param="messages")
         try:
             encoded = self._tokenizer.apply_chat_template(

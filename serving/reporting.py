@@ -55,6 +55,7 @@ class Reporter:
         self._canary = canary
         self._planes = ControlPlanes()
         self._waiting: deque[Finding] = deque(maxlen=_MOST_WAITING)
+        self._owed: deque[Finding] = deque()
         self._task: asyncio.Task[None] | None = None
         self.is_over = False
         """The control plane judges this canary no more."""
@@ -66,17 +67,30 @@ class Reporter:
     def add(self, finding: Finding) -> None:
         """From a running event loop."""
         self._waiting.append(finding)
+        self._sending()
+
+    async def told(self, findings: Sequence[Finding]) -> bool:
+        """Send some that are never let go: returns when all that waited was sent; False when no more are wanted."""
+        self._owed.extend(findings)
+        await asyncio.shield(self._sending())
+        return not self.is_over
+
+    def _sending(self) -> asyncio.Task[None]:
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._send_all())
+        return self._task
+
+    def _next_batch(self) -> list[Finding]:
+        from_ = self._owed or self._waiting
+        return [from_.popleft() for _ in range(min(_BATCH, len(from_)))]
 
     async def _send_all(self) -> None:
-        while self._waiting and not self.is_over:
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+        while (batch := self._next_batch()) and not self.is_over:
             request = messages.ReportObservationsRequest(
                 name=self._canary.name,
                 revision=self._canary.revision,
                 token=self._canary.token,
-                observations=[messages.Observation(**asdict(each)) for each in batch],
+                observations=[_observation(each) for each in batch],
                 request_id=str(uuid.uuid4()),
             )
             while not self.is_over and not await self._sent(request):
@@ -100,6 +114,12 @@ class Reporter:
                     return True
                 logger.warning("%s did not take a report: %s %s", address, error.code(), error.details())
         return False
+
+
+def _observation(finding: Finding) -> messages.Observation:
+    values = asdict(finding)
+    kind = messages.ObservationKind.Value(f"OBSERVATION_KIND_{values.pop('kind')}")
+    return messages.Observation(kind=kind, **values)
 
 
 def _channel(address: str, planes: ControlPlanes) -> grpc.aio.Channel:

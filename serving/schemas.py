@@ -23,6 +23,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
 MAX_INPUTS = 512
 """Texts of one request for embeddings or labels."""
+MAX_TIMEOUT_S = 600.0
+"""So long may one request take."""
 _HARMLESS = frozenset({"user", "safety_identifier", "metadata", "store", "service_tier", "prompt_cache_key"})
 """Of OpenAI, and nothing to the answer."""
 _MOST_NAMED = 16

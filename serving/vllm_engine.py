@@ -1,9 +1,9 @@
 """`Engine` over vLLM (the extra `vllm`, for GPUs): its scheduler, paged cache and kernels behind our contract.
 
-Written against `vllm.v1.engine.async_llm.AsyncLLM` (0.11 and later: `generate`, `shutdown`, `SamplingParams`). Tests
-run it over a fake of that interface, not over vLLM itself. Tokens become text here, so stop strings and resumed answers
-are exactly those of the other engine. Not so: a resumed answer that is drawn goes on with other draws, since vLLM's
-depend on what came before; a `Guide` is refused, since it lives in another process than vLLM's sampler.
+Written against `vllm.v1.engine.async_llm.AsyncLLM` (0.11 and later), compared with the source of 0.33.0; tests run it
+over a fake of that interface. Tokens become text here, so stop strings and resumed answers are exactly those of the
+other engine. Not so: a resumed answer that is drawn goes on with other draws, since vLLM's depend on what came before;
+a `Guide` is refused, since it lives in another process than vLLM's sampler.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+_MEMORY, _MEMORY_SHARE = "gpu_memory_utilization", 0.9
 MAX_TOP_LOGPROBS = 128
 """So many alternatives a score may ask for."""
 
@@ -53,9 +54,12 @@ class VllmEngine:
         context_length: int,
         end_ids: frozenset[int],
         max_ongoing: int = 512,
+        refusals: tuple[type[Exception], ...] = (ValueError,),
     ) -> None:
-        """`make_params`: vLLM's `SamplingParams`, with deltas as its kind of output."""
+        """`make_params`: vLLM's `SamplingParams`, with deltas as its kind of output; `refusals`: what it raises over a
+        request that is wrong."""
         self._client = client
+        self._refusals = refusals
         self._make_params = make_params
         self._decode = remembering(decode)
         self._context_length = context_length
@@ -86,7 +90,7 @@ class VllmEngine:
             return _Stream(self._answer(request), self._leave, request.deadline_s)
         except BaseException as error:
             self._leave()
-            if isinstance(error, ValueError):
+            if isinstance(error, self._refusals):
                 raise _refused(error) from error
             raise
 
@@ -96,19 +100,18 @@ class VllmEngine:
             if (reason := text.push(token)[1]) is not None:
                 return _only(Delta("", 0, reason))
         left = request.max_tokens - len(request.given_ids)
-        params = self._make_params(**sampling_options(request.sampling, len(request.given_ids)), **self._ends(left))
-        params.logprobs = request.logprobs
+        options = sampling_options(request.sampling, len(request.given_ids))
+        params = self._make_params(**options, **self._ends(left), logprobs=request.logprobs)
         prompt = {"prompt_token_ids": [*request.prompt_ids, *request.given_ids]}
         outputs = self._client.generate(prompt, params, self._name(request.request_id))
-        return _deltas(outputs, text, told=request.logprobs)
+        return _deltas(outputs, text, told=request.logprobs, refusals=self._refusals)
 
     async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
         if not 1 <= start < len(token_ids) or top_k > MAX_TOP_LOGPROBS:
             raise InvalidRequest(f"start must be before the last token, and top_k at most {MAX_TOP_LOGPROBS}")
         self._enter()
         try:
-            params = self._make_params(temperature=0.0, **self._ends(1))
-            params.prompt_logprobs = top_k
+            params = self._make_params(temperature=0.0, prompt_logprobs=top_k, **self._ends(1))
             outputs = self._client.generate({"prompt_token_ids": list(token_ids)}, params, self._name("score"))
             found: Sequence[Mapping[int, Any] | None] = ()
             async for output in outputs:
@@ -117,7 +120,7 @@ class VllmEngine:
                 raise EngineFailed("vLLM told no log-probabilities of this text")
             pairs = list(zip(token_ids, found, strict=True))[start:]
             return Scored(tuple(_logprob(token, entries or {}, top_k) for token, entries in pairs))
-        except ValueError as error:
+        except self._refusals as error:
             raise _refused(error) from error
         finally:
             self._leave()
@@ -191,7 +194,7 @@ async def _only(delta: Delta) -> AsyncGenerator[Delta, None]:
 
 
 async def _deltas(
-    outputs: AsyncGenerator[Any, None], text: AnswerText, *, told: int | None
+    outputs: AsyncGenerator[Any, None], text: AnswerText, *, told: int | None, refusals: tuple[type[Exception], ...]
 ) -> AsyncGenerator[Delta, None]:
     """One for each output of vLLM; the answer ends where its text does, and vLLM is told by closing its generator."""
     begun = False
@@ -207,7 +210,7 @@ async def _deltas(
             if delta.finish_reason:
                 return
         raise EngineFailed("vLLM ended the answer without a reason")
-    except ValueError as error:
+    except refusals as error:
         if begun:
             raise
         raise _refused(error) from error
@@ -215,7 +218,7 @@ async def _deltas(
         await outputs.aclose()
 
 
-def _refused(error: ValueError) -> InvalidRequest:
+def _refused(error: BaseException) -> InvalidRequest:
     """What vLLM cannot do with a request it says before anything else, and as this."""
     return InvalidRequest(f"the engine refuses this request: {error}")
 
@@ -255,15 +258,24 @@ def sampling_options(sampling: Sampling, num_given: int) -> dict[str, Any]:
     }
 
 
+def engine_arguments(limits: Mapping[str, float]) -> dict[str, int | float]:
+    """vLLM's own arguments: counts whole, shares as they are."""
+    whole = {name: int(value) for name, value in limits.items() if name != _MEMORY}
+    return {**whole, _MEMORY: limits.get(_MEMORY, _MEMORY_SHARE)}
+
+
 def start(
     path: Path,
     decode: Callable[[Sequence[int]], str],
     *,
     end_ids: frozenset[int],
     context_length: int,
-    gpu_memory_utilization: float = 0.9,
+    limits: Mapping[str, float] | None = None,
 ) -> VllmEngine:
-    """Load a model directory in vLLM; needs `pip install athanor-cluster[vllm]` and a GPU."""
+    """Load a model directory in vLLM, with limits by its own names.
+
+    Needs `pip install athanor-cluster[vllm]` and a GPU.
+    """
     from functools import partial
 
     from vllm import SamplingParams
@@ -277,9 +289,17 @@ def start(
         max_logprobs=MAX_TOP_LOGPROBS,
         load_format="safetensors",
         trust_remote_code=False,
-        gpu_memory_utilization=gpu_memory_utilization,
         enable_prefix_caching=True,
+        **engine_arguments(limits or {}),
     )
     make_params = partial(SamplingParams, output_kind=RequestOutputKind.DELTA)
     client = AsyncLLM.from_engine_args(arguments)
-    return VllmEngine(client, make_params, decode, context_length=context_length, end_ids=end_ids)
+    return VllmEngine(client, make_params, decode, context_length=context_length, end_ids=end_ids, refusals=_refusals())
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """ValueError at first; newer releases (0.33 is one) have a base of their own for errors of the client's side."""
+    from vllm import exceptions
+
+    base: type[Exception] = getattr(exceptions, "VLLMClientError", ValueError)
+    return (ValueError, base)

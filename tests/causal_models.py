@@ -30,11 +30,12 @@ _SETTINGS = {
     "Qwen3": {**_GROUPED, "head_dim": 16},
     "GPT2": {**_GPT2, **_ENDS},
     "Mistral": {**_GROUPED, "sliding_window": 7},
+    "Gemma2": {**_GROUPED, "head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": 5.0},
     "Gemma3": {**_GROUPED, "head_dim": 16, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
     "Bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_ENDS},
     "Mamba": {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **_ENDS},
 }
-SLOTTED = ("Llama", "Qwen2", "Qwen3", "GPT2", "Mistral", "Gemma3")
+PACKED = ("Llama", "Qwen2", "Qwen3", "GPT2", "Mistral", "Gemma2", "Gemma3")
 SEPARATE = ("Bloom", "Mamba")
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 _MODELS = {"GPT2": "GPT2LMHeadModel"}

@@ -148,6 +148,7 @@ class WordPooling:
     context_length = 32
     load = Load(running=0, waiting=0)
     labels = ("arrival", "top_up", "other")
+    exclusive = True
 
     async def classify(self, texts):
         return [(0.25, 0.5, 0.25) if len(text) % 2 else (0.7, 0.1, 0.2) for text in texts]

@@ -8,82 +8,80 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli import serve_canary
-from cluster.cli.completion import complete_model
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.exit_codes import ExitCode
 from cluster.cli.lists import Columns, Line, WatchOption, show_list
-from cluster.cli.output import (
-    Format,
-    FormatOption,
-    age,
-    as_document,
-    as_fields,
-    coloured,
-    emit,
-    print_fields,
-    print_table,
-    say,
-)
-from cluster.cli.serve_canary import NameArgument
+from cluster.cli.output import Format, FormatOption, as_document, emit, print_table, say
 from cluster.cli.serve_options import (
+    WAIT_S,
     AutoscaleOption,
     BudgetOption,
+    EngineLimitOption,
+    EngineOption,
     FollowOption,
+    GateFileOption,
     GateOption,
+    GateWish,
     MirrorOption,
+    ModelOption,
+    NameArgument,
     OngoingOption,
+    StepsOption,
+    TaskDataOption,
     TeacherOption,
+    TimeoutOption,
+    WaitOption,
     autoscaling_of,
+    engine_of,
     gate_of,
 )
-from cluster.cli.serve_view import EVENT_COLUMNS, event_row, replicas_of, state_of, tell
+from cluster.cli.serve_outcome import COLUMNS, code_of, emit_deployment, newest, row, settled
+from cluster.cli.serve_view import EVENT_COLUMNS, event_row, tell
 
 if TYPE_CHECKING:
-    from athanor.v1 import deployment_service_pb2
-    from rich.text import Text
+    from athanor.v1 import deployment_service_pb2 as pb
 
     from cluster.client import AthanorClient
 
 app = typer.Typer(help="Endpoints: which model answers where.", no_args_is_help=True)
-
-_COLUMNS = ("NAME", "MODEL", "STATE", "REPLICAS", "ENDPOINT", "AGE", "MESSAGE")
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "-m", "--model", help="name@alias, name@version, or name for the newest.", autocompletion=complete_model
-    ),
-]
-WaitOption = Annotated[bool, typer.Option("--wait/--detach", help="Until it answers.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS")]
 
 
 @app.command()
 def deploy(
     name: NameArgument,
     model: ModelOption,
-    replicas: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of the model that answer.")] = 1,
     autoscale: AutoscaleOption = "",
     target_ongoing: OngoingOption = 0.0,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each replica; 0 means 1.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = 0.0,
+    engine: EngineOption = "",
+    engine_limit: EngineLimitOption = None,
     follow: FollowOption = False,
     gate: GateOption = False,
+    gate_file: GateFileOption = None,
     teacher: TeacherOption = "",
+    task_data: TaskDataOption = None,
     mirror: MirrorOption = None,
     error_budget: BudgetOption = None,
-    project: Annotated[str, typer.Option(help="Who may change it.")] = "",
+    steps: StepsOption = "",
+    project: Annotated[
+        str, typer.Option(help="Who may change it; without it ATHANOR_PROJECT, else the context's, else default.")
+    ] = "",
     wait: WaitOption = True,
-    timeout_s: TimeoutOption = 180.0,
+    timeout_s: TimeoutOption = WAIT_S,
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
 ) -> None:
     """Serve a model through an OpenAI-compatible endpoint."""
     from athanor.v1 import deployment_service_pb2
 
-    if gate and not follow:
+    from cluster.access import Access, find_access
+
+    judged = gate_of(GateWish(gate, gate_file, teacher, task_data, mirror, error_budget, steps))
+    if judged is not None and not follow:
         words = "it judges what a followed alias moves to; add --follow, or name it at `athanor serve canary`"
         raise typer.BadParameter(words, param_hint="--gate")
-
     wanted = deployment_service_pb2.Deployment(
         name=name,
         model=model,
@@ -91,15 +89,17 @@ def deploy(
         autoscaling=autoscaling_of(autoscale, target_ongoing),
         cpus_per_replica=cpus,
         gpus_per_replica=gpus,
+        engine=engine_of(engine, engine_limit or ()),
         follow_alias=follow,
-        gate=gate_of(gate, teacher, mirror, error_budget),
-        project=project,
+        gate=judged,
+        project=find_access(Access(address=address, project=project)).project,
     )
     with connect(address) as client:
         client.create_deployment(wanted)
         deployment = client.wait_deployment(name, timeout_s=timeout_s) if wait else client.get_deployment(name)
-    _emit(form, deployment)
-    raise typer.Exit(_code(deployment) if wait else ExitCode.OK)
+    _say_next(deployment)
+    emit_deployment(form, deployment)
+    raise typer.Exit(code_of(deployment) if wait else ExitCode.OK)
 
 
 @app.command("list")
@@ -109,10 +109,10 @@ def list_deployments(
     """List deployments, by name."""
 
     def load() -> Iterator[Line]:
-        return (Line(each.name, as_document(each), _row(each)) for each in client.list_deployments())
+        return (Line(each.name, as_document(each), row(each)) for each in client.list_deployments())
 
     with connect(address) as client:
-        show_list(form, Columns(_COLUMNS), load, watch=watch)
+        show_list(form, Columns(COLUMNS), load, watch=watch)
 
 
 @app.command()
@@ -120,8 +120,8 @@ def status(name: NameArgument, form: FormatOption = Format.TABLE, address: Addre
     """Show one deployment; exit code 101 while it does not answer yet."""
     with connect(address) as client:
         deployment = client.get_deployment(name)
-    _emit(form, deployment)
-    raise typer.Exit(_code(deployment))
+    emit_deployment(form, deployment)
+    raise typer.Exit(code_of(deployment))
 
 
 @app.command()
@@ -140,32 +140,50 @@ def update(
     replicas: Annotated[int | None, typer.Option(min=1, max=64, help="So many; ends scaling by load.")] = None,
     autoscale: AutoscaleOption = "",
     target_ongoing: OngoingOption = 0.0,
-    cpus: Annotated[float | None, typer.Option(min=0)] = None,
-    gpus: Annotated[float | None, typer.Option(min=0)] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs that Ray reserves for each replica.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = None,
+    engine: EngineOption = "",
+    engine_limit: EngineLimitOption = None,
     follow: Annotated[bool | None, typer.Option("--follow/--no-follow", help="Move with the alias.")] = None,
-    timeout_s: TimeoutOption = 600.0,
+    gate: Annotated[
+        bool | None, typer.Option("--gate/--no-gate", help="Judge the canaries of a followed alias, or no more.")
+    ] = None,
+    gate_file: GateFileOption = None,
+    teacher: TeacherOption = "",
+    task_data: TaskDataOption = None,
+    mirror: MirrorOption = None,
+    error_budget: BudgetOption = None,
+    steps: StepsOption = "",
     wait: WaitOption = True,
+    timeout_s: TimeoutOption = WAIT_S,
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
 ) -> None:
-    """Change a deployment. Another model or other resources come up beside what answers, and replace it when ready."""
+    """Change a deployment. Another model, engine or resources come up beside what answers, and replace it when ready.
+
+    What is said of a gate or an engine is changed in the one that the deployment has.
+    """
     from athanor.v1 import deployment_service_pb2
 
+    wish = GateWish(gate is True, gate_file, teacher, task_data, mirror, error_budget, steps)
     given = {"model": model or None, "cpus_per_replica": cpus, "gpus_per_replica": gpus, "follow_alias": follow}
     given |= {"num_replicas": replicas}
     fields = {field: value for field, value in given.items() if value is not None}
     scaling = autoscaling_of(autoscale, target_ongoing)
     changed = deployment_service_pb2.Deployment(name=name, autoscaling=scaling, **fields)  # type: ignore[arg-type]
     paths = [*fields, *(["autoscaling"] if scaling or replicas else [])]
-    if not paths:
-        raise typer.BadParameter("nothing to change; name --model, --replicas, --autoscale, --cpus, --gpus or --follow")
     with connect(address) as client:
-        before = _newest(client.get_deployment(name))
+        known = client.get_deployment(name)
+        paths += _more_changes(changed, known, wish, gate, engine_of(engine, engine_limit or (), _engine(known)))
+        if not paths:
+            raise typer.BadParameter(
+                "nothing to change; name what shall, e.g. --model, --replicas, --engine-limit or --gate"
+            )
         deployment = client.update_deployment(changed, paths)
         if wait:
-            deployment = _settled(client, deployment, before, timeout_s)
-    _emit(form, deployment)
-    raise typer.Exit(_code(deployment) if wait else ExitCode.OK)
+            deployment = _until_changed(client, deployment, newest(known), form, timeout_s)
+    emit_deployment(form, deployment)
+    raise typer.Exit(code_of(deployment) if wait else ExitCode.OK)
 
 
 @app.command()
@@ -182,56 +200,64 @@ def history(name: NameArgument, form: FormatOption = Format.TABLE, address: Addr
 
 
 @app.command()
-def delete(name: NameArgument, address: AddressOption = "") -> None:
+def delete(
+    name: NameArgument,
+    wait: WaitOption = True,
+    timeout_s: TimeoutOption = WAIT_S,
+    form: FormatOption = Format.TABLE,
+    address: AddressOption = "",
+) -> None:
     """Take a deployment down. The model stays."""
     with connect(address) as client:
         client.delete_deployment(name)
-    say(f"{name} is being taken down")
+        say(f"{name} is being taken down")
+        if wait:
+            client.wait_deleted(name, timeout_s=timeout_s)
+    state = "GONE" if wait else "DELETING"
+    emit(form, {"name": name, "state": state}, table=lambda: None, names=[name])
 
 
 serve_canary.add_to(app)
 
 
-def _settled(
-    client: AthanorClient, asked: deployment_service_pb2.Deployment, before: int, timeout_s: float
-) -> deployment_service_pb2.Deployment:
-    """Once the revision that the change asks for answers, or was taken back; `before` was the newest without it."""
+def _engine(deployment: pb.Deployment) -> pb.EngineOptions | None:
+    return deployment.engine if deployment.HasField("engine") else None
+
+
+def _more_changes(
+    changed: pb.Deployment, known: pb.Deployment, wish: GateWish, gate: bool | None, engine: pb.EngineOptions | None
+) -> list[str]:
+    """Puts engine and gate into what is changed; their paths."""
+    if gate is False:
+        for option in ("--gate-file",) if wish.file else (*wish.options,):
+            raise typer.BadParameter("there is no gate to change with --no-gate", param_hint=option)
+    paths = ["gate"] if gate is not None else []
+    if wish.wanted or wish.file or wish.options:
+        judged = gate_of(wish, known.gate if known.HasField("gate") else None)
+        paths = ["gate"]
+        if judged is not None:
+            changed.gate.CopyFrom(judged)
+    if engine is not None:
+        changed.engine.CopyFrom(engine)
+        paths.append("engine")
+    return paths
+
+
+def _until_changed(
+    client: AthanorClient, asked: pb.Deployment, before: int, form: Format, timeout_s: float
+) -> pb.Deployment:
+    """`before` was the newest revision without the change, which may ask for another one or not."""
+    if newest(asked) == before:
+        return client.wait_deployment(asked.name, timeout_s=timeout_s)
+    return settled(client, asked, newest(asked), form, timeout_s)
+
+
+def _say_next(deployment: pb.Deployment) -> None:
+    """Where it answers, and where to look when it does not."""
     from athanor.v1 import deployment_service_pb2
 
-    number = _newest(asked)
-    if number == before:  # changed where it is
-        return client.wait_deployment(asked.name, timeout_s=timeout_s)
-    deployment = client.wait_revision(asked.name, number, timeout_s=timeout_s)
-    phases = {each.number: each.phase for each in deployment.revisions}
-    if phases.get(number) != deployment_service_pb2.REVISION_PHASE_LIVE:
-        words = next((each.message for each in deployment.revisions if each.number == number), "another one came")
-        say(f"revision {number} was taken back: {words}")
-        _emit(Format.TABLE, deployment)
-        raise typer.Exit(ExitCode.ERROR)
-    return client.wait_deployment(asked.name, timeout_s=timeout_s)
-
-
-def _newest(deployment: deployment_service_pb2.Deployment) -> int:
-    return max((each.number for each in deployment.revisions), default=0)
-
-
-def _emit(form: Format, deployment: deployment_service_pb2.Deployment) -> None:
-    fields = as_fields(_COLUMNS, _row(deployment))
-    emit(form, as_document(deployment), table=lambda: print_fields(fields), names=[deployment.name])
-
-
-def _code(deployment: deployment_service_pb2.Deployment) -> ExitCode:
-    codes = {"READY": ExitCode.OK, "FAILED": ExitCode.ERROR}
-    return codes.get(state_of(deployment), ExitCode.NOT_FINISHED)
-
-
-def _row(deployment: deployment_service_pb2.Deployment) -> tuple[str | Text, ...]:
-    return (
-        deployment.name,
-        deployment.resolved_model or deployment.model,
-        coloured(state_of(deployment)),
-        replicas_of(deployment),
-        deployment.endpoint,
-        age(deployment.create_time),
-        deployment.message,
-    )
+    if deployment.state == deployment_service_pb2.DEPLOYMENT_STATE_READY:
+        page, name = deployment.endpoint.removesuffix(f"{deployment.name}/v1"), deployment.name
+        say(f"{name} answers; talk to it at {page}, or give {deployment.endpoint} to an OpenAI client with a token")
+    else:
+        say(f"next: `athanor serve describe {deployment.name}` says how far it is")

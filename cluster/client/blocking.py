@@ -186,6 +186,14 @@ class AthanorClient:
             time.sleep(0.5)
         return deployment
 
+    def wait_deleted(self, name: str, *, timeout_s: float) -> None:
+        """Blocks until a deployment that is being deleted is gone; NotFinished when `timeout_s` passes first."""
+        deadline = time.monotonic() + timeout_s
+        while any(each.name == name for each in self.list_deployments()):
+            if time.monotonic() > deadline:
+                raise NotFinished("TIMEOUT", f"{name} is still there after {timeout_s:g} s")
+            time.sleep(0.5)
+
     def wait_revision(self, name: str, number: int, *, timeout_s: float) -> deployment_service_pb2.Deployment:
         """The deployment, once this revision of it starts no more; NotFinished when `timeout_s` passes first."""
         deadline = time.monotonic() + timeout_s

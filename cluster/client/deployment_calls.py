@@ -47,9 +47,14 @@ def update_deployment(deployment: pb.Deployment, fields: Sequence[str], *, etag:
     return call(SERVICE, "UpdateDeployment", request, pb.UpdateDeploymentResponse, lambda made: made.deployment)
 
 
-def start_canary(name: str, model: str, *, weight: int = 0, gate: pb.CanaryGate | None = None) -> Call[pb.Deployment]:
-    """Bring a version up beside the one that answers; `weight` in basis points. Not repeated."""
-    request = pb.StartCanaryRequest(name=name, model=model, weight=weight, gate=gate)
+def start_canary(
+    name: str, model: str, *, weight: int = 0, gate: pb.CanaryGate | None = None, mirror_share: float | None = None
+) -> Call[pb.Deployment]:
+    """Bring a version up beside the one that answers; `weight` in basis points. Not repeated.
+
+    `mirror_share`, 0 to 1, is for a canary without a gate.
+    """
+    request = pb.StartCanaryRequest(name=name, model=model, weight=weight, gate=gate, mirror_share=mirror_share)
     return call(SERVICE, "StartCanary", request, pb.StartCanaryResponse, lambda made: made.deployment)
 
 

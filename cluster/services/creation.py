@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from functools import partial
 
 from athanor.v1 import job_pb2
 from athanor.v1 import job_service_pb2 as messages
@@ -43,26 +46,52 @@ from cluster.wire import job_to_preview, job_to_proto
 _RETRY = "RetryJob"
 
 
+_CHECKED_AT_ONCE = 16
+_CHECKING_THREADS = 4
+"""Of which each may wait for a storage that does not answer."""
+
+
 class Creations:
     """Makes jobs durable, those that are asked for at once in one transaction, with their lines in the audit log."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._together: Together[Creation, Created] = Together(store.create_jobs)
+        self._checks: Together[_Asked, Creation | StoredJob] = Together(
+            partial(_checked_each, store), at_once=_CHECKED_AT_ONCE, threads=_CHECKING_THREADS
+        )
+        self._creations: Together[Creation, Created] = Together(store.create_jobs)
 
     async def create(self, request: messages.CreateJobRequest) -> job_pb2.Job:
         """Durable when this returns."""
         said = line()
-        with self._together.expected():
-            found = await asyncio.to_thread(_checked, self._store, request, said.call if said else None)
+        found = await self._checks.add(_Asked(request, said.call if said else None, copy_context()))
         if isinstance(found, StoredJob):
             return await asyncio.to_thread(shown, self._store, found)
-        created = await self._together.add(found)
+        created = await self._creations.add(found)
         if said is not None:
             said.entry = created.entry
         if not created.is_new:
             return await asyncio.to_thread(shown, self._store, created.job)
         return job_to_proto(created.job, newest_standing(created.job))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request for a job; `context` has its caller."""
+
+    request: messages.CreateJobRequest
+    call: Call | None
+    context: Context
+
+
+def _checked_each(store: Store, asked: Sequence[_Asked]) -> list[Creation | StoredJob | Exception]:
+    answers: list[Creation | StoredJob | Exception] = []
+    for one in asked:
+        try:
+            answers.append(one.context.run(_checked, store, one.request, one.call))
+        except Exception as error:  # noqa: BLE001  a process boundary within: its caller is told, the others go on
+            answers.append(error)
+    return answers
 
 
 def _checked(store: Store, request: messages.CreateJobRequest, call: Call | None) -> Creation | StoredJob:

@@ -17,6 +17,7 @@ from cluster import rollout_wishes
 from cluster.deployment_wire import (
     autoscaling_from_proto,
     check,
+    engine_from_proto,
     etag,
     gate_from_proto,
     name_violations,
@@ -30,7 +31,7 @@ from cluster.rollout import Step, Target
 from cluster.security.caller import caller
 from cluster.services.submission import check_request_id
 from cluster.settings import Settings
-from cluster.store.deployment_records import DeploymentState, StoredDeployment
+from cluster.store.deployment_records import DeploymentState, Gate, StoredDeployment
 from cluster.store.records import StoredModel
 from cluster.store.store import Store
 from cluster.trials import begin_trial
@@ -38,8 +39,9 @@ from cluster.trials import begin_trial
 _TRIES = 8
 _DEFAULT_PROJECT = "default"
 _CHANGEABLE = (
-    *("model", "num_replicas", "autoscaling", "cpus_per_replica", "gpus_per_replica", "follow_alias", "gate"),
+    *("model", "num_replicas", "autoscaling", "cpus_per_replica", "gpus_per_replica", "follow_alias", "gate", "engine"),
 )
+_JUDGED = frozenset({"gate", "model"})
 
 Wish = Callable[[StoredDeployment], Step]
 
@@ -82,7 +84,7 @@ class DeploymentWishes:
             follow_alias=wish.follow_alias,
             followed=model.reference,
         )
-        optional = {name: _value(wish, name) for name in ("autoscaling", "gate")}
+        optional = {name: _value(wish, name) for name in ("autoscaling", "gate", "engine")}
         return self._checked(replace(new, **optional))
 
     def update(self, request: messages.UpdateDeploymentRequest) -> StoredDeployment:
@@ -94,18 +96,20 @@ class DeploymentWishes:
         target = Target(model.reference, model.path) if model else None
 
         def wish(deployment: StoredDeployment) -> Step:
-            self._checked(replace(deployment, **changes))
+            self._checked(replace(deployment, **changes), with_gate=not _JUDGED.isdisjoint(changes))
             return rollout_wishes.update(deployment, changes, target, caller().name)
 
         return self._make(request.deployment.name, wish, request.etag)
 
     def start_canary(self, request: messages.StartCanaryRequest) -> StoredDeployment:
-        check(list(weight_violations(request.weight, "weight")))
+        check([*weight_violations(request.weight, "weight"), *_mirror_violations(request)])
         model = self._resolve(request.model, "model")
-        target = Target(model.reference, model.path)
+        target, weight = Target(model.reference, model.path, mirror_share=request.mirror_share), request.weight
         if request.HasField("gate"):
-            target = replace(target, trial=begin_trial(self._store, gate_from_proto(request.gate, "gate"), model))
-        wish = partial(rollout_wishes.start_canary, target=target, weight=request.weight, actor=caller().name)
+            gate = gate_from_proto(request.gate, "gate")
+            target = replace(target, trial=begin_trial(self._store, gate, model))
+            weight = _first_weight(gate, request.weight)
+        wish = partial(rollout_wishes.start_canary, target=target, weight=weight, actor=caller().name)
         return self._make(request.name, wish)
 
     def set_traffic(self, request: messages.SetTrafficRequest) -> StoredDeployment:
@@ -152,16 +156,30 @@ class DeploymentWishes:
         except (NotFound, InvalidInput) as error:
             raise type(error)(error.reason, error.message, [Violation(field, error.message)]) from error
 
-    def _checked(self, deployment: StoredDeployment) -> StoredDeployment:
-        """What only the whole of it shows: an alias to follow, and a teacher for its gate."""
+    def _checked(self, deployment: StoredDeployment, *, with_gate: bool = True) -> StoredDeployment:
+        """What only the whole of it shows: an alias to follow, and that its gate can judge its model."""
         if deployment.follow_alias and not parse_reference(deployment.model).alias:
             words = f"{deployment.model!r} names no alias to follow; write name@alias, or follow none (--no-follow)"
             check([Violation("deployment.follow_alias", words)])
-        if deployment.gate is not None:
+        if deployment.gate is not None and with_gate:
             begin_trial(
-                self._store, deployment.gate, resolve(self._store, deployment.resolved_model), "deployment.gate.teacher"
+                self._store, deployment.gate, resolve(self._store, deployment.resolved_model), "deployment.gate"
             )
         return deployment
+
+
+def _mirror_violations(request: messages.StartCanaryRequest) -> list[Violation]:
+    if request.HasField("gate") and request.HasField("mirror_share"):
+        return [Violation("mirror_share", "with a gate, gate.mirror_share says how much is mirrored; give it there")]
+    return list(share_violations(request.mirror_share, "mirror_share"))
+
+
+def _first_weight(gate: Gate, weight: int) -> int:
+    """A canary with steps begins with the first one."""
+    if weight and gate.steps:
+        words = f"{weight} beside gate.steps, which say the canary's share; leave one of them out"
+        check([Violation("weight", words)])
+    return gate.steps[0] if gate.steps else weight
 
 
 def _sha256(wish: messages.Deployment) -> str:
@@ -191,6 +209,8 @@ def _value(wish: messages.Deployment, path: str) -> Any:
         )
     if path == "gate":
         return gate_from_proto(wish.gate, "deployment.gate") if wish.HasField("gate") else None
+    if path == "engine":
+        return engine_from_proto(wish.engine, "deployment.engine") if wish.HasField("engine") else None
     if path in ("num_replicas", "cpus_per_replica"):
         return getattr(wish, path) or type(getattr(wish, path))(1)
     return getattr(wish, path)

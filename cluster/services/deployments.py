@@ -17,7 +17,7 @@ from cluster.errors import InvalidInput, Violation
 from cluster.services.deployment_wishes import DeploymentWishes
 from cluster.services.pages import make_token, page_size, read_token
 from cluster.settings import Settings
-from cluster.store.deployment_records import Json, Trial
+from cluster.store.deployment_records import Json, StoredDeployment, Trial
 from cluster.store.store import Store
 
 _LAST = "last_report"
@@ -28,6 +28,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._store = store
+        self._grpc_port = settings.serve_grpc_port
         self._wishes = DeploymentWishes(settings, store)
 
     async def CreateDeployment(
@@ -35,21 +36,21 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
     ) -> messages.CreateDeploymentResponse:
         del context
         stored = await asyncio.to_thread(self._wishes.create, request)
-        return messages.CreateDeploymentResponse(deployment=deployment_to_proto(stored))
+        return messages.CreateDeploymentResponse(deployment=self._told(stored))
 
     async def GetDeployment(
         self, request: messages.GetDeploymentRequest, context: grpc.ServicerContext
     ) -> messages.GetDeploymentResponse:
         del context
         stored = await asyncio.to_thread(self._store.get_deployment, request.name)
-        return messages.GetDeploymentResponse(deployment=deployment_to_proto(stored))
+        return messages.GetDeploymentResponse(deployment=self._told(stored))
 
     async def ListDeployments(
         self, request: messages.ListDeploymentsRequest, context: grpc.ServicerContext
     ) -> messages.ListDeploymentsResponse:
         del request, context
         stored = await asyncio.to_thread(self._store.list_deployments)
-        return messages.ListDeploymentsResponse(deployments=[deployment_to_proto(each) for each in stored])
+        return messages.ListDeploymentsResponse(deployments=[self._told(each) for each in stored])
 
     async def DeleteDeployment(
         self, request: messages.DeleteDeploymentRequest, context: grpc.ServicerContext
@@ -63,35 +64,35 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
     ) -> messages.UpdateDeploymentResponse:
         del context
         stored = await asyncio.to_thread(self._wishes.update, request)
-        return messages.UpdateDeploymentResponse(deployment=deployment_to_proto(stored))
+        return messages.UpdateDeploymentResponse(deployment=self._told(stored))
 
     async def StartCanary(
         self, request: messages.StartCanaryRequest, context: grpc.ServicerContext
     ) -> messages.StartCanaryResponse:
         del context
         stored = await asyncio.to_thread(self._wishes.start_canary, request)
-        return messages.StartCanaryResponse(deployment=deployment_to_proto(stored))
+        return messages.StartCanaryResponse(deployment=self._told(stored))
 
     async def SetTraffic(
         self, request: messages.SetTrafficRequest, context: grpc.ServicerContext
     ) -> messages.SetTrafficResponse:
         del context
         stored = await asyncio.to_thread(self._wishes.set_traffic, request)
-        return messages.SetTrafficResponse(deployment=deployment_to_proto(stored))
+        return messages.SetTrafficResponse(deployment=self._told(stored))
 
     async def Promote(
         self, request: messages.PromoteRequest, context: grpc.ServicerContext
     ) -> messages.PromoteResponse:
         del context
         stored = await asyncio.to_thread(self._wishes.promote, request.name)
-        return messages.PromoteResponse(deployment=deployment_to_proto(stored))
+        return messages.PromoteResponse(deployment=self._told(stored))
 
     async def Rollback(
         self, request: messages.RollbackRequest, context: grpc.ServicerContext
     ) -> messages.RollbackResponse:
         del context
         stored = await asyncio.to_thread(self._wishes.roll_back, request.name)
-        return messages.RollbackResponse(deployment=deployment_to_proto(stored))
+        return messages.RollbackResponse(deployment=self._told(stored))
 
     async def ListDeploymentEvents(
         self, request: messages.ListDeploymentEventsRequest, context: grpc.ServicerContext
@@ -111,6 +112,9 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         del context
         await asyncio.to_thread(self._observe, request)
         return messages.ReportObservationsResponse()
+
+    def _told(self, stored: StoredDeployment) -> messages.Deployment:
+        return deployment_to_proto(stored, self._grpc_port)
 
     def _observe(self, request: messages.ReportObservationsRequest) -> None:
         seen = [observation_from_proto(each) for each in request.observations]

@@ -74,21 +74,25 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._rate = Rate(calls_per_second, _BURST_S * calls_per_second)
         self._failures = Rate(_FAILURES_PER_S, _FAILURES_AT_ONCE)
         self._streams = Streams(max_streams)
+        self._guards: dict[str, Handler] = {}
+        """Of the methods that were called."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
+        if method in self._guards:
+            return self._guards[method]
+        handler: Any = await continuation(handler_call_details)
         if handler is None or method.startswith(_HEALTH):
             return cast(Handler, handler)
         policy = self._policies.get(method)
         if policy is None:
             return await self._foreign(handler, handler_call_details)
         guard = self._guarded_stream if handler.response_streaming else self._guarded
-        return guard(handler, policy)
+        return self._guards.setdefault(method, guard(handler, policy))
 
     def _guarded(self, handler: Any, policy: MethodPolicy) -> Handler:
         async def call(data: bytes, context: Context) -> Any:

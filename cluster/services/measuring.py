@@ -19,19 +19,23 @@ class Meter(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._measured: dict[str, Any] = {}
+        """Handlers of the methods that were called."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler = await continuation(handler_call_details)
         path = handler_call_details.method
+        if path in self._measured:
+            return self._measured[path]
+        handler = await continuation(handler_call_details)
         if handler is None or not path.startswith(_OURS):
             return handler
         service, method = path.removeprefix(_OURS).split("/", 1)
         wrap = self._stream if handler.response_streaming else self._unary
-        return wrap(handler, service, method)
+        return self._measured.setdefault(path, wrap(handler, service, method))
 
     def _unary(self, handler: Any, service: str, method: str) -> Any:
         async def call(request: Any, context: Any) -> Any:

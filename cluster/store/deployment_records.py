@@ -37,11 +37,21 @@ class Autoscaling:
     min_replicas: int
     max_replicas: int
     target_ongoing_requests: float = 8.0
+    scale_up_delay_s: float = 30.0
+    scale_down_delay_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """By what models are run, and what it may use; the limits are those of `serving.options`."""
+
+    name: str = "transformers"
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a canary must show on mirrored requests; the limits are those of `athanor.v1.CanaryGate`."""
+    """What a canary must show; the limits are those of `athanor.v1.CanaryGate`."""
 
     teacher: str = ""
     """Reference; empty: the first teacher of the canary's model."""
@@ -53,6 +63,12 @@ class Gate:
     max_error_rate: float = 0.05
     min_observations: int = 30
     max_duration_s: float = 24 * 3600.0
+    task_data: str = ""
+    """Path of labelled examples; empty: none."""
+    max_task_loss: float = 0.05
+    steps: tuple[int, ...] = ()
+    """Basis points of the requests: so its share grows."""
+    step_requests: int = 50
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,10 @@ class Trial:
     teacher_path: str
     token: str
     """Secret of this canary's judge; good for reporting what it saw, and for nothing else."""
+    task_sha256: str = ""
+    """Of the file of labelled examples, where the control plane could read it: its judge then takes no other."""
+    live_at_step: int = 0
+    """Requests of its own users that it had when its share last grew."""
     evidence: Json = field(default_factory=dict)
     """State of the tests, see canary.py."""
 
@@ -85,6 +105,8 @@ class Revision:
     """Basis points of the requests: of a canary, as wished; of a live one, all that the canary does not take."""
     mirror_share: float = 0.0
     trial: Trial | None = None
+    engine: Engine | None = None
+    """None: the default one, with its own limits."""
     was_live: bool = False
     """Whether it ever answered all requests: then one may go back to it."""
     message: str = ""
@@ -122,6 +144,7 @@ class StoredDeployment:
     """The version that the alias pointed at when it was last looked at: only a move of it begins something."""
     autoscaling: Autoscaling | None = None
     gate: Gate | None = None
+    engine: Engine | None = None
     generation: int = 1
     """Counts what was changed of it by people or by a decision, not what was seen."""
     revisions: tuple[Revision, ...] = ()

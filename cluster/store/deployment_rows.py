@@ -17,6 +17,7 @@ from cluster.store.deployment_records import (
     Autoscaling,
     Decision,
     DeploymentState,
+    Engine,
     Gate,
     Json,
     Phase,
@@ -67,7 +68,7 @@ def create(write: Write, new: StoredDeployment, actor: str = "") -> StoredDeploy
         raise AlreadyExists("DEPLOYMENT_EXISTS", f"deployment {new.name!r} {doing}")
     times = {"create_time_us": write.now_us, "update_time_us": write.now_us}
     write.connection.execute(insert(deployments).values(**_columns(new) | times))
-    first = Revision(1, new.resolved_model, new.path, new.cpus_per_replica, new.gpus_per_replica)
+    first = Revision(1, new.resolved_model, new.path, new.cpus_per_replica, new.gpus_per_replica, engine=new.engine)
     _insert_revision(write, new.name, first)
     _add_decision(write, new.name, Decision("DEPLOYMENT_CREATED", f"asked for {new.resolved_model}", 1, actor))
     return get(write.connection, new.name)
@@ -151,7 +152,8 @@ def _record(row: Row[Any], found: Sequence[Revision]) -> StoredDeployment:
     values |= {
         "state": DeploymentState(row.state),
         "autoscaling": Autoscaling(**row.autoscaling) if row.autoscaling else None,
-        "gate": Gate(**row.gate) if row.gate else None,
+        "gate": _gate(row.gate) if row.gate else None,
+        "engine": Engine(**row.engine) if row.engine else None,
     }
     return StoredDeployment(**values, revisions=tuple(found))
 
@@ -160,12 +162,17 @@ def _revision(row: Row[Any]) -> Revision:
     values = dict(row._mapping)
     del values["deployment"]
     trial, evidence = values.pop("trial"), values.pop("evidence")
-    values |= {"phase": Phase(row.phase)}
+    values |= {"phase": Phase(row.phase), "engine": Engine(**row.engine) if row.engine else None}
     return Revision(**values, trial=_trial(trial, evidence) if trial else None)
 
 
 def _trial(stored: dict[str, Any], evidence: Json) -> Trial:
-    return Trial(Gate(**stored["gate"]), stored["teacher"], stored["teacher_path"], stored["token"], evidence)
+    """One of an earlier release has not all that is kept of one now."""
+    return Trial(**{**stored, "gate": _gate(stored["gate"])}, evidence=evidence)
+
+
+def _gate(stored: dict[str, Any]) -> Gate:
+    return Gate(**{**stored, "steps": tuple(stored.get("steps", ()))})
 
 
 def _revision_columns(revision: Revision) -> dict[str, Any]:

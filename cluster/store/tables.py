@@ -304,8 +304,7 @@ deployments = Table(
     Column("creator", String(40), nullable=False),
     Column("follow_alias", Boolean, nullable=False),
     Column("followed", String(64), nullable=False),
-    Column("autoscaling", JSON(none_as_null=True)),
-    Column("gate", JSON(none_as_null=True)),
+    *(Column(name, JSON(none_as_null=True)) for name in ("autoscaling", "gate", "engine")),
     Column("generation", BigInteger, nullable=False),
 )
 
@@ -324,6 +323,7 @@ revisions = Table(
     Column("mirror_share", Float, nullable=False),
     Column("was_live", Boolean, nullable=False),
     Column("trial", JSON(none_as_null=True)),  # gate, teacher and token of its judge
+    Column("engine", JSON(none_as_null=True)),
     # State of the gate's tests; written by what is observed, never by a decision.
     Column("evidence", JSON, nullable=False),
     Column("message", Text, nullable=False),

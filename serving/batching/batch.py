@@ -1,5 +1,5 @@
 """The rows that share the model, and the step that brings all of them on (Orca, OSDI '22: requests join and leave
-between steps; Sarathi, arXiv 2308.16369: prompts are computed in parts, so that the others need not wait for them).
+between steps; Sarathi-Serve, arXiv 2403.02310: prompts are computed in parts, beside the next tokens of the others).
 
 Rows that decode stand first, in one block; behind them stand those whose prompt is not done, in any order, and a step
 brings to their head those that it computes: the oldest.
@@ -7,9 +7,11 @@ brings to their head those that it computes: the oldest.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,16 +29,35 @@ from serving.sampling import CannotChoose, Chosen, choose
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one step did."""
+
+    prefilled: int = 0
+    """Tokens of prompts."""
+    decoded: int = 0
+    """Rows that got a token."""
+
+
 class Batch:
     """Used by one thread, but for the counts in `load`."""
 
-    def __init__(self, runner: Runner, limits: Limits, line: Line, *, num_tokens: int, observer: Observer) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        line: Line,
+        prefixes: PrefixPool,
+        *,
+        num_tokens: int,
+        observer: Observer,
+    ) -> None:
         self._runner = runner
         self._limits = limits
         self._line = line
         self._num_tokens = num_tokens
         self._observer = observer
-        self._prefixes = PrefixPool(limits.prefix_tokens)
+        self._prefixes = prefixes
         self._rows: list[Work] = []
         self._decoding = 0
         self._reserved = 0
@@ -49,28 +70,36 @@ class Batch:
 
     @property
     def busy(self) -> bool:
-        return bool(self._rows)
+        return bool(self._rows) or self._line.occupied
+
+    @property
+    def reads(self) -> bool:
+        """There are rows whose prompts are not done."""
+        return len(self._rows) > self._decoding
 
     @property
     def load(self) -> Load:
-        used = self._reserved + self._prefixes.num_tokens
-        return Load(len(self._rows), len(self._line), used, self._limits.kv_tokens)
+        """Without the prefixes."""
+        return Load(len(self._rows), len(self._line), self._reserved, self._limits.row_tokens)
 
     @torch.inference_mode()
-    def step(self) -> None:
-        """Everybody who may comes in; prompts come on by a part; everybody else gets one token."""
-        began = time.monotonic()
-        self._ran = self._broke = False
-        self._let_go(began)
+    def let_in(self) -> None:
+        """Whoever is over leaves, and everybody who may comes in."""
+        self._let_go(time.monotonic())
         self._admit()
-        prefilled = self._prefill()
-        self._outbox.send()
-        decoded = self._decode()
+
+    @torch.inference_mode()
+    def step(self, prefill_tokens: int) -> Stepped:
+        """Prompts come on by a part; everybody else gets one token."""
+        self._ran = self._broke = False
+        self._drop_ended()
+        parts, decoded = self._parts(prefill_tokens), self._decoding
+        self._bring_on([*[1] * decoded, *parts])
         self._drop_ended()
         self._outbox.send()
         if self._broke or self._ran:
             self.failures = self.failures + 1 if self._broke else 0
-        self._observer.stepped(self.load, prefilled, decoded, time.monotonic() - began)
+        return Stepped(sum(parts), decoded)
 
     @torch.inference_mode()
     def fail_all(self, waiting: Sequence[Work] = ()) -> None:
@@ -83,7 +112,7 @@ class Batch:
         self._outbox.send()
         for work in (*gone, *waiting):
             self._report_end(work)
-        self._prefixes = PrefixPool(self._limits.prefix_tokens)
+        self._prefixes.clear()
         self._clean(len(gone))
 
     def _clean(self, rows: int) -> None:
@@ -132,84 +161,84 @@ class Batch:
             prefix, work.computed = found
             self._runner.fill(row, prefix.segment, work.computed)
 
-    def _prefill(self) -> int:
-        """A part of the prompts, of the oldest first; how many tokens."""
-        self._drop_ended()
+    def _parts(self, most: int) -> list[int]:
+        """Tokens of the prompts that come on: those of the oldest, whose rows are brought behind those that decode."""
         for row, work in enumerate(self._rows[self._decoding :], self._decoding):
             self._reuse(row, work)
         waiting = sorted(self._rows[self._decoding :], key=lambda work: work.submitted)
-        if not waiting:
-            return 0
         remaining = [work.remaining for work in waiting]
-        sizes = policy.prefill(remaining, self._limits.prefill_tokens) if self._runner.splits_prompts else remaining[:1]
-        group = waiting[: len(sizes)]
-        for row, work in enumerate(group, self._decoding):
+        sizes = policy.prefill(remaining, most) if self._runner.splits_prompts else remaining[:1]
+        for row, work in enumerate(waiting[: len(sizes)], self._decoding):
             self._swap(row, self._rows.index(work))
-        keep = max(work.logits_wanted(size) for work, size in zip(group, sizes, strict=True))
-        logits_BTV = self._run(self._decoding, group, sizes, keep)
-        if logits_BTV is None:
-            return 0
-        done = self._read(group, sizes, logits_BTV)
-        first = self._decoding
-        if done:
-            self._choose(logits_BTV[done, -1], [group[at] for at in done])
-        for at in done:
-            self._remember(first + at, group[at])
-        for at in done:
-            self._begin_decoding(first + at)
-        return sum(sizes)
+        return sizes
 
-    def _read(self, group: Sequence[Work], sizes: Sequence[int], logits_BTV: Tensor) -> list[int]:
-        """Scores are taken down; which of the others have come to the end of their prompts."""
-        done = []
-        for at, (work, size) in enumerate(zip(group, sizes, strict=True)):
+    def _bring_on(self, sizes: Sequence[int]) -> None:
+        """The first rows by so many tokens each. Where the model breaks, prompts and answers are tried apart."""
+        decoding = self._decoding
+        is_mixed = 0 < decoding < len(sizes)
+        if is_mixed and self._runner.splits_prompts and self._run(0, sizes, is_last=False):
+            return
+        if is_mixed:
+            self._run(decoding, sizes[decoding:])
+            self._run(0, sizes[:decoding])
+        elif sizes:
+            self._run(0, sizes)
+
+    def _run(self, first: int, sizes: Sequence[int], *, is_last: bool = True) -> bool:
+        """The model on the next tokens of some rows, and what follows from that for each.
+
+        If it breaks they fail, and the others go on; False where it broke and another try is to come.
+        """
+        rows = self._rows[first : first + len(sizes)]
+        keep = [work.logits_wanted(size) for work, size in zip(rows, sizes, strict=True)]
+        for work in rows:
+            work.sound = False
+        try:
+            logits_NV = self._runner.run(
+                first,
+                [work.next(size) for work, size in zip(rows, sizes, strict=True)],
+                [work.computed for work in rows],
+                keep,
+            )
+        except Exception:  # the process boundary of these requests: logged, and the others go on
+            logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
+            if is_last:
+                self._broke = True
+                for work in rows:
+                    work.fail(self._outbox, failed())
+            return False
+        for work, size in zip(rows, sizes, strict=True):
+            work.computed += size
+        self._ran = True
+        self._read(first, rows, keep, logits_NV[:, : self._num_tokens])
+        return True
+
+    def _read(self, first: int, rows: Sequence[Work], keep: Sequence[int], logits_NV: Tensor) -> None:
+        """Scores are taken down; whoever has come to the end of what is given gets a token, and decodes from now on."""
+        last, chosen = [], []
+        for row, (work, count, end) in enumerate(zip(rows, keep, itertools.accumulate(keep), strict=True), first):
             if isinstance(work, Scoring):
-                work.read(self._outbox, logits_BTV[at, -size:])
-            elif not work.remaining:
-                done.append(at)
-        return done
+                work.read(self._outbox, logits_NV[end - count : end])
+            elif isinstance(work, Generation) and not work.remaining:
+                last.append(end - 1)
+                chosen.append((row, work))
+        if chosen:
+            self._choose(logits_NV if len(last) == len(logits_NV) else logits_NV[last], [work for _, work in chosen])
+        begun = [(row, work) for row, work in chosen if row >= self._decoding]
+        for row, work in begun:
+            self._remember(row, work)
+        for row, _ in begun:
+            self._swap(self._decoding, row)
+            self._decoding += 1
 
     def _remember(self, row: int, work: Work) -> None:
         """Keep the beginning of a prompt that came before."""
         if work.sound and self._runner.splits_prompts and (count := self._prefixes.worth_keeping(work.names)):
             self._prefixes.keep(work.names[:count], self._runner.read(row, count * BLOCK))
 
-    def _begin_decoding(self, row: int) -> None:
-        self._swap(self._decoding, row)
-        self._decoding += 1
-
-    def _decode(self) -> int:
-        """One token for each row whose prompt is done."""
-        self._drop_ended()
-        rows = self._rows[: self._decoding]
-        if rows and (logits_BTV := self._run(0, rows, [1] * len(rows), 1)) is not None:
-            self._choose(logits_BTV[:, -1], rows)
-        return len(rows)
-
-    def _run(self, first: int, rows: Sequence[Work], sizes: Sequence[int], keep: int) -> Tensor | None:
-        """The model on the next tokens of these rows; if it breaks they fail, and the others go on."""
-        starts = [work.computed for work in rows]
-        chunks = [work.tokens[at : at + size] for work, at, size in zip(rows, starts, sizes, strict=True)]
-        for work in rows:
-            work.sound = False
-        try:
-            logits_BTV = self._runner.run(first, chunks, starts, keep=keep)
-        except Exception:  # the process boundary of these requests: logged, and the others go on
-            logger.exception("the model broke on %s", ", ".join(work.name for work in rows))
-            self._broke = True
-            for work in rows:
-                work.fail(self._outbox, failed())
-            return None
-        for work, size in zip(rows, sizes, strict=True):
-            work.computed += size
-        self._ran = True
-        return logits_BTV[..., : self._num_tokens]
-
-    def _choose(self, logits_BV: Tensor, rows: Sequence[Work]) -> None:
-        generations = [work for work in rows if isinstance(work, Generation)]
-        assert len(generations) == len(rows)
+    def _choose(self, logits_BV: Tensor, rows: Sequence[Generation]) -> None:
         now, since_last = time.monotonic(), []
-        for work, chosen in zip(generations, choose(logits_BV, [each.chooser for each in generations]), strict=True):
+        for work, chosen in zip(rows, choose(logits_BV, [each.chooser for each in rows]), strict=True):
             self._take(work, chosen)
             if work.last_token is None:
                 self._observer.first_token(now - work.submitted)

@@ -51,6 +51,13 @@ class PrefixPool:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self.num_tokens = 0
 
+    def clear(self) -> None:
+        """Nothing is kept, and nothing was seen."""
+        self._kept.clear()
+        self._by_name.clear()
+        self._seen.clear()
+        self.num_tokens = 0
+
     def find(self, names: Sequence[bytes]) -> tuple[Prefix, int] | None:
         """The longest beginning that is kept: where it is, and how many tokens of that."""
         for count in range(len(names), 0, -1):

@@ -1,25 +1,26 @@
 """Runs the model on new tokens of some rows, whatever each of them has behind it. Knows nothing of requests or text.
 
-Two ways, chosen by trying: `SlottedRunner` runs the rows together over one rectangle of slots. `SeparateRunner` gives
-each row the cache that `transformers` itself makes for the model, and runs one after the other: for models whose state
-is more than keys and values (Mamba and its kin), which do not take a mask of ours (ALiBi), or whose rotary frequencies
-follow the longest row of a run (dynamic NTK, LongRoPE).
-Shapes: B rows, T new tokens of the longest row, V vocabulary.
+Two ways, chosen by trying: `PackedRunner` puts the new tokens of all rows in one line, without padding, over one
+rectangle of slots. `SeparateRunner` gives each row the cache that `transformers` itself makes for the model, and runs
+one after the other: for models whose state is more than keys and values (Mamba and its kin), whose attention is not
+`transformers`' common one (ALiBi), or whose rotary frequencies follow the longest row (dynamic NTK, LongRoPE).
+Shapes: N new tokens of all rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from serving.batching.cache import Segment, Slots, Span
-from serving.batching.masks import Windows, masks, windows
+from serving.batching.attention import Part, Reach, Span, attending, reaches
+from serving.batching.cache import Segment, Slots
 from serving.errors import ModelDirectoryError
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ class Runner(Protocol):
     def reserve(self, rows: int, length: int) -> None:
         """There will be so many rows, none longer than this."""
 
-    def run(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int], *, keep: int) -> Tensor:
+    def run(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int], keep: Sequence[int]) -> Tensor:
         """Put tokens on rows `first`, `first + 1`..., each row having `starts` tokens before.
 
-        Returns (B, keep, V): the logits of the last `keep` tokens of each row, on the right.
+        Returns (sum of keep, V): the logits of the last `keep` tokens of each row, row after row. Who
+        splits prompts may be asked for a run that broke again.
         """
 
     def move(self, source: int, target: int, length: int) -> None: ...
@@ -65,26 +67,24 @@ class Runner(Protocol):
 
 def choose_runner(model: PreTrainedModel, *, bound: int, max_rows: int) -> Runner:
     """The fast way if a trial shows that it computes what the model computes, else the slow one if that does."""
-    found, name = windows(model.config), type(model).__name__
-    takes_masks = model.config._attn_implementation in ("sdpa", "eager")
-    may_share = takes_masks and not _moving_ropes(model)
-    if found and may_share and _agrees(model, SlottedRunner(model, found, bound=2 * 8, max_rows=2)):
-        return SlottedRunner(model, found, bound=bound, max_rows=max_rows)
+    found, name = reaches(model.config), type(model).__name__
+    if found and not _moving_ropes(model) and _agrees(model, PackedRunner(model, found, bound=2 * 8, max_rows=2)):
+        return PackedRunner(model, found, bound=bound, max_rows=max_rows)
     if not _agrees(model, SeparateRunner(model)):
         raise ModelDirectoryError(f"{name} cannot be served: with a cache it computes something else than without")
     logger.warning("%s cannot share one cache among requests; they will run one by one", name)
     return SeparateRunner(model)
 
 
-class SlottedRunner:
+class PackedRunner:
     """All rows of a run in one call of the model."""
 
     splits_prompts = True
 
-    def __init__(self, model: PreTrainedModel, found: Windows, *, bound: int, max_rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, found: Sequence[Reach], *, bound: int, max_rows: int) -> None:
         self._model = model
-        self._windows = found
-        self._device, self._dtype = model.device, model.dtype  # asked once: the model looks through its parameters
+        self._reaches = found
+        self._device = model.device  # asked once: the model looks through its parameters
         self._slots = Slots(model.config.get_text_config().num_hidden_layers, bound=bound, max_rows=max_rows)
         self.reserve, self.move, self.swap = self._slots.reserve, self._slots.move, self._slots.swap
         self.clear, self.read, self.fill = self._slots.clear, self._slots.read, self._slots.fill
@@ -93,36 +93,42 @@ class SlottedRunner:
         """The next one writes over it."""
 
     @torch.inference_mode()
-    def run(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int], *, keep: int) -> Tensor:
-        input_BT, position_BT = self._place(first, chunks, starts)
-        logits: Tensor = self._model(
-            input_ids=input_BT,
-            attention_mask=masks(self._windows, position_BT, self._slots.span.length, self._dtype),
-            position_ids=position_BT,
-            past_key_values=self._slots,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
-        return logits
+    def run(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int], keep: Sequence[int]) -> Tensor:
+        span = self._span(first, [len(chunk) for chunk in chunks], starts)
+        self._slots.write_by(span)
+        with attending(self._model.config, span):
+            logits_1NV: Tensor = self._model(
+                input_ids=torch.tensor([list(itertools.chain.from_iterable(chunks))], device=self._device),
+                position_ids=span.position_N[None],
+                past_key_values=self._slots,
+                use_cache=True,
+                logits_to_keep=torch.tensor(_kept(map(len, chunks), keep), device=self._device),
+            ).logits
+        return logits_1NV[0]
 
-    def _place(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Token ids and positions, padded on the left; padding sees the first slot, and is written nowhere."""
-        device, slots = self._device, self._slots.shape[1]
-        width = max(map(len, chunks))
-        ends = [start + len(chunk) for start, chunk in zip(starts, chunks, strict=True)]
-        length = min(slots, -(-max(ends) // _TOKENS_ALIKE) * _TOKENS_ALIKE)
-        ids = [[0] * (width - len(chunk)) + list(chunk) for chunk in chunks]
-        end_B1 = torch.tensor(ends, device=device)[:, None]
-        position_BT = end_B1 + torch.arange(-width, 0, device=device)
-        row_B1 = torch.arange(first, first + len(chunks), device=device)[:, None]
-        target_N, source_N = (position_BT + row_B1 * slots).flatten(), None
-        if any(len(chunk) < width for chunk in chunks):
-            start_B1 = torch.tensor(starts, device=device)[:, None]
-            source_N = (position_BT >= start_B1).flatten().nonzero()[:, 0]
-            target_N = target_N[source_N]
-            position_BT = torch.where(position_BT >= start_B1, position_BT, 0)
-        self._slots.span = Span(first, len(chunks), length, target_N, source_N)
-        return torch.tensor(ids, device=device), position_BT
+    def _span(self, first: int, sizes: Sequence[int], starts: Sequence[int]) -> Span:
+        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+        singles = next((at for at, size in enumerate(sizes) if size > 1), len(sizes))
+        offsets = [0, *itertools.accumulate(sizes)]
+        rows = range(first, first + len(sizes))
+        position_N = [*itertools.chain.from_iterable(map(range, starts, ends))]
+        row_N = [row for row, size in zip(rows, sizes, strict=True) for _ in range(size)]
+        longest = -(-max(ends[:singles], default=0) // _TOKENS_ALIKE) * _TOKENS_ALIKE
+        return Span(
+            first=first,
+            singles=singles,
+            length=min(self._slots.shape[1], longest),
+            row_N=torch.tensor(row_N, device=self._device),
+            position_N=torch.tensor(position_N, device=self._device),
+            parts=[Part(rows[at], offsets[at], sizes[at], starts[at]) for at in range(singles, len(sizes))],
+            reaches=self._reaches,
+        )
+
+
+def _kept(sizes: Iterable[int], keep: Sequence[int]) -> list[int]:
+    """Which of all new tokens these are."""
+    ends = itertools.accumulate(sizes)
+    return [at for end, count in zip(ends, keep, strict=True) for at in range(end - count, end)]
 
 
 class SeparateRunner:
@@ -141,9 +147,9 @@ class SeparateRunner:
         """Nothing is shared, so nothing is laid out beforehand; the bound on tokens is kept by admission."""
 
     @torch.inference_mode()
-    def run(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int], *, keep: int) -> Tensor:
-        rows = [self._run_one(first + row, *each, keep) for row, each in enumerate(zip(chunks, starts, strict=True))]
-        return torch.stack(rows)
+    def run(self, first: int, chunks: Sequence[Sequence[int]], starts: Sequence[int], keep: Sequence[int]) -> Tensor:
+        each = zip(itertools.count(first), chunks, starts, keep, strict=False)
+        return torch.cat([self._run_one(*one) for one in each])
 
     def _run_one(self, row: int, chunk: Sequence[int], start: int, keep: int) -> Tensor:
         if start == 0:
@@ -153,11 +159,11 @@ class SeparateRunner:
         output = self._model(
             input_ids=torch.tensor([list(chunk)], device=self._model.device),
             use_cache=True,
-            logits_to_keep=min(keep, len(chunk)),
+            logits_to_keep=keep,
             **{self._cache_name: self._caches[row]},
         )
         logits_TV: Tensor = output.logits[0]
-        return torch.nn.functional.pad(logits_TV, (0, 0, keep - len(logits_TV), 0))
+        return logits_TV
 
     def move(self, source: int, target: int, length: int) -> None:  # noqa: ARG002
         self._caches.pop(target, None)
@@ -211,16 +217,18 @@ def _rewind(rope: nn.Module) -> None:
 
 @torch.inference_mode()
 def _agrees(model: PreTrainedModel, runner: Runner) -> bool:
-    """Two rows of unequal length and one step behind them, against the model on each of them alone."""
+    """Two rows of unequal length: in parts, one of them beside a single token, and a step of both behind that.
+
+    Against the model on each of them alone.
+    """
     limit = model.get_input_embeddings().num_embeddings
-    rows = [[(7 * at + 3) % limit for at in range(6)], [(5 * at + 1) % limit for at in range(3)]]
+    rows = [[(7 * at + 3) % limit for at in range(7)], [(5 * at + 1) % limit for at in range(6)]]
+    cuts = [(0, 0), (5, 3), (6, 5), (7, 6)] if runner.splits_prompts else [(0, 0), (6, 5), (7, 6)]
     try:
         runner.reserve(2, 8)
-        if runner.splits_prompts:
-            runner.run(0, [row[:-2] for row in rows], [0, 0], keep=1)
-        seen = [len(row) - 2 if runner.splits_prompts else 0 for row in rows]
-        runner.run(0, [row[at:-1] for row, at in zip(rows, seen, strict=True)], seen, keep=1)
-        together = runner.run(0, [row[-1:] for row in rows], [len(row) - 1 for row in rows], keep=1)[:, -1]
+        for starts, ends in itertools.pairwise(cuts):
+            chunks = [row[start:end] for row, start, end in zip(rows, starts, ends, strict=True)]
+            together = runner.run(0, chunks, starts, [1, 1])
         alone = torch.stack([_last_logits(model, row) for row in rows])
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         logger.info("the trial of %s failed: %s", type(model).__name__, error)

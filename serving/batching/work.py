@@ -56,6 +56,10 @@ class Work(ABC):
     def remaining(self) -> int:
         return len(self.tokens) - self.computed
 
+    def next(self, num_tokens: int) -> Sequence[int]:
+        """What the model sees next."""
+        return self.tokens[self.computed : self.computed + num_tokens]
+
     def logits_wanted(self, num_tokens: int) -> int:  # noqa: ARG002
         """Of how many of the next tokens to be computed, counted from the last."""
         return 1

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from drivers import no_actors, until
+from installation import installation as installation
+from installation import models as models
 from own_ray import ray_cluster as ray_cluster
 from runs import EVERY_STEPS, SAMPLES, TOTAL_STEPS, JobRun, Table, Topology
 from worker_service import ControlPlane, serving

@@ -95,6 +95,34 @@ REVISION_PHASE_GONE: RevisionPhase.ValueType  # 5
 """Taken down."""
 Global___RevisionPhase: _TypeAlias = RevisionPhase  # noqa: Y015
 
+class _ObservationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObservationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObservationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBSERVATION_KIND_UNSPECIFIED: _ObservationKind.ValueType  # 0
+    """The same as MIRRORED."""
+    OBSERVATION_KIND_MIRRORED: _ObservationKind.ValueType  # 1
+    """A request that both versions were asked."""
+    OBSERVATION_KIND_LIVE: _ObservationKind.ValueType  # 2
+    """A request of the canary's own users: canary_failed alone counts."""
+    OBSERVATION_KIND_TASK: _ObservationKind.ValueType  # 3
+    """A labelled example: stable_right, canary_right, task_index and task_size count."""
+
+class ObservationKind(_ObservationKind, metaclass=_ObservationKindEnumTypeWrapper):
+    """What was observed."""
+
+OBSERVATION_KIND_UNSPECIFIED: ObservationKind.ValueType  # 0
+"""The same as MIRRORED."""
+OBSERVATION_KIND_MIRRORED: ObservationKind.ValueType  # 1
+"""A request that both versions were asked."""
+OBSERVATION_KIND_LIVE: ObservationKind.ValueType  # 2
+"""A request of the canary's own users: canary_failed alone counts."""
+OBSERVATION_KIND_TASK: ObservationKind.ValueType  # 3
+"""A labelled example: stable_right, canary_right, task_index and task_size count."""
+Global___ObservationKind: _TypeAlias = ObservationKind  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """A model version behind an endpoint: what was asked, and how far it is."""
@@ -119,6 +147,8 @@ class Deployment(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISIONS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    GRPC_ENDPOINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-40 of [a-z0-9-], begins with a letter; also the path of the endpoint."""
     model: _builtins.str
@@ -145,6 +175,8 @@ class Deployment(_message.Message):
     """Output only. Name of the token that made it."""
     etag: _builtins.str
     """Output only. Of this version of the deployment, opaque."""
+    grpc_endpoint: _builtins.str
+    """Output only. host:port of InferenceService; empty where it is not offered over gRPC, or not known yet."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -164,6 +196,10 @@ class Deployment(_message.Message):
     @_builtins.property
     def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revision]:
         """Output only. Oldest first; of those that are gone the newest few."""
+
+    @_builtins.property
+    def engine(self) -> Global___EngineOptions:
+        """By what models are run, and what it may use; another one comes as a new revision."""
 
     def __init__(
         self,
@@ -186,14 +222,64 @@ class Deployment(_message.Message):
         creator: _builtins.str = ...,
         etag: _builtins.str = ...,
         revisions: _abc.Iterable[Global___Revision] | None = ...,
+        engine: Global___EngineOptions | None = ...,
+        grpc_endpoint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "create_time", b"create_time", "gate", b"gate", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "create_time", b"create_time", "engine", b"engine", "gate", b"gate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "engine", b"engine", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "grpc_endpoint", b"grpc_endpoint", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class EngineOptions(_message.Message):
+    """By what a model is run, and what it may use; see docs/serving.md for what each limit bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LimitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`transformers` or `vllm`; empty means `transformers`."""
+    @_builtins.property
+    def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By the engine's own names, e.g. max_model_len, kv_tokens, max_rows, prefill_tokens; what is not named is the engine's own."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limits: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineOptions: _TypeAlias = EngineOptions  # noqa: Y015
 
 @_typing.final
 class Autoscaling(_message.Message):
@@ -204,22 +290,34 @@ class Autoscaling(_message.Message):
     MIN_REPLICAS_FIELD_NUMBER: _builtins.int
     MAX_REPLICAS_FIELD_NUMBER: _builtins.int
     TARGET_ONGOING_REQUESTS_FIELD_NUMBER: _builtins.int
+    SCALE_UP_DELAY_FIELD_NUMBER: _builtins.int
+    SCALE_DOWN_DELAY_FIELD_NUMBER: _builtins.int
     min_replicas: _builtins.int
     """0: none while nobody asks; the first request then waits for one to start. At most 64."""
     max_replicas: _builtins.int
     """1 to 64."""
     target_ongoing_requests: _builtins.float
     """Requests in progress per replica; 0 means 8."""
+    @_builtins.property
+    def scale_up_delay(self) -> _duration_pb2.Duration:
+        """How long more must be wanted before more come, up to a day; absent: 30 s. The first of none comes at once."""
+
+    @_builtins.property
+    def scale_down_delay(self) -> _duration_pb2.Duration:
+        """How long fewer must suffice before some go, the last one too, up to a day; absent: 10 min. Ray Serve looks at the last 30 s."""
+
     def __init__(
         self,
         *,
         min_replicas: _builtins.int = ...,
         max_replicas: _builtins.int = ...,
         target_ongoing_requests: _builtins.float = ...,
+        scale_up_delay: _duration_pb2.Duration | None = ...,
+        scale_down_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scale_down_delay", b"scale_down_delay", "scale_up_delay", b"scale_up_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_ongoing_requests", b"target_ongoing_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "scale_down_delay", b"scale_down_delay", "scale_up_delay", b"scale_up_delay", "target_ongoing_requests", b"target_ongoing_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -227,7 +325,7 @@ Global___Autoscaling: _TypeAlias = Autoscaling  # noqa: Y015
 
 @_typing.final
 class CanaryGate(_message.Message):
-    """What a canary must show on mirrored requests. Each limit is tested against the version that answers, on the same requests, with tests that hold whenever they are looked at."""
+    """What a canary must show on mirrored requests, to its own users, and on labelled examples where there are some. Each limit is tested against the version that answers, with tests that hold whenever they are looked at. All shares are numbers from 0 to 1."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -240,44 +338,97 @@ class CanaryGate(_message.Message):
     MAX_ERROR_RATE_FIELD_NUMBER: _builtins.int
     MIN_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
+    TASK_DATA_FIELD_NUMBER: _builtins.int
+    MAX_TASK_LOSS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    STEP_REQUESTS_FIELD_NUMBER: _builtins.int
     teacher: _builtins.str
     """Registered model that answers are compared with, `name@version` or `name@alias`; empty: the first teacher of the canary's model."""
     mirror_share: _builtins.float
-    """Of all requests, 0 to 1: so many are asked in the dark as well; 0 means 1."""
+    """Of all requests, above 0, to 1: so many are asked in the dark as well; unset means 1."""
     error_budget: _builtins.float
-    """Probability of a wrong promotion by any one limit, and of a wrong rollback by all of them; 0 means 0.05."""
+    """Probability of a wrong promotion by any one limit, and of a wrong rollback by all of them; unset means 0.05."""
     max_divergence_increase: _builtins.float
-    """Nats per token by which its divergence from the teacher may exceed the other's; 0 means 0.1."""
+    """Nats per token (of a model that classifies, per text) by which its divergence from the teacher may exceed the other's; unset means 0.1; 0: it must be less."""
     max_agreement_loss: _builtins.float
-    """Share of tokens, 0 to 1, by which it may agree with the teacher's choice less often than the other; 0 means 0.05."""
+    """Share of tokens (of texts), 0 to 1, by which it may agree with the teacher's choice less often than the other; unset means 0.05; 0: it must agree more often."""
     max_latency_ratio: _builtins.float
-    """How much longer than the other it may take for half of the requests, as a factor above 1; 0 means 1.5."""
+    """How much longer than the other it may take for half of the requests, as a factor of 1 or more; unset means 1.5."""
     max_error_rate: _builtins.float
-    """Share of requests, 0 to 1, that it may fail; 0 means 0.05."""
+    """Share of requests, above 0, that it may fail: of those that are mirrored, and of its own users'; unset means 0.05."""
     min_observations: _builtins.int
-    """Compared requests before any promotion; 0 means 30."""
+    """Compared requests before any promotion; unset means 30."""
+    task_data: _builtins.str
+    """Labelled examples that both versions are asked: path of a .jsonl with `prompt` and `completion`, or `messages`, or of a .csv with columns of these names; empty: none."""
+    max_task_loss: _builtins.float
+    """Share of those examples, 0 to 1, of which it may have fewer right than the other; unset means 0.05; 0: none fewer."""
+    step_requests: _builtins.int
+    """Its users' own requests that each step waits for; unset means 50."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """Rolled back when nothing was decided by then; 0 means 24 h."""
+        """Rolled back when nothing was decided by then; unset means 24 h."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shares of the requests in basis points, each larger than the one before and below 10000: the canary begins with the first one and goes on to the next while nothing speaks against it; promoted after the last one alone. Empty: its share stays as it is."""
 
     def __init__(
         self,
         *,
         teacher: _builtins.str = ...,
-        mirror_share: _builtins.float = ...,
-        error_budget: _builtins.float = ...,
-        max_divergence_increase: _builtins.float = ...,
-        max_agreement_loss: _builtins.float = ...,
-        max_latency_ratio: _builtins.float = ...,
-        max_error_rate: _builtins.float = ...,
-        min_observations: _builtins.int = ...,
+        mirror_share: _builtins.float | None = ...,
+        error_budget: _builtins.float | None = ...,
+        max_divergence_increase: _builtins.float | None = ...,
+        max_agreement_loss: _builtins.float | None = ...,
+        max_latency_ratio: _builtins.float | None = ...,
+        max_error_rate: _builtins.float | None = ...,
+        min_observations: _builtins.int | None = ...,
         max_duration: _duration_pb2.Duration | None = ...,
+        task_data: _builtins.str = ...,
+        max_task_loss: _builtins.float | None = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        step_requests: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_budget", b"_error_budget", "_max_agreement_loss", b"_max_agreement_loss", "_max_divergence_increase", b"_max_divergence_increase", "_max_error_rate", b"_max_error_rate", "_max_latency_ratio", b"_max_latency_ratio", "_max_task_loss", b"_max_task_loss", "_min_observations", b"_min_observations", "_mirror_share", b"_mirror_share", "_step_requests", b"_step_requests", "error_budget", b"error_budget", "max_agreement_loss", b"max_agreement_loss", "max_divergence_increase", b"max_divergence_increase", "max_duration", b"max_duration", "max_error_rate", b"max_error_rate", "max_latency_ratio", b"max_latency_ratio", "max_task_loss", b"max_task_loss", "min_observations", b"min_observations", "mirror_share", b"mirror_share", "step_requests", b"step_requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_budget", b"error_budget", "max_agreement_loss", b"max_agreement_loss", "max_divergence_increase", b"max_divergence_increase", "max_duration", b"max_duration", "max_error_rate", b"max_error_rate", "max_latency_ratio", b"max_latency_ratio", "min_observations", b"min_observations", "mirror_share", b"mirror_share", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_budget", b"_error_budget", "_max_agreement_loss", b"_max_agreement_loss", "_max_divergence_increase", b"_max_divergence_increase", "_max_error_rate", b"_max_error_rate", "_max_latency_ratio", b"_max_latency_ratio", "_max_task_loss", b"_max_task_loss", "_min_observations", b"_min_observations", "_mirror_share", b"_mirror_share", "_step_requests", b"_step_requests", "error_budget", b"error_budget", "max_agreement_loss", b"max_agreement_loss", "max_divergence_increase", b"max_divergence_increase", "max_duration", b"max_duration", "max_error_rate", b"max_error_rate", "max_latency_ratio", b"max_latency_ratio", "max_task_loss", b"max_task_loss", "min_observations", b"min_observations", "mirror_share", b"mirror_share", "step_requests", b"step_requests", "steps", b"steps", "task_data", b"task_data", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__error_budget: _TypeAlias = _typing.Literal["error_budget"]  # noqa: Y015
+    _WhichOneofArgType__error_budget: _TypeAlias = _typing.Literal["_error_budget", b"_error_budget"]  # noqa: Y015
+    _WhichOneofReturnType__max_agreement_loss: _TypeAlias = _typing.Literal["max_agreement_loss"]  # noqa: Y015
+    _WhichOneofArgType__max_agreement_loss: _TypeAlias = _typing.Literal["_max_agreement_loss", b"_max_agreement_loss"]  # noqa: Y015
+    _WhichOneofReturnType__max_divergence_increase: _TypeAlias = _typing.Literal["max_divergence_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_divergence_increase: _TypeAlias = _typing.Literal["_max_divergence_increase", b"_max_divergence_increase"]  # noqa: Y015
+    _WhichOneofReturnType__max_error_rate: _TypeAlias = _typing.Literal["max_error_rate"]  # noqa: Y015
+    _WhichOneofArgType__max_error_rate: _TypeAlias = _typing.Literal["_max_error_rate", b"_max_error_rate"]  # noqa: Y015
+    _WhichOneofReturnType__max_latency_ratio: _TypeAlias = _typing.Literal["max_latency_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_latency_ratio: _TypeAlias = _typing.Literal["_max_latency_ratio", b"_max_latency_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__max_task_loss: _TypeAlias = _typing.Literal["max_task_loss"]  # noqa: Y015
+    _WhichOneofArgType__max_task_loss: _TypeAlias = _typing.Literal["_max_task_loss", b"_max_task_loss"]  # noqa: Y015
+    _WhichOneofReturnType__min_observations: _TypeAlias = _typing.Literal["min_observations"]  # noqa: Y015
+    _WhichOneofArgType__min_observations: _TypeAlias = _typing.Literal["_min_observations", b"_min_observations"]  # noqa: Y015
+    _WhichOneofReturnType__mirror_share: _TypeAlias = _typing.Literal["mirror_share"]  # noqa: Y015
+    _WhichOneofArgType__mirror_share: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share"]  # noqa: Y015
+    _WhichOneofReturnType__step_requests: _TypeAlias = _typing.Literal["step_requests"]  # noqa: Y015
+    _WhichOneofArgType__step_requests: _TypeAlias = _typing.Literal["_step_requests", b"_step_requests"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_budget) -> _WhichOneofReturnType__error_budget | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_agreement_loss) -> _WhichOneofReturnType__max_agreement_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_divergence_increase) -> _WhichOneofReturnType__max_divergence_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_error_rate) -> _WhichOneofReturnType__max_error_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_latency_ratio) -> _WhichOneofReturnType__max_latency_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_task_loss) -> _WhichOneofReturnType__max_task_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_observations) -> _WhichOneofReturnType__min_observations | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mirror_share) -> _WhichOneofReturnType__mirror_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_requests) -> _WhichOneofReturnType__step_requests | None: ...
 
 Global___CanaryGate: _TypeAlias = CanaryGate  # noqa: Y015
 
@@ -299,6 +450,9 @@ class Revision(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PHASE_TIME_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    TEACHER_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1, 2, 3, ... within the deployment."""
     model: _builtins.str
@@ -317,6 +471,8 @@ class Revision(_message.Message):
     """Whether it came as a canary."""
     message: _builtins.str
     """One sentence for people."""
+    teacher: _builtins.str
+    """Of a canary with a gate: the version that answers are compared with, `name@version`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -328,6 +484,14 @@ class Revision(_message.Message):
     @_builtins.property
     def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateFigure]:
         """Of a canary with a gate: each limit with what was seen so far."""
+
+    @_builtins.property
+    def gate(self) -> Global___CanaryGate:
+        """Of a canary with a gate: by what it is judged."""
+
+    @_builtins.property
+    def engine(self) -> Global___EngineOptions:
+        """By what it is run."""
 
     def __init__(
         self,
@@ -344,10 +508,13 @@ class Revision(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         phase_time: _timestamp_pb2.Timestamp | None = ...,
         figures: _abc.Iterable[Global___GateFigure] | None = ...,
+        gate: Global___CanaryGate | None = ...,
+        teacher: _builtins.str = ...,
+        engine: Global___EngineOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "phase_time", b"phase_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "engine", b"engine", "gate", b"gate", "phase_time", b"phase_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "figures", b"figures", "gpus_per_replica", b"gpus_per_replica", "is_canary", b"is_canary", "message", b"message", "mirror_share", b"mirror_share", "model", b"model", "number", b"number", "phase", b"phase", "phase_time", b"phase_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "engine", b"engine", "figures", b"figures", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "is_canary", b"is_canary", "message", b"message", "mirror_share", b"mirror_share", "model", b"model", "number", b"number", "phase", b"phase", "phase_time", b"phase_time", "teacher", b"teacher", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,18 +532,27 @@ class GateFigure(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     EVIDENCE_WITHIN_FIELD_NUMBER: _builtins.int
     EVIDENCE_BEYOND_FIELD_NUMBER: _builtins.int
+    NEEDED_WITHIN_FIELD_NUMBER: _builtins.int
+    NEEDED_BEYOND_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`divergence`, `agreement`, `latency` or `errors`."""
+    """`divergence`, `agreement`, `latency`, `errors`, `live` (its users' own requests) or `task`."""
     observations: _builtins.int
-    """Requests compared."""
+    """Requests compared; of `live` its users' own, of `task` labelled examples."""
     mean: _builtins.float
     """What was seen on average, in the unit of the limit."""
     limit: _builtins.float
     """What is allowed."""
     evidence_within: _builtins.float
-    """Evidence that it is within the limit: the limit counts as kept at 1/error_budget."""
+    """Evidence that it is within the limit: the limit counts as kept at needed_within."""
     evidence_beyond: _builtins.float
-    """Evidence that it is beyond."""
+    """Evidence that it is beyond: the canary is rolled back at needed_beyond."""
+    needed_within: _builtins.float
+    """1/error_budget; 0: no evidence is waited for, as of `live`."""
+    needed_beyond: _builtins.float
+    """Number of limits / error_budget."""
+    verdict: _builtins.str
+    """What follows so far, in a few words for people."""
     def __init__(
         self,
         *,
@@ -386,10 +562,13 @@ class GateFigure(_message.Message):
         limit: _builtins.float = ...,
         evidence_within: _builtins.float = ...,
         evidence_beyond: _builtins.float = ...,
+        needed_within: _builtins.float = ...,
+        needed_beyond: _builtins.float = ...,
+        verdict: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_beyond", b"evidence_beyond", "evidence_within", b"evidence_within", "limit", b"limit", "mean", b"mean", "name", b"name", "observations", b"observations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_beyond", b"evidence_beyond", "evidence_within", b"evidence_within", "limit", b"limit", "mean", b"mean", "name", b"name", "needed_beyond", b"needed_beyond", "needed_within", b"needed_within", "observations", b"observations", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,7 +637,7 @@ class CreateDeploymentRequest(_message.Message):
     """Checks and answers as if, and stores nothing."""
     @_builtins.property
     def deployment(self) -> Global___Deployment:
-        """Reads name, model, num_replicas, cpus_per_replica, gpus_per_replica, autoscaling, follow_alias, gate, project."""
+        """Reads name, model, num_replicas, cpus_per_replica, gpus_per_replica, autoscaling, follow_alias, gate, project, engine."""
 
     def __init__(
         self,
@@ -626,7 +805,7 @@ class UpdateDeploymentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of model, num_replicas, autoscaling, cpus_per_replica, gpus_per_replica, follow_alias, gate."""
+        """Of model, num_replicas, autoscaling, cpus_per_replica, gpus_per_replica, follow_alias, gate, engine."""
 
     def __init__(
         self,
@@ -673,12 +852,15 @@ class StartCanaryRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    MIRROR_SHARE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Deployment.name."""
     model: _builtins.str
     """`name@alias`, `name@version` or `name`."""
     weight: _builtins.int
-    """Share of the requests in basis points, 0 to 10000; sticky by session."""
+    """Share of the requests in basis points, 0 to 10000; sticky by session. 0 with a gate that has steps."""
+    mirror_share: _builtins.float
+    """Without a gate: share of the requests, 0 to 1, that it is asked in the dark; unset means 0. With a gate, its mirror_share says."""
     @_builtins.property
     def gate(self) -> Global___CanaryGate:
         """When set it is promoted or rolled back by itself."""
@@ -690,12 +872,15 @@ class StartCanaryRequest(_message.Message):
         model: _builtins.str = ...,
         weight: _builtins.int = ...,
         gate: Global___CanaryGate | None = ...,
+        mirror_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share", "gate", b"gate", "mirror_share", b"mirror_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "model", b"model", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share", "gate", b"gate", "mirror_share", b"mirror_share", "model", b"model", "name", b"name", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mirror_share: _TypeAlias = _typing.Literal["mirror_share"]  # noqa: Y015
+    _WhichOneofArgType__mirror_share: _TypeAlias = _typing.Literal["_mirror_share", b"_mirror_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mirror_share) -> _WhichOneofReturnType__mirror_share | None: ...
 
 Global___StartCanaryRequest: _TypeAlias = StartCanaryRequest  # noqa: Y015
 
@@ -913,7 +1098,7 @@ Global___ListDeploymentEventsResponse: _TypeAlias = ListDeploymentEventsResponse
 
 @_typing.final
 class Observation(_message.Message):
-    """What one mirrored request has shown."""
+    """What one request or example has shown."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -924,12 +1109,17 @@ class Observation(_message.Message):
     STABLE_LATENCY_S_FIELD_NUMBER: _builtins.int
     CANARY_LATENCY_S_FIELD_NUMBER: _builtins.int
     CANARY_FAILED_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STABLE_RIGHT_FIELD_NUMBER: _builtins.int
+    CANARY_RIGHT_FIELD_NUMBER: _builtins.int
+    TASK_INDEX_FIELD_NUMBER: _builtins.int
+    TASK_SIZE_FIELD_NUMBER: _builtins.int
     stable_divergence: _builtins.float
-    """Nats per token: the mean divergence from the teacher of the version that answers."""
+    """Nats per token, or per text that is classified: the mean divergence from the teacher of the version that answers."""
     canary_divergence: _builtins.float
     """The same of the canary."""
     stable_agreement: _builtins.float
-    """Share of tokens on which the version that answers would choose as the teacher does."""
+    """Share of tokens, or of texts, on which the version that answers would choose as the teacher does."""
     canary_agreement: _builtins.float
     """The same of the canary."""
     stable_latency_s: _builtins.float
@@ -938,6 +1128,16 @@ class Observation(_message.Message):
     """How long the canary took, in seconds."""
     canary_failed: _builtins.bool
     """The canary answered with an error of its own, or not at all; then only this counts."""
+    kind: Global___ObservationKind.ValueType
+    """What was observed."""
+    stable_right: _builtins.bool
+    """The version that answers gave the example's own answer."""
+    canary_right: _builtins.bool
+    """The canary gave it."""
+    task_index: _builtins.int
+    """Place of the example in the shuffled pass, from 0: each is counted once, and in this order."""
+    task_size: _builtins.int
+    """Examples in all."""
     def __init__(
         self,
         *,
@@ -948,10 +1148,15 @@ class Observation(_message.Message):
         stable_latency_s: _builtins.float = ...,
         canary_latency_s: _builtins.float = ...,
         canary_failed: _builtins.bool = ...,
+        kind: Global___ObservationKind.ValueType = ...,
+        stable_right: _builtins.bool = ...,
+        canary_right: _builtins.bool = ...,
+        task_index: _builtins.int = ...,
+        task_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_agreement", b"canary_agreement", "canary_divergence", b"canary_divergence", "canary_failed", b"canary_failed", "canary_latency_s", b"canary_latency_s", "stable_agreement", b"stable_agreement", "stable_divergence", b"stable_divergence", "stable_latency_s", b"stable_latency_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_agreement", b"canary_agreement", "canary_divergence", b"canary_divergence", "canary_failed", b"canary_failed", "canary_latency_s", b"canary_latency_s", "canary_right", b"canary_right", "kind", b"kind", "stable_agreement", b"stable_agreement", "stable_divergence", b"stable_divergence", "stable_latency_s", b"stable_latency_s", "stable_right", b"stable_right", "task_index", b"task_index", "task_size", b"task_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

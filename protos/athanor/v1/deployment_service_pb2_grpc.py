@@ -132,7 +132,7 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartCanary(self, request, context):
-        """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE.
+        """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE; INVALID_ARGUMENT / INVALID_GATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +167,7 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportObservations(self, request, context):
-        """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over.
+        """Internal, for the judge of a canary: what mirrored requests, its users' own and labelled examples have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class DeploymentServiceStub:
     UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.UpdateDeploymentRequest, _deployment_service_pb2.UpdateDeploymentResponse]
     """Changes the fields of update_mask. Another model or other resources begin a rolling update: a new revision comes up beside the old one, takes all requests when it is ready, and the old one drains. INVALID_ARGUMENT / INVALID_UPDATE, ABORTED / ETAG_MISMATCH."""
     StartCanary: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.StartCanaryRequest, _deployment_service_pb2.StartCanaryResponse]
-    """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE."""
+    """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE; INVALID_ARGUMENT / INVALID_GATE."""
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.SetTrafficRequest, _deployment_service_pb2.SetTrafficResponse]
     """Changes the canary's share. FAILED_PRECONDITION / NO_CANARY."""
     Promote: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.PromoteRequest, _deployment_service_pb2.PromoteResponse]
@@ -54,7 +54,7 @@ class DeploymentServiceStub:
     ListDeploymentEvents: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentEventsRequest, _deployment_service_pb2.ListDeploymentEventsResponse]
     """Every decision about one deployment, whoever made it, newest first."""
     ReportObservations: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.ReportObservationsRequest, _deployment_service_pb2.ReportObservationsResponse]
-    """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
+    """Internal, for the judge of a canary: what mirrored requests, its users' own and labelled examples have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
 
 @_typing.type_check_only
 class DeploymentServiceAsyncStub(DeploymentServiceStub):
@@ -72,7 +72,7 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     UpdateDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.UpdateDeploymentRequest, _deployment_service_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
     """Changes the fields of update_mask. Another model or other resources begin a rolling update: a new revision comes up beside the old one, takes all requests when it is ready, and the old one drains. INVALID_ARGUMENT / INVALID_UPDATE, ABORTED / ETAG_MISMATCH."""
     StartCanary: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.StartCanaryRequest, _deployment_service_pb2.StartCanaryResponse]  # type: ignore[assignment]
-    """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE."""
+    """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE; INVALID_ARGUMENT / INVALID_GATE."""
     SetTraffic: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.SetTrafficRequest, _deployment_service_pb2.SetTrafficResponse]  # type: ignore[assignment]
     """Changes the canary's share. FAILED_PRECONDITION / NO_CANARY."""
     Promote: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.PromoteRequest, _deployment_service_pb2.PromoteResponse]  # type: ignore[assignment]
@@ -82,7 +82,7 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     ListDeploymentEvents: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentEventsRequest, _deployment_service_pb2.ListDeploymentEventsResponse]  # type: ignore[assignment]
     """Every decision about one deployment, whoever made it, newest first."""
     ReportObservations: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.ReportObservationsRequest, _deployment_service_pb2.ReportObservationsResponse]  # type: ignore[assignment]
-    """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
+    """Internal, for the judge of a canary: what mirrored requests, its users' own and labelled examples have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """A deployment is a name behind which revisions of it answer, each a model version on Ray Serve; the control plane keeps it as stored here."""
@@ -133,7 +133,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.StartCanaryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.StartCanaryResponse, _abc.Awaitable[_deployment_service_pb2.StartCanaryResponse]]:
-        """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE."""
+        """Brings another version up beside the one that answers, with a share of the requests, or none. FAILED_PRECONDITION / CANARY_EXISTS, NOT_LIVE; INVALID_ARGUMENT / INVALID_GATE."""
 
     @_abc_1.abstractmethod
     def SetTraffic(
@@ -173,6 +173,6 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.ReportObservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.ReportObservationsResponse, _abc.Awaitable[_deployment_service_pb2.ReportObservationsResponse]]:
-        """Internal, for the judge of a canary: what mirrored requests have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
+        """Internal, for the judge of a canary: what mirrored requests, its users' own and labelled examples have shown. FAILED_PRECONDITION / LEASE_LOST when that canary is over."""
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,45 +25,55 @@ _sym_db = _symbol_database.Default()
 from athanor.v1 import options_pb2 as athanor_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"athanor/v1/inference_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43onversation\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.athanor.v1.ChatMessage\"\xbb\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x18.athanor.v1.ConversationH\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\r\n\x05top_k\x18\x07 \x01(\x05\x12\r\n\x05min_p\x18\x08 \x01(\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x13\n\x0bnum_choices\x18\x0b \x01(\x05\x12\x18\n\x10presence_penalty\x18\x0c \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\r \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x0e \x01(\x01\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x01\x42\x07\n\x05inputB\x06\n\x04\x66ormB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\x87\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.athanor.v1.FinishReason\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x16.athanor.v1.TokenUsage\">\n\nTokenUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\"0\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\"V\n\x10\x43lassifyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.athanor.v1.Classification\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\">\n\x0e\x43lassification\x12,\n\x06labels\x18\x01 \x03(\x0b\x32\x1c.athanor.v1.LabelProbability\"6\n\x10LabelProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"-\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\"Q\n\rEmbedResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.athanor.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xfe\x01\n\x10InferenceService\x12Q\n\x08Generate\x12\x1b.athanor.v1.GenerateRequest\x1a\x1c.athanor.v1.GenerateResponse\"\x08\xa2\xed\x18\x04\x08\x01\x10\x01\x30\x01\x12O\n\x08\x43lassify\x12\x1b.athanor.v1.ClassifyRequest\x1a\x1c.athanor.v1.ClassifyResponse\"\x08\xa2\xed\x18\x04\x08\x01\x10\x01\x12\x46\n\x05\x45mbed\x12\x18.athanor.v1.EmbedRequest\x1a\x19.athanor.v1.EmbedResponse\"\x08\xa2\xed\x18\x04\x08\x01\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"athanor/v1/inference_service.proto\x12\nathanor.v1\x1a\x18\x61thanor/v1/options.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43onversation\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.athanor.v1.ChatMessage\"\x8f\x05\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x18.athanor.v1.ConversationH\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\r\n\x05top_k\x18\x07 \x01(\x05\x12\r\n\x05min_p\x18\x08 \x01(\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x13\n\x0bnum_choices\x18\x0b \x01(\x05\x12\x18\n\x10presence_penalty\x18\x0c \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\r \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x0e \x01(\x01\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x01\x12\x15\n\x0bjson_object\x18\x13 \x01(\x08H\x01\x12%\n\x06\x63hoice\x18\x14 \x01(\x0b\x32\x13.athanor.v1.ChoicesH\x01\x12>\n\nlogit_bias\x18\x11 \x03(\x0b\x32*.athanor.v1.GenerateRequest.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x12 \x01(\x05H\x06\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05inputB\x06\n\x04\x66ormB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\xb3\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.athanor.v1.FinishReason\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x16.athanor.v1.TokenUsage\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.athanor.v1.TokenLogprob\"S\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.athanor.v1.TopLogprob\",\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\">\n\nTokenUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\"0\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\"V\n\x10\x43lassifyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.athanor.v1.Classification\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\">\n\x0e\x43lassification\x12,\n\x06labels\x18\x01 \x03(\x0b\x32\x1c.athanor.v1.LabelProbability\"6\n\x10LabelProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"-\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\"Q\n\rEmbedResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.athanor.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xfe\x01\n\x10InferenceService\x12Q\n\x08Generate\x12\x1b.athanor.v1.GenerateRequest\x1a\x1c.athanor.v1.GenerateResponse\"\x08\xa2\xed\x18\x04\x08\x01\x10\x01\x30\x01\x12O\n\x08\x43lassify\x12\x1b.athanor.v1.ClassifyRequest\x1a\x1c.athanor.v1.ClassifyResponse\"\x08\xa2\xed\x18\x04\x08\x01\x10\x01\x12\x46\n\x05\x45mbed\x12\x18.athanor.v1.EmbedRequest\x1a\x19.athanor.v1.EmbedResponse\"\x08\xa2\xed\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'athanor.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._loaded_options = None
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_INFERENCESERVICE'].methods_by_name['Generate']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Generate']._serialized_options = b'\242\355\030\004\010\001\020\001'
   _globals['_INFERENCESERVICE'].methods_by_name['Classify']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Classify']._serialized_options = b'\242\355\030\004\010\001\020\001'
   _globals['_INFERENCESERVICE'].methods_by_name['Embed']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Embed']._serialized_options = b'\242\355\030\004\010\001\020\001'
-  _globals['_FINISHREASON']._serialized_start=1246
-  _globals['_FINISHREASON']._serialized_end=1341
+  _globals['_FINISHREASON']._serialized_start=1659
+  _globals['_FINISHREASON']._serialized_end=1754
   _globals['_CHATMESSAGE']._serialized_start=76
   _globals['_CHATMESSAGE']._serialized_end=120
   _globals['_CONVERSATION']._serialized_start=122
   _globals['_CONVERSATION']._serialized_end=179
   _globals['_GENERATEREQUEST']._serialized_start=182
-  _globals['_GENERATEREQUEST']._serialized_end=625
-  _globals['_GENERATERESPONSE']._serialized_start=628
-  _globals['_GENERATERESPONSE']._serialized_end=763
-  _globals['_TOKENUSAGE']._serialized_start=765
-  _globals['_TOKENUSAGE']._serialized_end=827
-  _globals['_CLASSIFYREQUEST']._serialized_start=829
-  _globals['_CLASSIFYREQUEST']._serialized_end=877
-  _globals['_CLASSIFYRESPONSE']._serialized_start=879
-  _globals['_CLASSIFYRESPONSE']._serialized_end=965
-  _globals['_CLASSIFICATION']._serialized_start=967
-  _globals['_CLASSIFICATION']._serialized_end=1029
-  _globals['_LABELPROBABILITY']._serialized_start=1031
-  _globals['_LABELPROBABILITY']._serialized_end=1085
-  _globals['_EMBEDREQUEST']._serialized_start=1087
-  _globals['_EMBEDREQUEST']._serialized_end=1132
-  _globals['_EMBEDRESPONSE']._serialized_start=1134
-  _globals['_EMBEDRESPONSE']._serialized_end=1215
-  _globals['_EMBEDDING']._serialized_start=1217
-  _globals['_EMBEDDING']._serialized_end=1244
-  _globals['_INFERENCESERVICE']._serialized_start=1344
-  _globals['_INFERENCESERVICE']._serialized_end=1598
+  _globals['_GENERATEREQUEST']._serialized_end=837
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=709
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=757
+  _globals['_CHOICES']._serialized_start=839
+  _globals['_CHOICES']._serialized_end=863
+  _globals['_GENERATERESPONSE']._serialized_start=866
+  _globals['_GENERATERESPONSE']._serialized_end=1045
+  _globals['_TOKENLOGPROB']._serialized_start=1047
+  _globals['_TOKENLOGPROB']._serialized_end=1130
+  _globals['_TOPLOGPROB']._serialized_start=1132
+  _globals['_TOPLOGPROB']._serialized_end=1176
+  _globals['_TOKENUSAGE']._serialized_start=1178
+  _globals['_TOKENUSAGE']._serialized_end=1240
+  _globals['_CLASSIFYREQUEST']._serialized_start=1242
+  _globals['_CLASSIFYREQUEST']._serialized_end=1290
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1292
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1378
+  _globals['_CLASSIFICATION']._serialized_start=1380
+  _globals['_CLASSIFICATION']._serialized_end=1442
+  _globals['_LABELPROBABILITY']._serialized_start=1444
+  _globals['_LABELPROBABILITY']._serialized_end=1498
+  _globals['_EMBEDREQUEST']._serialized_start=1500
+  _globals['_EMBEDREQUEST']._serialized_end=1545
+  _globals['_EMBEDRESPONSE']._serialized_start=1547
+  _globals['_EMBEDRESPONSE']._serialized_end=1628
+  _globals['_EMBEDDING']._serialized_start=1630
+  _globals['_EMBEDDING']._serialized_end=1657
+  _globals['_INFERENCESERVICE']._serialized_start=1757
+  _globals['_INFERENCESERVICE']._serialized_end=2011
 # @@protoc_insertion_point(module_scope)

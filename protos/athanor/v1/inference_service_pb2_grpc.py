@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class InferenceServiceStub:
     """Offered by the gateway, not by the control plane. Metadata `authorization: Bearer <token>`; `x-athanor-session` keeps a
-    conversation with one version. The call's deadline is the request's.
+    conversation with one version; `x-athanor-timeout` are the seconds that a request may take, beside the call's own deadline;
+    `x-request-id` names it in the logs, and comes back in the trailing metadata with `x-athanor-model`, the version that answered.
     """
 
     def __init__(self, channel):
@@ -55,7 +56,8 @@ class InferenceServiceStub:
 
 class InferenceServiceServicer:
     """Offered by the gateway, not by the control plane. Metadata `authorization: Bearer <token>`; `x-athanor-session` keeps a
-    conversation with one version. The call's deadline is the request's.
+    conversation with one version; `x-athanor-timeout` are the seconds that a request may take, beside the call's own deadline;
+    `x-request-id` names it in the logs, and comes back in the trailing metadata with `x-athanor-model`, the version that answered.
     """
 
     def Generate(self, request, context):
@@ -108,7 +110,8 @@ def add_InferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
     """Offered by the gateway, not by the control plane. Metadata `authorization: Bearer <token>`; `x-athanor-session` keeps a
-    conversation with one version. The call's deadline is the request's.
+    conversation with one version; `x-athanor-timeout` are the seconds that a request may take, beside the call's own deadline;
+    `x-request-id` names it in the logs, and comes back in the trailing metadata with `x-athanor-model`, the version that answered.
     """
 
     @staticmethod

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class InferenceServiceStub:
     """Offered by the gateway, not by the control plane. Metadata `authorization: Bearer <token>`; `x-athanor-session` keeps a
-    conversation with one version. The call's deadline is the request's.
+    conversation with one version; `x-athanor-timeout` are the seconds that a request may take, beside the call's own deadline;
+    `x-request-id` names it in the logs, and comes back in the trailing metadata with `x-athanor-model`, the version that answered.
     """
 
     @_typing.overload
@@ -47,7 +48,8 @@ class InferenceServiceStub:
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
     """Offered by the gateway, not by the control plane. Metadata `authorization: Bearer <token>`; `x-athanor-session` keeps a
-    conversation with one version. The call's deadline is the request's.
+    conversation with one version; `x-athanor-timeout` are the seconds that a request may take, beside the call's own deadline;
+    `x-request-id` names it in the logs, and comes back in the trailing metadata with `x-athanor-model`, the version that answered.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -62,7 +64,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Offered by the gateway, not by the control plane. Metadata `authorization: Bearer <token>`; `x-athanor-session` keeps a
-    conversation with one version. The call's deadline is the request's.
+    conversation with one version; `x-athanor-timeout` are the seconds that a request may take, beside the call's own deadline;
+    `x-request-id` names it in the logs, and comes back in the trailing metadata with `x-athanor-model`, the version that answered.
     """
 
     @_abc_1.abstractmethod

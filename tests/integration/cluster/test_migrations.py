@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from cluster.errors import StartUpError
 from cluster.lifecycle import State
 from cluster.scheduler import Rules, queue_key
 from cluster.store.database import migrate
+from cluster.store.deployment_records import Engine as AnEngine
+from cluster.store.deployment_records import Gate
 from cluster.store.store import Store
 from cluster.store.tables import metadata
 
@@ -121,6 +124,50 @@ def test_jobs_of_the_release_before_go_up_and_down_again_as_they_were(engine: En
     migrate(engine)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+OLD_GATE = {
+    **{"teacher": "t@1", "mirror_share": 0.5, "error_budget": 0.05, "max_divergence_increase": 0.1},
+    **{"max_agreement_loss": 0.05, "max_latency_ratio": 1.5, "max_error_rate": 0.01, "min_observations": 30},
+    "max_duration_s": 60.0,
+}
+OLD_DEPLOYMENT = {
+    **{"name": "desk", "model": "m@1", "resolved_model": "m@1", "path": "/m/1", "num_replicas": 1},
+    **{"cpus_per_replica": 1.0, "gpus_per_replica": 0.0, "state": "READY", "message": "", "endpoint": ""},
+    **{"create_time_us": CREATED_US, "update_time_us": CREATED_US, "project": "default", "creator": ""},
+    **{"follow_alias": False, "followed": "m@1", "gate": json.dumps(OLD_GATE), "generation": 1},
+}
+OLD_CANARY = {
+    **{"deployment": "desk", "number": 2, "model": "m@2", "path": "/m/2", "cpus_per_replica": 1.0},
+    **{"gpus_per_replica": 0.0, "phase": "CANARY", "is_canary": True, "weight": 500, "mirror_share": 0.5},
+    **{"was_live": False, "evidence": "{}", "message": "", "create_time_us": CREATED_US, "phase_time_us": CREATED_US},
+    "unrouted_time_us": 0,
+    "trial": json.dumps({"gate": OLD_GATE, "teacher": "t@1", "teacher_path": "/t", "token": "secret"}),
+}
+
+
+def test_canaries_of_before_are_judged_on_and_go_down_again_as_they_were(engine: Engine, database_url: str) -> None:
+    migrate(engine, "0003")
+    with engine.begin() as connection:
+        insert_row(connection, "deployments", OLD_DEPLOYMENT)
+        insert_row(connection, "revisions", OLD_CANARY)
+    before = rows(engine, "revisions")
+    migrate(engine)
+    store = Store.open(database_url)
+    found = store.get_deployment("desk")
+    assert found.canary is not None
+    assert found.canary.trial is not None
+    assert (
+        found.gate
+        == found.canary.trial.gate
+        == Gate(teacher="t@1", mirror_share=0.5, max_error_rate=0.01, max_duration_s=60.0)
+    )
+    assert (found.engine, found.canary.engine, found.canary.trial.token) == (None, None, "secret")
+    wanted = AnEngine("vllm", {"max_num_seqs": 8.0})
+    assert store.decide_deployment(found, replace(found, engine=wanted), []).engine == wanted
+    store.close()
+    migrate(engine, "0003")
+    assert rows(engine, "revisions") == before
 
 
 def test_to_where_it_is_nothing_moves(engine: Engine) -> None:

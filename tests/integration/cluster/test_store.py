@@ -21,6 +21,7 @@ from cluster.scheduler import Quota, Rules
 from cluster.standings import WORDS, Standing
 from cluster.store import alias_rows
 from cluster.store.deployment_records import Autoscaling, Decision, Gate, Phase, Revision, Trial
+from cluster.store.deployment_records import Engine as ModelEngine
 from cluster.store.job_lists import cursor_of
 from cluster.store.records import (
     Change,
@@ -322,11 +323,13 @@ def decided(store: Store, known: StoredDeployment, *changed: Revision, reason: s
 def test_revisions_and_decisions_of_a_deployment(store: Store, open_store: Callable[[], Store]) -> None:
     publish(store, 1)
     publish(store, 2)
-    gate = Gate(teacher="bot@1", max_latency_ratio=3.0)
-    first = store.create_deployment(replace(deployment(), autoscaling=Autoscaling(0, 4, 2.5), gate=gate))
+    gate = Gate(teacher="bot@1", max_latency_ratio=3.0, task_data="/d.csv", steps=(500, 2500))
+    engine = ModelEngine("vllm", {"max_num_seqs": 8.0})
+    first = store.create_deployment(replace(deployment(), autoscaling=Autoscaling(0, 4, 2.5), gate=gate, engine=engine))
     assert (first.revisions[0].model, first.revisions[0].phase) == ("bot@1", Phase.STARTING)
     assert (first.autoscaling, first.gate) == (Autoscaling(0, 4, 2.5), gate)
-    trial = Trial(gate, "bot@1", "/m/1", "secret")
+    assert (first.engine, first.revisions[0].engine) == (engine, engine)
+    trial = Trial(gate, "bot@1", "/m/1", "secret", task_sha256="ab", live_at_step=7)
     canary = Revision(2, "bot@2", "/m/2", is_canary=True, weight=500, mirror_share=0.25, trial=trial)
     second = decided(store, first, replace(first.revisions[0], phase=Phase.LIVE, weight=10_000, was_live=True), canary)
     assert open_store().get_deployment("desk") == second == store.list_deployments()[0]

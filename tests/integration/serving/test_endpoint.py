@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from athanor.v1.options_pb2 import ROLE_VIEWER
 from installation import QUESTION, Installation, wait
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -20,7 +21,8 @@ def client(installation: Installation, models) -> openai.OpenAI:
     assert made.endpoint == f"{installation.url}/support-bot/v1"
     yield installation.openai("support-bot")
     installation.take_down("support-bot")
-    wait(lambda: httpx.get(f"{made.endpoint}/models", trust_env=False).status_code == 404)
+    with httpx.Client(headers=installation.authorization, trust_env=False) as http:
+        wait(lambda: http.get(f"{made.endpoint}/models").status_code == 404)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,18 @@ def test_wrong_input_and_unknown_models_are_told(client):
             model="gpt-4o", messages=QUESTION
         )
     assert caught.value.code == "model_not_found"
+
+
+def test_a_token_of_the_control_plane_lets_in_and_no_other(installation, client):
+    """A viewer's will do; the gateway asks the control plane about each."""
+    made = installation.client.create_token("app", ROLE_VIEWER, ["default"])
+    with installation.openai("support-bot", api_key=made.secret) as viewer:
+        assert ask(viewer)
+    for wrong in ("ath_nobody", made.secret[:-1]):
+        with installation.openai("support-bot", api_key=wrong) as stranger, pytest.raises(openai.AuthenticationError):
+            ask(stranger)
+    bare = httpx.get(f"{installation.url}/v1/models", trust_env=False)
+    assert (bare.status_code, bare.headers["www-authenticate"]) == (401, "Bearer")
 
 
 def test_a_request_is_found_in_the_log_by_its_id(client, installation):

@@ -31,8 +31,19 @@ def channel(installation: Installation, models):
     installation.take_down("over-grpc")
 
 
-def test_an_answer_streams_and_is_that_of_the_http_side(channel, installation):
-    call = pb_grpc.InferenceServiceStub(channel).Generate(ASKED, timeout=60)
+@pytest.fixture
+def token(installation: Installation):
+    return (*installation.authorization.items(),)
+
+
+def test_without_a_token_nobody_is_answered(channel):
+    with pytest.raises(grpc.RpcError) as caught:
+        [*pb_grpc.InferenceServiceStub(channel).Generate(ASKED, timeout=60)]
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_an_answer_streams_and_is_that_of_the_http_side(channel, installation, token):
+    call = pb_grpc.InferenceServiceStub(channel).Generate(ASKED, timeout=60, metadata=token)
     *pieces, last = [*call]
     asked = {"model": "over-grpc", "messages": [{"role": "user", "content": "Where is my card?"}]}
     with installation.openai() as client:
@@ -40,7 +51,21 @@ def test_an_answer_streams_and_is_that_of_the_http_side(channel, installation):
     assert "".join(piece.text for piece in pieces) == expected.choices[0].message.content
     assert len(pieces) > 3
     assert last.usage.completion_tokens == 12
-    assert dict(call.trailing_metadata())["x-athanor-model"].startswith("student@")
+    trailing = dict(call.trailing_metadata())
+    assert trailing["x-athanor-model"].startswith("student@")
+    assert trailing["x-request-id"]
+
+
+def test_the_address_is_told_and_options_go_through_the_proxy(channel, installation, token):
+    deployment = installation.client.get_deployment("over-grpc")
+    assert deployment.grpc_endpoint == f"{HOST}:{installation.settings.serve_grpc_port}"
+    request = pb.GenerateRequest(
+        model="over-grpc", prompt="Where", max_tokens=8, choice=pb.Choices(texts=["yes", "no"]), logprobs=2
+    )
+    pieces = [*pb_grpc.InferenceServiceStub(channel).Generate(request, timeout=60, metadata=token)]
+    assert "".join(piece.text for piece in pieces) in ("yes", "no")
+    assert all(each.logprob <= 0 and len(each.top) >= 2 for piece in pieces for each in piece.logprobs)
+    assert sum(len(piece.logprobs) for piece in pieces) >= 1
 
 
 @pytest.mark.parametrize(
@@ -50,21 +75,23 @@ def test_an_answer_streams_and_is_that_of_the_http_side(channel, installation):
         ({"temperature": 7}, grpc.StatusCode.INVALID_ARGUMENT, "temperature"),
     ],
 )
-def test_a_refusal_has_its_status_and_no_traceback(channel, change, code, words):
+def test_a_refusal_has_its_status_and_no_traceback(channel, token, change, code, words):
     request = pb.GenerateRequest()
     request.CopyFrom(ASKED)
     for name, value in change.items():
         setattr(request, name, value)
     with pytest.raises(grpc.RpcError) as caught:
-        [*pb_grpc.InferenceServiceStub(channel).Generate(request, timeout=60)]
+        [*pb_grpc.InferenceServiceStub(channel).Generate(request, timeout=60, metadata=token)]
     assert caught.value.code() is code
     assert words in caught.value.details()
     assert "Traceback" not in caught.value.details()
 
 
-def test_a_unary_call_is_refused_the_same_way(channel):
+def test_a_unary_call_is_refused_the_same_way(channel, token):
     with pytest.raises(grpc.RpcError) as caught:
-        pb_grpc.InferenceServiceStub(channel).Embed(pb.EmbedRequest(model="over-grpc", inputs=["x"]), timeout=60)
+        pb_grpc.InferenceServiceStub(channel).Embed(
+            pb.EmbedRequest(model="over-grpc", inputs=["x"]), timeout=60, metadata=token
+        )
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "cannot embed; it can generate" in caught.value.details()
 
@@ -79,8 +106,8 @@ def test_health_in_the_standard_way(channel):
     watch.cancel()
 
 
-def test_the_numbers_of_every_replica_and_the_page_are_reached_over_http(channel, installation):
-    [*pb_grpc.InferenceServiceStub(channel).Generate(ASKED, timeout=60)]
+def test_the_numbers_of_every_replica_and_the_page_are_reached_over_http(channel, installation, token):
+    [*pb_grpc.InferenceServiceStub(channel).Generate(ASKED, timeout=60, metadata=token)]
     numbers = httpx.get(f"{installation.url}/metrics", trust_env=False, timeout=30).text
     families = {family.name: family for family in text_string_to_metric_families(numbers)}
     tokens = [

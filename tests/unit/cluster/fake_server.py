@@ -71,6 +71,8 @@ class FakeControlPlane(
     models: dict[str, model_service_pb2.ModelVersion] = field(default_factory=dict)
     deployments: dict[str, deployment_service_pb2.Deployment] = field(default_factory=dict)
     next_revision: deployment_service_pb2.Revision | None = None
+    asked: list[Message] = field(default_factory=list)
+    """What was wished of deployments, as it came."""
     """What the next update brings."""
     created: list[job_service_pb2.CreateJobRequest] = field(default_factory=list)
     cursors: list[int] = field(default_factory=list)
@@ -250,28 +252,52 @@ class FakeControlPlane(
 
     def GetDeployment(self, request, context):
         self._seen(context)
-        if request.name not in self.deployments:
-            refuse(context, code_pb2.NOT_FOUND, "DEPLOYMENT_NOT_FOUND", f"there is no deployment {request.name!r}")
-        return deployment_service_pb2.GetDeploymentResponse(deployment=self.deployments[request.name])
+        return deployment_service_pb2.GetDeploymentResponse(deployment=self._deployment(request.name, context))
 
     def ListDeployments(self, request, context):
         self._seen(context)
         return deployment_service_pb2.ListDeploymentsResponse(deployments=self.deployments.values())
 
+    def ListDeploymentEvents(self, request, context):
+        self._seen(context)
+        return deployment_service_pb2.ListDeploymentEventsResponse()
+
     def Rollback(self, request, context):
         self._seen(context)
+        self._next_revision(request.name)
         return deployment_service_pb2.RollbackResponse(deployment=self.deployments[request.name])
 
+    def Promote(self, request, context):
+        self._seen(context)
+        return deployment_service_pb2.PromoteResponse(deployment=self.deployments[request.name])
+
+    def SetTraffic(self, request, context):
+        self.asked.append(request)
+        return deployment_service_pb2.SetTrafficResponse(deployment=self.deployments[request.name])
+
+    def StartCanary(self, request, context):
+        self.asked.append(request)
+        self._next_revision(request.name)
+        return deployment_service_pb2.StartCanaryResponse(deployment=self.deployments[request.name])
+
     def UpdateDeployment(self, request, context):
-        deployment = self.deployments[request.deployment.name]
-        if self.next_revision is not None:
-            deployment.revisions.append(self.next_revision)
-        return deployment_service_pb2.UpdateDeploymentResponse(deployment=deployment)
+        self.asked.append(request)
+        self._next_revision(request.deployment.name)
+        return deployment_service_pb2.UpdateDeploymentResponse(deployment=self.deployments[request.deployment.name])
 
     def DeleteDeployment(self, request, context):
         self._seen(context)
         del self.deployments[request.name]
         return deployment_service_pb2.DeleteDeploymentResponse()
+
+    def _deployment(self, name, context):
+        if name not in self.deployments:
+            refuse(context, code_pb2.NOT_FOUND, "DEPLOYMENT_NOT_FOUND", f"there is no deployment {name!r}")
+        return self.deployments[name]
+
+    def _next_revision(self, name):
+        if self.next_revision is not None:
+            self.deployments[name].revisions.append(self.next_revision)
 
 
 def serving(plane: FakeControlPlane) -> tuple[grpc.Server, str]:

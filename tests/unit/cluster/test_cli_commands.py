@@ -169,37 +169,6 @@ def test_a_model_is_served_listed_and_taken_down(shell: Shell, plane: FakeContro
     assert shell.run("serve", "status", "bot")[0] == 102
 
 
-@pytest.mark.parametrize(
-    ("words", "missing"),
-    [
-        ("deploy bot -m bot@1 --gate", "--follow"),
-        ("deploy bot -m bot@champion --follow --teacher big@1", "--gate"),
-        ("deploy bot -m bot@1 --target-ongoing 4", "--autoscale"),
-        ("canary bot -m bot@2 --mirror 0.5", "--gate"),
-        ("canary bot -m bot@2 --error-budget 0.1", "--gate"),
-    ],
-)
-def test_an_option_that_nothing_would_read_is_refused(shell: Shell, words: str, missing: str) -> None:
-    code, _, err = shell.run("serve", *words.split())
-    assert code == 2
-    assert missing in err
-
-
-def test_an_update_is_judged_by_the_revision_that_it_made(shell: Shell, plane: FakeControlPlane) -> None:
-    shell.run("serve", "deploy", "bot", "-m", "bot@1")
-    live = deployment_service_pb2.REVISION_PHASE_LIVE
-    gone = deployment_service_pb2.REVISION_PHASE_GONE
-    revisions = plane.deployments["bot"].revisions
-    revisions.add(number=1, model="bot@1", phase=live)
-    revisions.add(number=2, model="bot@2", phase=gone, message="rolled back")
-    assert shell.run("serve", "update", "bot", "--replicas", "3")[0] == 0
-    plane.next_revision = deployment_service_pb2.Revision(number=3, model="bot@1", phase=gone, message="no room")
-    code, _, err = shell.run("serve", "update", "bot", "--cpus", "2")
-    assert (code, err) == (1, "revision 3 was taken back: no room\n")
-    plane.next_revision = deployment_service_pb2.Revision(number=4, model="bot@1", phase=live)
-    assert shell.run("serve", "update", "bot", "--cpus", "4")[0] == 0
-
-
 def test_nobody_there_is_105(shell: Shell) -> None:
     code, out, err = shell.run("job", "list", "--address", "127.0.0.1:1")
     assert (code, out) == (105, "")

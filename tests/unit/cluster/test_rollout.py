@@ -11,6 +11,7 @@ from cluster.errors import InvalidInput, PreconditionFailed
 from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares, state_of
 from cluster.store.deployment_records import (
     DeploymentState,
+    Engine,
     Gate,
     Phase,
     Revision,
@@ -180,6 +181,18 @@ def test_other_resources_during_an_update_keep_the_model_that_was_asked_for(live
     assert live.deployment.model == "m@1"
 
 
+def test_resources_that_could_not_be_had_are_not_asked_for_again(live):
+    """Neither by the next update nor by a canary: what counts is what answers."""
+    for fall in (lambda: live.look(READY, FAILED), lambda: live.wish(rollout_wishes.roll_back(live.deployment, "ann"))):
+        live.wish(rollout_wishes.update(live.deployment, {"cpus_per_replica": 1000.0}, None, "ann"))
+        assert live.deployment.newest.cpus_per_replica == 1000.0
+        fall()
+        assert live.deployment.newest.phase is Phase.GONE
+        assert live.deployment.cpus_per_replica == live.deployment.live.cpus_per_replica == 1.0
+    update(live, 2)
+    assert live.deployment.newest.cpus_per_replica == 1.0
+
+
 def test_more_replicas_need_no_revision_and_more_cpus_do(live):
     live.wish(rollout_wishes.update(live.deployment, {"num_replicas": 3}, None, "ann"))
     assert (live.phases, live.deployment.num_replicas) == ([Phase.LIVE], 3)
@@ -227,6 +240,8 @@ def test_a_canary_with_a_gate_leaves_requests_to_compare_with(live):
     live.look(READY, READY)
     with pytest.raises(InvalidInput, match="give less than 10000, or promote the canary"):
         rollout_wishes.set_traffic(live.deployment, 10_000, None, "ann")
+    with pytest.raises(InvalidInput, match="mirror_share: 0 shows its gate nothing"):
+        rollout_wishes.set_traffic(live.deployment, 500, 0.0, "ann")
 
 
 def test_a_judge_that_cannot_come_up_ends_its_canary(live):
@@ -357,3 +372,76 @@ def test_a_replica_that_is_replaced_takes_nothing_away_from_ready(live):
     assert state_of(live.deployment, {1: ill})[0] is DeploymentState.READY
     assert state_of(live.deployment, {1: replace(ill, num_running=0)})[0] is DeploymentState.DEPLOYING
     assert state_of(live.deployment, {1: NOT_SEEN})[0] is DeploymentState.PENDING
+
+
+STEPS = Gate(max_duration_s=100.0, steps=(500, 2500, 5000), step_requests=10)
+
+
+def users(num: int, *, failed: bool = False) -> list[canary.Observation]:
+    return [canary.Observation(kind=canary.Kind.LIVE, canary_failed=failed)] * num
+
+
+def ramp(live: Story) -> Story:
+    start_canary(live, 2, weight=500, gate=STEPS)
+    live.look(READY, READY)
+    return live
+
+
+def test_a_canary_with_steps_grows_as_its_users_fare_well(live):
+    ramp(live).observe(*[good()] * 5, *users(9))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 500
+    live.observe(*users(1))
+    live.look(READY, READY)
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 2500, "each step waits for its own"
+    live.observe(*users(10))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 5000
+    assert live.reasons == ["CANARY_ASKED", "CANARY_STARTED", "CANARY_GREW", "CANARY_GREW"]
+
+
+def test_a_canary_with_steps_is_promoted_after_the_last_alone(live):
+    ramp(live).observe(*[good()] * 200)
+    live.look(READY, READY)
+    assert live.phases[1] is Phase.CANARY
+    for _ in STEPS.steps:
+        live.observe(*users(10))
+        live.look(READY, READY)
+    assert (live.phases[1], live.reasons[-1]) == (Phase.LIVE, "CANARY_PROMOTED")
+
+
+def test_a_canary_with_steps_grows_no_more_when_something_speaks_against_it(live):
+    ramp(live).observe(*users(9), good(canary_latency_s=1.0), *users(1))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 500
+    live.observe(*users(60, failed=True))
+    assert live.look(READY, READY)[1] is Phase.DRAINING
+
+
+def test_a_canary_with_steps_that_nobody_asks_is_rolled_back_in_the_end(live):
+    ramp(live).observe(*[good()] * 200)
+    assert live.look(READY, READY, after_s=99)[1] is Phase.CANARY
+    assert live.look(READY, READY, after_s=2)[1] is Phase.DRAINING
+    assert "its steps waited for users" in live.deployment.newest.message
+
+
+def test_a_share_that_was_set_by_hand_goes_on_from_there(live):
+    ramp(live)
+    live.wish(rollout_wishes.set_traffic(live.deployment, 3000, None, "ann"))
+    live.observe(*users(10))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 5000
+
+
+def test_a_canary_without_a_gate_may_be_asked_in_the_dark(live):
+    wish = replace(target(2), mirror_share=0.25)
+    live.wish(rollout_wishes.start_canary(live.deployment, wish, 0, "ann"))
+    assert live.deployment.canary.mirror_share == 0.25
+
+
+def test_another_engine_comes_as_another_revision(live):
+    engine = Engine("transformers", {"kv_tokens": 4096})
+    live.wish(rollout_wishes.update(live.deployment, {"engine": engine}, None, "ann"))
+    assert live.phases == [Phase.LIVE, Phase.STARTING]
+    assert [each.engine for each in live.deployment.revisions] == [None, engine]

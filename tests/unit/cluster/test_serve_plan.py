@@ -9,6 +9,7 @@ from cluster.serve_plan import GATEWAY, Surroundings, plan, route_table
 from cluster.store.deployment_records import (
     Autoscaling,
     DeploymentState,
+    Engine,
     Gate,
     Phase,
     Revision,
@@ -61,12 +62,14 @@ def test_more_replicas_and_another_share_build_no_application_anew():
 
 
 def test_scaling_to_zero_begins_with_one():
-    scaled = replace(BOT, autoscaling=Autoscaling(0, 4, 2.0))
+    scaled = replace(BOT, autoscaling=Autoscaling(0, 4, 2.0, scale_down_delay_s=60.0))
     (replica,) = applications(scaled)["desk--r1"]["deployments"]
     assert replica["autoscaling_config"] == {
         "min_replicas": 0,
         "max_replicas": 4,
         "target_ongoing_requests": 2.0,
+        "upscale_delay_s": 30.0,
+        "downscale_delay_s": 60.0,
         "initial_replicas": 1,
     }
     assert "num_replicas" not in replica
@@ -82,6 +85,26 @@ def test_a_canary_with_a_gate_has_a_judge_with_the_teacher_in_it():
     assert "secret" not in str(found[GATEWAY])
     over = replace(canary, phase=Phase.DRAINING)
     assert "desk--judge2" not in applications(replace(BOT, revisions=(LIVE, over)))
+
+
+def test_a_judge_examines_a_canary_once_that_is_up():
+    gate = Gate(task_data="/data/test.jsonl")
+    canary = replace(CANARY, trial=replace(TRIAL, gate=gate, task_sha256="cd" * 32))
+    judge = applications(replace(BOT, revisions=(LIVE, canary)))["desk--judge2"]
+    options = JudgeOptions.model_validate(judge["args"])
+    assert (str(options.task_data), options.task_sha256) == ("/data/test.jsonl", "cd" * 32)
+    assert judge["deployments"][0]["user_config"]["stable_app"] == "desk--r1"
+    starting = applications(replace(BOT, revisions=(LIVE, replace(canary, phase=Phase.STARTING))))["desk--judge2"]
+    assert "stable_app" not in starting["deployments"][0]["user_config"]
+    assert starting["args"] == judge["args"], "else it would be built anew"
+
+
+def test_an_engine_of_ones_own_is_told_to_the_replicas_alone():
+    engine = Engine("vllm", {"max_model_len": 2048.0})
+    found = applications(replace(BOT, revisions=(replace(LIVE, engine=engine),)))["desk--r1"]
+    options = ModelOptions.model_validate(found["args"])
+    assert (options.engine.name, options.engine.limits) == ("vllm", {"max_model_len": 2048.0})
+    assert "engine" not in applications(BOT)["desk--r1"]["args"], "else an upgrade would build all of them anew"
 
 
 def test_the_table_divides_the_requests_and_names_the_mirror():

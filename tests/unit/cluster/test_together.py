@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -82,16 +83,45 @@ async def test_a_caller_that_goes_away_takes_nobody_along() -> None:
         await gone
 
 
-async def test_those_who_are_on_their_way_are_waited_for_but_not_for_ever() -> None:
-    together, work = Together(work := Slow()), work
+class Stuck:
+    """Answers at once, but for a part that waits to be let go."""
+
+    def __init__(self, slow: int) -> None:
+        self.slow, self.may_end = slow, threading.Event()
+
+    def __call__(self, parts: Sequence[int]) -> Sequence[int]:
+        if self.slow in parts:
+            assert self.may_end.wait(10)
+        return parts
+
+
+async def test_with_several_threads_one_call_that_hangs_holds_up_nobody_else() -> None:
+    together: Together[int, int] = Together(work := Stuck(slow=0), threads=2)
+    hanging = asyncio.create_task(together.add(0))
+    await asyncio.sleep(0)
+    before = asyncio.create_task(together.add(1))  # comes before anybody can know that the call hangs
+    assert await asyncio.wait_for(before, 10) == 1
+    assert await asyncio.wait_for(together.add(2), 10) == 2
+    assert not hanging.done()
     work.may_end.set()
+    assert await hanging == 0
+    assert await together.add(3) == 3
 
-    async def late() -> int:
-        with together.expected():
-            await asyncio.sleep(0)
-        return await together.add(2)
 
-    assert await asyncio.gather(late(), together.add(1)) == [20, 10]
-    assert len(work.taken) == 1
-    with together.expected():
-        assert await together.add(3) == 30, "whoever never comes holds nobody up"
+async def test_no_more_threads_are_taken_than_allowed() -> None:
+    works = [Stuck(slow=0), Stuck(slow=1)]
+    together: Together[int, int] = Together(lambda parts: works[1](works[0](parts)), at_once=1, threads=2)
+    tasks = [asyncio.create_task(together.add(part)) for part in range(4)]
+    done, _ = await asyncio.wait(tasks, timeout=0.3)
+    assert not done, "both threads hang, and a third would have answered"
+    works[1].may_end.set()
+    assert await asyncio.gather(*tasks[1:]) == [1, 2, 3]
+    works[0].may_end.set()
+    assert await tasks[0] == 0
+
+
+async def test_the_call_knows_nothing_of_who_came_first() -> None:
+    name: ContextVar[str] = ContextVar("name", default="nobody")
+    together: Together[int, str] = Together(lambda parts: [name.get() for _ in parts])
+    name.set("somebody")
+    assert await together.add(1) == "nobody"

@@ -209,6 +209,36 @@ def test_metrics_are_served_scraped_and_let_through_on_one_port() -> None:
     assert [peer["podSelector"]["matchLabels"] for peer in rule["from"]] == [{"athanor.dev/metrics": "true"}]
 
 
+def head() -> Document:
+    template: Document = one("RayCluster")["spec"]["headGroupSpec"]["template"]
+    return template
+
+
+def test_the_endpoint_is_reached_over_both_and_its_numbers_are_scraped() -> None:
+    """Whoever asks models reaches HTTP and gRPC, Prometheus the HTTP port alone."""
+    read = settings.Settings.from_env({**environment(), "ATHANOR_DATABASE_URL": "postgresql+psycopg://db/athanor"})
+    (container,) = head()["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (ports["serve"], ports["serve-grpc"]) == (read.serve_port, read.serve_grpc_port)
+    assert {each["port"] for each in one("Service", "athanor-ray")["spec"]["ports"]} >= {
+        ports["serve"],
+        ports["serve-grpc"],
+    }
+    assert head()["metadata"]["annotations"] == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(read.serve_port),
+        "prometheus.io/path": "/metrics",
+    }
+    let_in = {
+        label: [port["port"] for port in rule["ports"]]
+        for rule in one("NetworkPolicy", "athanor-ray-head")["spec"]["ingress"]
+        for peer in rule["from"]
+        for label in peer["podSelector"]["matchLabels"]
+    }
+    assert let_in["athanor.dev/client"] == [ports["serve"], ports["serve-grpc"]]
+    assert let_in["athanor.dev/metrics"] == [ports["serve"]]
+
+
 def test_the_settings_accept_what_is_set() -> None:
     read = settings.Settings.from_env({**environment(), "ATHANOR_DATABASE_URL": "postgresql+psycopg://db/athanor"})
     services = {

@@ -59,6 +59,13 @@ def renames_a_value(contract: FileDescriptorSet) -> None:
     _file(contract, "/job.proto").enum_type[0].value[1].name = "JOB_STATE_WAITING"
 
 
+def takes_presence_away(contract: FileDescriptorSet) -> None:
+    canary = next(
+        each for each in _file(contract, "/deployment_service.proto").message_type if each.name == "SetTrafficRequest"
+    )
+    canary.field[2].proto3_optional = False
+
+
 def removes_a_message(contract: FileDescriptorSet) -> None:
     del _file(contract, "/job.proto").message_type[0]
 
@@ -72,6 +79,7 @@ BREAKS = [
     removes_a_method,
     makes_a_method_a_stream,
     renames_a_value,
+    takes_presence_away,
     removes_a_message,
 ]
 
@@ -91,4 +99,12 @@ def test_what_is_new_breaks_nothing() -> None:
         name="mood", number=901, type=FieldDescriptorProto.TYPE_STRING, label=FieldDescriptorProto.LABEL_OPTIONAL
     )
     _file(contract, "/job.proto").enum_type[0].value.add(name="JOB_STATE_DREAMING", number=99)
+    assert broken(released, promises(contract)) == []
+
+
+def test_a_number_of_which_zero_comes_to_mean_something_breaks_nothing() -> None:
+    contract = current()
+    released = promises(contract)
+    field = next(each for each in _job(contract).field if each.type == FieldDescriptorProto.TYPE_INT32)
+    field.proto3_optional = True
     assert broken(released, promises(contract)) == []

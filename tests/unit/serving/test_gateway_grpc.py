@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -109,6 +110,16 @@ async def test_a_generated_answer_is_that_of_the_http_side(stub, gate, backends)
     assert dict(await call.trailing_metadata())["x-athanor-model"] == "support-student@1"
 
 
+async def test_an_answer_says_under_which_id_its_request_is_in_the_logs(stub, backends):
+    call = stub.Generate(ASKED, metadata=GOOD)
+    [_ async for _ in call]
+    assert dict(await call.trailing_metadata())["x-request-id"] == backends.calls[-1][1].request_id
+    asked = pb.ClassifyRequest(model="support-bot", inputs=["x"])
+    with pytest.raises(grpc.aio.AioRpcError, match="cannot classify") as caught:
+        await stub.Classify(asked, metadata=(*GOOD, ("x-request-id", "mine-8")))
+    assert dict(caught.value.trailing_metadata())["x-request-id"] == "mine-8"
+
+
 async def test_a_replica_that_dies_is_not_seen(stub, backends):
     expected = [response async for response in stub.Generate(ASKED, metadata=GOOD)]
     backends.kills[STABLE] = [4, 0]
@@ -124,6 +135,49 @@ async def test_options_reach_the_engine_and_forms_bind(stub):
         texts[response.index] += response.text
     assert [sorted({*text} - {"a", "b"}) for text in texts.values()] == [[], []]
     assert [len(text) for text in texts.values()] == [4, 4]
+
+
+@pytest.mark.parametrize("prompt", ["Where", None])
+async def test_log_probabilities_and_bias_are_those_of_the_http_side(stub, gate, prompt):
+    request = pb.GenerateRequest()
+    request.CopyFrom(ASKED)
+    asked = {"model": "support-bot", "max_tokens": 9, "temperature": 0, "logit_bias": {"70": 6.5}}
+    if prompt:
+        request.prompt = prompt
+        path, asked = "/v1/completions", {**asked, "prompt": prompt, "logprobs": 3}
+    else:
+        path, asked = "/v1/chat/completions", {**asked, "messages": QUESTION, "logprobs": True, "top_logprobs": 3}
+    request.logit_bias[70], request.logprobs = 6.5, 3
+    found = [each async for response in stub.Generate(request, metadata=GOOD) for each in response.logprobs]
+    async with http_client(gate) as http:
+        [choice] = (await http.post(path, json=asked)).json()["choices"]
+    told = choice["logprobs"]
+    expected = told["token_logprobs"] if prompt else [each["logprob"] for each in told["content"]]
+    assert [each.logprob for each in found] == expected
+    assert len(found) == 9
+    assert all(2 <= len(each.top) <= 4 for each in found)  # of a prompt by their texts, of which two may be equal
+    assert [each.top[0].logprob for each in found] == [max(top.logprob for top in each.top) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("form", "fits"),
+    [
+        ({"choice": pb.Choices(texts=["yes", "perhaps"])}, lambda text: text in ("yes", "perhaps")),
+        ({"json_object": True}, lambda text: text.startswith("{")),
+        ({"json_schema": '{"enum": ["a", 7]}'}, lambda text: json.loads(text) in ("a", 7)),
+    ],
+)
+async def test_every_form_binds(stub, form, fits):
+    request = pb.GenerateRequest(model="support-bot", prompt="Where", max_tokens=12, seed=5, **form)
+    text = "".join([response.text async for response in stub.Generate(request, metadata=GOOD)])
+    assert fits(text), text
+
+
+async def test_the_deadline_of_a_call_is_that_of_its_request(stub, backends):
+    [_ async for _ in stub.Generate(ASKED, metadata=GOOD, timeout=20)]
+    [_ async for _ in stub.Generate(ASKED, metadata=(*GOOD, ("x-athanor-timeout", "5")), timeout=20)]
+    (_, first), (_, second) = backends.calls
+    assert 0 < second.deadline_s <= 5 < first.deadline_s <= 20.5  # gRPC rounds up what it sends
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.backend import BackendRequest
-from serving.divergence import agreement, mean_divergence, partial_kl
+from serving.divergence import agreement, label_agreement, label_divergence, mean_divergence, partial_kl
 from serving.engine import Scored, TokenLogprob
 from serving.errors import BackendFailed, Overloaded
 from serving.judge import Finding, Judge
 from serving.mirroring import MirroredPair, Outcome
+from serving.reading import Labels
 from serving.routes import Backend
 
 VOCABULARY = 12
@@ -170,3 +171,72 @@ def test_means_are_over_positions():
     student = [TokenLogprob(1, -1.0, ((1, -1.0),)), TokenLogprob(2, -1.5, ((3, -1.0),))]
     assert agreement(teacher, student) == 0.5
     assert mean_divergence(teacher, student) > 0
+
+
+probabilities = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3).map(
+    lambda weights: dict(zip("abc", [weight / sum(weights) for weight in weights], strict=True))
+)
+
+
+@given(probabilities, probabilities)
+def test_labels_diverge_by_the_divergence_of_their_probabilities(teacher, student):
+    found = label_divergence(teacher, student, exclusive=True)
+    expected = sum(p * math.log(p / student[label]) for label, p in teacher.items())
+    assert found == pytest.approx(max(expected, 0), abs=1e-9)
+    assert label_divergence(teacher, teacher, exclusive=True) == pytest.approx(0, abs=1e-12)
+    alone = label_divergence(teacher, student, exclusive=False)
+    assert alone >= found - 1e-9, "what stands alone says of each label whether it is true or not"
+
+
+def test_labels_agree_where_both_would_choose_the_same():
+    assert label_agreement({"a": 0.6, "b": 0.4}, {"a": 0.9, "b": 0.1}, exclusive=True) == 1
+    assert label_agreement({"a": 0.6, "b": 0.4}, {"a": 0.1, "b": 0.9}, exclusive=True) == 0
+    assert label_agreement({"a": 0.6, "b": 0.4}, {"a": 0.9, "b": 0.9}, exclusive=False) == 0.5
+
+
+def test_a_label_that_a_student_does_not_know_is_far_away():
+    assert 2 < label_divergence({"a": 0.9, "b": 0.1}, {"b": 1.0}, exclusive=True) < math.inf
+
+
+class Classifier:
+    """Finds these labels likely in every text."""
+
+    def __init__(self, *texts: dict[str, float], error: Exception | None = None) -> None:
+        self.texts, self.error = texts, error
+
+    async def labels(self, request: BackendRequest) -> Labels:
+        if self.error:
+            raise self.error
+        return Labels(self.texts, exclusive=True)
+
+
+SURE, UNSURE, OTHER = {"a": 0.9, "b": 0.1}, {"a": 0.6, "b": 0.4}, {"a": 0.1, "b": 0.9}
+
+
+def classified(canary: Classifier, *, teacher: Classifier | None = None, **changes) -> Finding | None:
+    stable = Classifier(SURE, UNSURE)
+    judge = Judge(teacher or Classifier(SURE, SURE), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+    request = BackendRequest("POST", "/v1/classify", (), b"{}", "r")
+    asked = [outcome(number, token_ids={}, **(changes if number == 2 else {})) for number in (1, 2)]
+    return asyncio.run(judge.compare(MirroredPair("bot", request, *asked)))
+
+
+def test_of_a_model_that_classifies_the_labels_are_compared():
+    finding = classified(Classifier(SURE, OTHER), duration_s=0.9)
+    assert (finding.stable_agreement, finding.canary_agreement) == (1.0, 0.5)
+    assert finding.stable_divergence == pytest.approx(label_divergence(SURE, UNSURE, exclusive=True) / 2)
+    assert finding.canary_divergence == pytest.approx(label_divergence(SURE, OTHER, exclusive=True) / 2)
+    assert (finding.stable_latency_s, finding.canary_latency_s) == (0.3, 0.9)
+
+
+@pytest.mark.parametrize("changes", [{"status": 500}, {"status": 0, "complete": False}])
+def test_labels_that_the_other_gave_and_it_did_not_are_its_failure(changes):
+    assert classified(Classifier(SURE, SURE), **changes) == Finding(canary_failed=True)
+
+
+def test_a_classifier_that_breaks_has_failed_and_a_busy_one_has_not():
+    assert classified(Classifier(error=BackendFailed("died"))) == Finding(canary_failed=True)
+    assert classified(Classifier(error=Overloaded("full"))) is None
+    assert classified(Classifier(SURE, SURE), status=429) is None
+    with pytest.raises(BackendFailed):
+        classified(Classifier(SURE, SURE), teacher=Classifier(error=BackendFailed("died")))

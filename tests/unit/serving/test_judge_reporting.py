@@ -70,3 +70,29 @@ async def test_a_canary_that_is_judged_no_more_ends_its_reports():
     async with told(Plane(grpc.StatusCode.FAILED_PRECONDITION)) as reporter:
         while not reporter.is_over:
             await asyncio.sleep(0.01)
+
+
+async def test_a_finding_that_is_owed_is_told_when_a_control_plane_has_it(monkeypatch):
+    monkeypatch.setattr("serving.reporting._PAUSE_S", 0)
+    monkeypatch.setattr("serving.reporting._MOST_WAITING", 1)
+    plane = Plane(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE)
+    async with told(plane) as reporter:
+        owed = Finding(kind="TASK", stable_right=True, task_index=3, task_size=9)
+        assert await reporter.told([owed]) is True
+        got = [plane.told.get_nowait() for _ in range(plane.told.qsize())]
+    kept = {each.request_id: each.observations for each in got}.values()
+    (task,) = [each for some in kept for each in some if each.kind == messages.OBSERVATION_KIND_TASK]
+    assert (task.stable_right, task.canary_right, task.task_index, task.task_size) == (True, False, 3, 9)
+
+
+async def test_what_is_owed_for_a_canary_that_is_over_is_wanted_no_more():
+    async with told(Plane(*[grpc.StatusCode.FAILED_PRECONDITION] * 2)) as reporter:
+        assert await reporter.told([Finding(kind="TASK")]) is False
+
+
+async def test_each_kind_of_finding_has_its_name_on_the_wire():
+    plane = Plane()
+    async with told(plane) as reporter:
+        await reporter.told([Finding(kind="LIVE", canary_failed=True)])
+        kinds = [each.kind for _ in range(plane.told.qsize()) for each in plane.told.get_nowait().observations]
+    assert sorted(kinds) == [messages.OBSERVATION_KIND_MIRRORED, messages.OBSERVATION_KIND_LIVE]

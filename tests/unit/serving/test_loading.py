@@ -19,9 +19,10 @@ from transformers import (
 
 from serving import vllm_engine
 from serving.engine import GenerationRequest, Sampling
-from serving.errors import EngineFailed, ModelDirectoryError
+from serving.errors import EngineFailed, EngineOptionsError, ModelDirectoryError
 from serving.loading import load, over, pooling_over, task_of
 from serving.model_dir import ModelDirectory
+from serving.options import EngineOptions
 from serving.pooling import PoolingOptions
 
 GREEDY = Sampling(temperature=0)
@@ -215,12 +216,56 @@ def test_vllm_is_given_the_directory_and_what_ends_an_answer(chat_model_dir, tok
     """vLLM itself is not here: what would start it is stood in for."""
     started = {}
     monkeypatch.setattr(vllm_engine, "start", lambda path, decode, **options: started.update(path=path, **options))
-    loaded = load(ModelDirectory(chat_model_dir, 0), engine="vllm")
+    loaded = load(ModelDirectory(chat_model_dir, 0), engine=EngineOptions(name="vllm"))
     assert loaded.tasks == {"generate"}
-    assert started == {"path": chat_model_dir, "end_ids": {tokenizer.eos_token_id}, "context_length": 128}
+    assert started == {
+        **{"path": chat_model_dir, "end_ids": {tokenizer.eos_token_id}},
+        **{"context_length": 128, "limits": {}},
+    }
+    limits = {"max_model_len": 64, "max_num_seqs": 8, "gpu_memory_utilization": 0.5}
+    load(ModelDirectory(chat_model_dir, 0), engine=EngineOptions(name="vllm", limits=limits))
+    assert (started["context_length"], started["limits"]) == (
+        64,
+        {"max_num_seqs": 8.0, "gpu_memory_utilization": 0.5},
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "longest"),
+    [
+        ({"max_model_len": 64, "kv_tokens": 600, "prefix_tokens": 0, "max_rows": 2}, 64),
+        ({"kv_tokens": 600, "prefix_tokens": 0, "long_share": 0.1}, 60),
+    ],
+)
+def test_an_engine_keeps_the_limits_it_is_given(chat_model_dir, limits, longest):
+    """Also the one that is a fraction: what long requests have is as long as one of them may be."""
+    loaded = load(ModelDirectory(chat_model_dir, 0), engine=EngineOptions(limits=limits))
+    assert (loaded.engine.context_length, loaded.engine.load.kv_total) == (longest, 600)
+    loaded.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_batch_tokens": 64}, "a model that can generate has no limit 'max_batch_tokens'"),
+        ({"kv_tokens": 64, "prefix_tokens": 64}, "must leave room in kv_tokens"),
+    ],
+)
+def test_limits_that_an_engine_cannot_keep_are_said(chat_model_dir, limits, words):
+    with pytest.raises(EngineOptionsError, match=words):
+        load(ModelDirectory(chat_model_dir, 0), engine=EngineOptions(limits=limits))
+
+
+def test_a_model_that_reads_has_limits_of_its_own(saved, tmp_path):
+    saved(BertModel)
+    loaded = load(ModelDirectory(tmp_path, 0), engine=EngineOptions(limits={"max_model_len": 8, "max_waiting": 3}))
+    assert loaded.pooling.context_length == 8
+    loaded.pooling.close()
+    with pytest.raises(EngineOptionsError, match="no limit 'kv_tokens'"):
+        load(ModelDirectory(tmp_path, 0), engine=EngineOptions(limits={"kv_tokens": 8}))
 
 
 def test_vllm_is_asked_for_causal_models_alone(saved, tmp_path):
     saved(BertModel)
     with pytest.raises(ModelDirectoryError, match="holds no causal model"):
-        load(ModelDirectory(tmp_path, 0), engine="vllm")
+        load(ModelDirectory(tmp_path, 0), engine=EngineOptions(name="vllm"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from fake_backends import CANARY, Scripted, table, whole
 
@@ -46,6 +47,25 @@ async def test_a_busy_judge_takes_no_load_off_the_canary():
     await until(lambda: not mirroring._running)
     started(mirroring, 1)
     await until(lambda: len(pairs) == 3)
+    await mirroring.aclose()
+
+
+async def test_a_canary_has_the_time_that_the_request_has():
+    class Hangs(Scripted):
+        async def call(self, app, request):
+            self.calls.append((app, request))
+            await asyncio.Event().wait()
+            yield
+
+    pairs = asyncio.Queue()
+    mirroring = Mirroring(Hangs(), pairs.put)
+    route = table(10_000, 0).routes[0]
+    stable, canary = route.backends
+    hurried = replace(REQUEST, deadline_s=0.01)
+    mirroring.start(route, canary, hurried, Outcome(stable, 200, {0: (1,)}, 0.1, 0.2, True))
+    async with asyncio.timeout(30):
+        pair = await pairs.get()
+    assert (pair.canary.status, pair.canary.is_whole, pair.canary.error) == (0, False, "no answer in time")
     await mirroring.aclose()
 
 

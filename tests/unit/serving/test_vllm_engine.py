@@ -10,7 +10,7 @@ import pytest
 
 from serving.engine import Delta, GenerationRequest, Load, Sampling, TokenLogprob
 from serving.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
-from serving.vllm_engine import VllmEngine
+from serving.vllm_engine import VllmEngine, engine_arguments
 
 END = 1
 REQUEST = GenerationRequest((5, 6), 10, Sampling(temperature=0), request_id="r-1")
@@ -197,8 +197,13 @@ def test_it_is_as_healthy_as_vllm():
     assert not engine.is_healthy
 
 
-async def test_what_vllm_refuses_is_the_requests_own_fault_and_keeps_no_place():
-    engine = make(FakeClient(error=ValueError("the prompt is too long")), max_ongoing=1)
+class ClientError(Exception):
+    """As newer releases of vLLM have one, which is no ValueError."""
+
+
+@pytest.mark.parametrize("error", [ValueError("the prompt is too long"), ClientError("the prompt is too long")])
+async def test_what_vllm_refuses_is_the_requests_own_fault_and_keeps_no_place(error):
+    engine = make(FakeClient(error=error), max_ongoing=1, refusals=(ValueError, ClientError))
     for _ in range(3):
         with pytest.raises(InvalidRequest, match="the prompt is too long"):
             await collect(engine.submit(REQUEST))
@@ -221,3 +226,10 @@ async def test_parameters_that_cannot_be_made_keep_no_place(monkeypatch, error, 
                 await engine.score((5, 6))
     assert engine.load.running == 0
     assert len(await collect(engine.submit(REQUEST))) == 1
+
+
+def test_limits_are_vllms_own_arguments():
+    assert engine_arguments({}) == {"gpu_memory_utilization": 0.9}
+    found = engine_arguments({"max_num_seqs": 8.0, "gpu_memory_utilization": 0.5})
+    assert found == {"max_num_seqs": 8, "gpu_memory_utilization": 0.5}
+    assert isinstance(found["max_num_seqs"], int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.batching.line import Line
-from serving.batching.policy import Limits, admit, prefill
+from serving.batching.policy import Limits, admit, lanes, prefill
 
 LIMITS = Limits(kv_tokens=200, prefix_tokens=40, max_rows=5, prefill_tokens=16)
 SIZES = st.integers(1, LIMITS.row_tokens)
@@ -34,7 +35,7 @@ def test_whoever_stands_first_comes_in_when_the_rows_are_empty(waiting):
 @given(st.lists(SIZES, min_size=1, max_size=30), st.data())
 def test_everybody_gets_a_row_in_the_order_of_the_line(waiting, data):
     """Whatever the others do, as long as each ends once; and whoever is passed over does not fit."""
-    line, rows, came = Line(len(waiting)), [], []
+    line, rows, came = Line(len(waiting), Event()), [], []
     everybody = [SimpleNamespace(reserved=size, stream=SimpleNamespace(cancelled=False)) for size in waiting]
     for work in everybody:
         line.join(work)
@@ -48,15 +49,27 @@ def test_everybody_gets_a_row_in_the_order_of_the_line(waiting, data):
     assert came == everybody
 
 
+@given(st.integers(100, 100_000), st.floats(0, 0.9), st.integers(1, 200_000))
+def test_lanes_share_the_cache_and_many_short_ones_fit_beside_each_other(kv_tokens, long_share, context_length):
+    limits = Limits(kv_tokens=kv_tokens, prefix_tokens=40, long_share=long_share, max_rows=64)
+    found = lanes(limits, context_length)
+    assert sum(lane.limits.row_tokens for lane in found) <= limits.row_tokens
+    assert [lane.longest for lane in found] == sorted(lane.longest for lane in found)
+    assert all(1 <= lane.longest <= min(lane.limits.row_tokens, context_length) for lane in found[-1:])
+    short = found[0]
+    if len(found) == 2:
+        assert admit([], [short.longest] * 16, short.limits) == 16
+        assert admit([], [found[1].longest], found[1].limits) == 1
+    elif context_length <= limits.row_tokens // 16:
+        assert admit([], [short.longest] * 16, short.limits) == 16
+
+
 @given(st.lists(st.integers(1, 60), max_size=8), st.integers(1, 64))
 def test_prompts_come_on_within_the_budget(remaining, budget):
     sizes = prefill(remaining, budget)
-    assert bool(sizes) == bool(remaining)
-    assert len(sizes) * max(sizes, default=0) <= budget
-    whole = list(remaining[: len(sizes)]) == sizes
-    assert whole or sizes == [budget]
-    if whole and len(sizes) < len(remaining):
-        assert (len(sizes) + 1) * max(*sizes, remaining[len(sizes)]) > budget
+    assert sum(sizes) == min(sum(remaining), budget), "nothing of the budget idles while there is something to compute"
+    assert all(sizes)
+    assert sizes[:-1] == list(remaining[: len(sizes)])[:-1], "whoever came first is done first"
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 64))
@@ -70,7 +83,9 @@ def test_every_prompt_comes_to_its_end(remaining, budget):
         assert steps <= 8 * 60
 
 
-@pytest.mark.parametrize("wrong", [{"kv_tokens": 0}, {"max_rows": 0}, {"prefix_tokens": 1 << 16}, {"max_waiting": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"kv_tokens": 0}, {"max_rows": 0}, {"prefix_tokens": 1 << 16}, {"max_waiting": 0}, {"long_share": 1.0}]
+)
 def test_limits_that_leave_nothing_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"at least 1|must leave room"):
+    with pytest.raises(ValueError, match=r"at least 1|must leave room|leave something"):
         Limits(**wrong)

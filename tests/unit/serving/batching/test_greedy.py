@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from serving.batching.engine import TransformersEngine
 from serving.batching.policy import Limits
-from serving.batching.runner import SeparateRunner, SlottedRunner, choose_runner
+from serving.batching.runner import PackedRunner, SeparateRunner, choose_runner
 from serving.engine import GenerationRequest, Sampling
-from tests.causal_models import END_ID, SEPARATE, SLOTTED, VOCABULARY, generated, make
+from tests.causal_models import END_ID, PACKED, SEPARATE, VOCABULARY, generated, make
 
 SYSTEM_PROMPT = tuple(range(20, 55))
 GREEDY = Sampling(temperature=0)
@@ -26,8 +26,8 @@ prompts = st.builds(
 )
 arrivals = st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 6)), min_size=1, max_size=9)
 limits = st.builds(
-    Limits,
-    kv_tokens=st.sampled_from([120, 300, 1000]),
+    lambda cache, **others: Limits(kv_tokens=cache[0], long_share=cache[1], **others),
+    cache=st.sampled_from([(120, 0.0), (300, 0.0), (300, 0.5), (1000, 0.0), (1000, 0.5), (2000, 0.1)]),
     prefix_tokens=st.sampled_from([0, 32]),
     max_rows=st.sampled_from([1, 2, 5]),
     prefill_tokens=st.sampled_from([1, 7, 24, 400]),
@@ -73,7 +73,7 @@ async def answers(name, wanted, bounds):
         running.close()
 
 
-@pytest.mark.parametrize("name", SLOTTED)
+@pytest.mark.parametrize("name", PACKED)
 @settings(max_examples=12, deadline=None)
 @given(wanted=arrivals, bounds=limits)
 def test_any_mix_any_order_any_chunks(name, wanted, bounds):
@@ -89,14 +89,14 @@ def test_also_where_no_cache_is_shared(name, wanted, bounds):
     assert found == [expected(name, prompt, max_tokens) for prompt, max_tokens, _ in wanted]
 
 
-@pytest.mark.parametrize("name", SLOTTED)
+@pytest.mark.parametrize("name", PACKED)
 def test_eager_attention_too(name):
     eager = make(name, attn_implementation="eager")
-    assert isinstance(choose_runner(eager, bound=256, max_rows=2), SlottedRunner)
+    assert isinstance(choose_runner(eager, bound=256, max_rows=2), PackedRunner)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(n, SlottedRunner) for n in SLOTTED] + [(n, SeparateRunner) for n in SEPARATE]
+    ("name", "kind"), [(n, PackedRunner) for n in PACKED] + [(n, SeparateRunner) for n in SEPARATE]
 )
 def test_the_fast_way_wherever_it_is_right(name, kind):
     assert isinstance(choose_runner(model(name), bound=256, max_rows=2), kind)

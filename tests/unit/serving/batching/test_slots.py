@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batching import cache
-from serving.batching.cache import Slots, Span
+from serving.batching.attention import Span
+from serving.batching.cache import Slots
 
 BOUND, MAX_ROWS, LAYERS = 600, 6, 2
 
 
 def write(slots: Slots, row: int, start: int, numbers: list[int]) -> None:
     """As a model would, in each layer; the values are the keys with the other sign."""
-    target = torch.arange(start, start + len(numbers)) + row * slots.shape[1]
-    slots.span = Span(row, 1, start + len(numbers), target, None)
+    position = torch.arange(start, start + len(numbers))
+    slots.write_by(Span(row, 0, 0, torch.full_like(position, row), position, parts=[], reaches=[]))
     keys = torch.tensor(numbers, dtype=torch.float32)[None, None, :, None].expand(1, 2, -1, 3)
     for layer in range(LAYERS):
         slots.update(keys + layer, -keys, layer)
@@ -26,7 +27,7 @@ def read(slots: Slots, row: int, length: int) -> list[int]:
     first, second = slots.read(row, length)
     assert torch.equal(first[0] + 1, second[0])
     assert torch.equal(first[0], -second[1])
-    return first[0][:, 1, 2].int().tolist()
+    return first[0][1, :, 2].int().tolist()
 
 
 @settings(deadline=None)

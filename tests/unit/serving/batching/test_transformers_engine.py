@@ -191,10 +191,31 @@ async def test_a_prompt_is_computed_in_parts_while_others_go_on(start, model, ga
     widths = record_widths(model, monkeypatch)
     gate.set()
     await collect(second)
-    parts = [index for index, (_, width) in enumerate(widths) if width > 1 or index == 6]
-    assert [widths[index] for index in parts] == [(1, 8), (1, 8), (1, 8), (1, 1)]
-    assert parts == [0, 2, 4, 6]
+    assert len(PROMPTS[2]) == 25
+    beside = 1  # the next token of the first request, in every run
+    assert [tokens - beside for _, tokens in widths[:5]] == [8, 8, 8, 1, 1]
+    assert all(rows == 1 for rows, _ in widths), "in one line, so that nothing is padded"
     await collect(first)
+
+
+async def test_a_prompt_that_breaks_the_model_takes_nobody_along(start, model, monkeypatch, caplog):
+    engine = start(prefill_tokens=64)
+    first = engine.submit(GenerationRequest(PROMPTS[1], 30, GREEDY))
+    begun = await anext(first)
+    forward = model.forward
+
+    def short_of_memory(**kwargs):
+        if kwargs["input_ids"].shape[1] > 8:
+            raise RuntimeError("no memory")
+        return forward(**kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", short_of_memory)
+        with pytest.raises(EngineFailed):
+            await collect(engine.submit(GenerationRequest(PROMPTS[2], 2, GREEDY)))
+        rest = [token async for delta in first for token in delta.token_ids]
+    assert [*begun.token_ids, *rest] == generated(model, PROMPTS[1], 30, end_id=VOCABULARY)
+    assert "no memory" in caplog.text
 
 
 async def test_a_shared_beginning_is_computed_once(start, model, monkeypatch):
@@ -211,10 +232,10 @@ async def test_a_shared_beginning_is_computed_once(start, model, monkeypatch):
 
 
 async def test_the_cache_never_passes_its_bound(start, model):
-    engine = start(kv_tokens=200, prefix_tokens=32, max_rows=8)
-    slots, seen = engine._batch._runner._slots, []
-    reserve = engine._batch._runner.reserve
-    engine._batch._runner.reserve = lambda *shape: (reserve(*shape), seen.append(slots.shape))
+    engine = start(kv_tokens=200, prefix_tokens=32, long_share=0, max_rows=8)
+    slots, seen = engine._lanes.batches[0]._runner._slots, []
+    reserve = engine._lanes.batches[0]._runner.reserve
+    engine._lanes.batches[0]._runner.reserve = lambda *shape: (reserve(*shape), seen.append(slots.shape))
     streams = [engine.submit(GenerationRequest(PROMPTS[row % 5], 5 + 16 * (row % 6), GREEDY)) for row in range(24)]
     await asyncio.gather(*map(collect, streams))
     assert max(rows * length for rows, length in seen) <= 168
@@ -294,7 +315,7 @@ async def test_a_model_that_breaks_fails_who_is_in_it_and_the_next_are_served(st
 async def test_a_step_that_breaks_outside_the_model_does_not_end_the_thread(start, monkeypatch, caplog):
     engine = start()
     with monkeypatch.context() as patch:
-        patch.setattr(engine._batch, "_decode", lambda: 1 / 0)
+        patch.setattr(engine._lanes.batches[0], "_parts", lambda _: 1 / 0)
         with pytest.raises(EngineFailed):
             await collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY)))
     assert "ZeroDivisionError" in caplog.text
@@ -310,7 +331,7 @@ async def test_clients_are_told_even_where_nothing_can_be_cleared_and_the_engine
     assert engine.is_healthy
     lost = RuntimeError("the device is lost")
     monkeypatch.setattr(model, "forward", lambda **_: (_ for _ in ()).throw(lost))
-    monkeypatch.setattr(engine._batch._runner, "clear", lambda _: (_ for _ in ()).throw(lost))
+    monkeypatch.setattr(engine._lanes.batches[0]._runner, "clear", lambda _: (_ for _ in ()).throw(lost))
     for _ in range(2):
         with pytest.raises(EngineFailed):
             await asyncio.wait_for(collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))), 30)
@@ -339,7 +360,7 @@ async def test_a_thread_that_ends_fails_who_is_there_and_refuses_more(start, mon
     """Nothing that is an Exception ends it, but something else may."""
     engine = start()
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    monkeypatch.setattr(engine._batch, "step", lambda: (_ for _ in ()).throw(SystemExit))
+    monkeypatch.setattr(engine._lanes.batches[0], "step", lambda _: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(EngineFailed):
         await asyncio.wait_for(collect(engine.submit(GenerationRequest(PROMPTS[0], 3, GREEDY))), 30)
     await asyncio.to_thread(engine._thread.join)
@@ -361,7 +382,7 @@ def poisoned(model, monkeypatch):
 
 
 def holds_numbers_alone(engine) -> bool:
-    layers = engine._batch._runner._slots.layers
+    layers = engine._lanes.batches[0]._runner._slots.layers
     return all(bool(slots.isfinite().all()) for layer in layers for slots in (layer.keys, layer.values))
 
 

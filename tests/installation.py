@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import pytest
 from athanor.v1 import deployment_service_pb2 as pb
 
 from cluster.client import AthanorClient
@@ -48,9 +49,18 @@ class Installation:
     def url(self) -> str:
         return self.settings.serve_url
 
+    @property
+    def token(self) -> str:
+        """The first admin token."""
+        return self.settings.admin_token_path.read_text().strip()
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"}
+
     def openai(self, deployment: str = "", **options: object) -> openai.OpenAI:
         path = f"/{deployment}/v1" if deployment else "/v1"
-        return openai.OpenAI(base_url=f"{self.url}{path}", api_key="unused", max_retries=0, **options)
+        return openai.OpenAI(base_url=f"{self.url}{path}", **{"api_key": self.token, "max_retries": 0, **options})
 
     def publish(self, name: str, directory: Path) -> str:
         """A new version, as `name@version`."""
@@ -95,8 +105,11 @@ class Installation:
         deployments = reply.json()["applications"][application]["deployments"].values()
         return [each["pid"] for deployment in deployments for each in deployment["replicas"] if each.get("pid")]
 
-    def kill_replica(self, application: str) -> None:
-        os.kill(self.replica_pids(application)[0], signal.SIGKILL)
+    def kill_replica(self, application: str) -> int:
+        """Of the process that is gone now."""
+        pid = self.replica_pids(application)[0]
+        os.kill(pid, signal.SIGKILL)
+        return pid
 
 
 @dataclass
@@ -161,7 +174,6 @@ def installed(head: RayHead, home: Path) -> Iterator[Installation]:
     settings = Settings(
         home=home,
         listen=f"{HOST}:0",
-        auth="none",
         ray_dashboard_url=head.dashboard_url,
         ray_token_path=Path(head.token_path),
         ray_auth_mode="token",
@@ -181,7 +193,7 @@ def installed(head: RayHead, home: Path) -> Iterator[Installation]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(live()))
     thread.start()
     try:
-        with AthanorClient(address.result(60)) as client:
+        with AthanorClient(address.result(60), token=settings.admin_token_path.read_text().strip()) as client:
             installation = Installation(client, settings, head)
             yield installation
             for each in client.list_deployments():
@@ -190,3 +202,56 @@ def installed(head: RayHead, home: Path) -> Iterator[Installation]:
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)
         loop.close()
+
+
+@dataclass(frozen=True)
+class Models:
+    """References of what is published."""
+
+    teacher: str
+    good: str
+    """Says what its teacher says."""
+    better: str
+    """Almost."""
+    garbage: str
+    """Other random weights: it answers quickly, and says something else."""
+
+
+@pytest.fixture(scope="session")
+def installation(ray_cluster: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One for all tests of a session."""
+    with installed(ray_cluster, tmp_path_factory.mktemp("home")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def models(installation: Installation, chat_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(
+        teacher=installation.publish("teacher", chat_model_dir),
+        good=installation.publish("student", chat_model_dir),
+        better=installation.publish("student", _altered(chat_model_dir, tmp_path_factory.mktemp("better"), 0.001)),
+        garbage=installation.publish("student", _altered(chat_model_dir, tmp_path_factory.mktemp("garbage"), None)),
+    )
+
+
+def gate(models: Models) -> pb.CanaryGate:
+    """Of a busy test machine: times count little."""
+    return pb.CanaryGate(teacher=models.teacher, mirror_share=1.0, max_latency_ratio=20.0)
+
+
+def _altered(source: Path, target: Path, noise: float | None) -> Path:
+    """The same model with some noise in its weights, or with nothing but noise."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    torch.manual_seed(17)
+    if noise is None:
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(source))
+    else:
+        model = LlamaForCausalLM.from_pretrained(source)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += noise * torch.randn_like(weight)
+    model.save_pretrained(target)
+    return target

@@ -1,0 +1,45 @@
+"""Whether the requests that a canary got from its users went well, on their way to its judge: in their order, together.
+
+What is more than a bound is let go whatever it was, so that shares stay what they are. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+_EVERY_S = 1.0
+_MOST = 200
+
+
+class LiveOutcomes:
+    """Of all canaries behind one gateway."""
+
+    def __init__(
+        self, tell: Callable[[str, tuple[bool, ...]], Awaitable[None]], *, every_s: float = _EVERY_S, most: int = _MOST
+    ) -> None:
+        """`tell` gets the application of a judge, and of each request whether it failed; at most `most` each time."""
+        self._tell = tell
+        self._every_s, self._most = every_s, most
+        self._waiting: dict[str, list[bool]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def note(self, judge_app: str, *, failed: bool) -> None:
+        """From a running event loop."""
+        waiting = self._waiting.setdefault(judge_app, [])
+        if len(waiting) < self._most:
+            waiting.append(failed)
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._tell_all())
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _tell_all(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self._every_s)
+            told, self._waiting = self._waiting, {}
+            for judge_app, failed in told.items():
+                await self._tell(judge_app, tuple(failed))
