@@ -6,7 +6,7 @@ The versions and aliases themselves live in the store.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainer.spec import NAME_PATTERN, DistillSpec, FineTuneSpec
 NAME_RULE = "1 to 40 of a-z, 0-9 and '-', beginning with a letter"
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_COMES_LATER = "; if a job on its way will publish it, name that job in schedule.depends_on"
 
 
 def is_name(text: str) -> bool:
@@ -66,14 +67,20 @@ def registry_references(spec: FineTuneSpec) -> dict[str, str]:
     return {path: text for path, text in named.items() if text is not None and model_form(text) == "registry"}
 
 
-def pin(store: Store, spec: FineTuneSpec) -> dict[str, StoredModel]:
-    """Reference -> the version it means now, for every registry reference of a spec; says which field is wrong."""
+def pin(store: Store, spec: FineTuneSpec, known: Collection[str] = ()) -> dict[str, StoredModel]:
+    """Reference -> the version it means now, for every registry reference of a spec; says which field is wrong.
+
+    Those that are `known`, or will be, are left out.
+    """
     pinned = {}
     for path, text in registry_references(spec).items():
+        if text in known:
+            continue
         try:
             pinned[text] = resolve(store, text)
         except (NotFound, InvalidInput) as error:
-            raise type(error)(error.reason, error.message, [Violation(path, error.message)]) from error
+            message = f"{error.message}{_COMES_LATER if isinstance(error, NotFound) else ''}"
+            raise type(error)(error.reason, message, [Violation(path, message)]) from error
     return pinned
 
 

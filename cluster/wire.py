@@ -25,6 +25,7 @@ from cluster.store.records import (
 )
 
 _OUTCOMES = {worker_service_pb2.Outcome.Value(f"OUTCOME_{outcome.value}"): outcome for outcome in Outcome}
+_WORKED_ON = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
 _REASON_LENGTH = 64
 _MESSAGE_LENGTH = 4000
 _EXACT = 2**53
@@ -136,7 +137,7 @@ def job_to_preview(new: NewJob) -> job_pb2.Job:
 
 def _set_optional(message: job_pb2.Job, job: StoredJob) -> None:
     if job.progress is not None:
-        message.progress.CopyFrom(progress_to_proto(job.progress))
+        message.progress.CopyFrom(progress_to_proto(_as_it_holds(job, job.progress)))
     if job.max_run_duration_us is not None:
         message.max_run_duration.FromMicroseconds(job.max_run_duration_us)
     if job.summary is not None:
@@ -168,6 +169,14 @@ def _attempt(attempt: StoredAttempt) -> job_pb2.Attempt:
     return message
 
 
+def _as_it_holds(job: StoredJob, progress: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How far a job is stays true while nobody works on it; how fast it was, and the time left by that, do not."""
+    last = job.attempts[-1].number if job.attempts else 0
+    if job.state in _WORKED_ON and progress.get("attempt", last) == last:
+        return progress
+    return {**progress, "tokens_per_second": 0.0, "eta_s": None}
+
+
 def progress_to_proto(progress: Mapping[str, Any]) -> job_pb2.Progress:
     """Of the store's JSON, which is also what a driver keeps in progress.json."""
     message = job_pb2.Progress(
@@ -184,7 +193,7 @@ def progress_to_proto(progress: Mapping[str, Any]) -> job_pb2.Progress:
     return message
 
 
-def progress_from_proto(message: job_pb2.Progress, now_us: int) -> dict[str, Any]:
+def progress_from_proto(message: job_pb2.Progress, attempt: int, now_us: int) -> dict[str, Any]:
     """As JSON for the store; figures that are not finite are left out."""
     measured = message.update_time.ToMicroseconds() if message.HasField("update_time") else now_us
     return {
@@ -196,6 +205,7 @@ def progress_from_proto(message: job_pb2.Progress, now_us: int) -> dict[str, Any
         "loss": message.loss if message.HasField("loss") and math.isfinite(message.loss) else None,
         "eta_s": message.eta.ToMicroseconds() / 1e6 if message.HasField("eta") else None,
         "update_time_us": measured,
+        "attempt": attempt,
     }
 
 

@@ -88,4 +88,8 @@ def _written(param: Any) -> str:
 
 
 def _value(param: Any) -> str:
-    return str(param.metavar or param.opts[-1].lstrip("-").replace("-", "_").upper())
+    name = str(param.metavar or param.opts[-1].lstrip("-").replace("-", "_").upper())
+    if param.param_type_name == "argument":
+        name += "" if param.nargs == 1 else "..."
+        return name if param.required else f"[{name}]"
+    return name

@@ -18,7 +18,10 @@ class Listener(Protocol):
     """What a run tells its surroundings. Rank 0 speaks for progress."""
 
     def progress(self, stage: str, step: int, total: int, **figures: float) -> None:
-        """`step` of `total` in a stage ("student", "baseline", "label", "evaluate student", ...); figures by name."""
+        """`step` of `total` in a stage ("student", "baseline", "label", "evaluate student", ...); figures by name.
+
+        NaN is a figure that is not known yet.
+        """
 
     def event(self, reason: str, message: str) -> None:
         """Something worth keeping happened; `reason` is UPPER_SNAKE."""

@@ -28,9 +28,10 @@ from trainer.schedule import learning_rate
 from trainer.spec import CheckpointSpec, TrainingSpec
 from trainer.step_log import StepLog
 from trainer.teaching import Teaching
+from trainer.time_left import TimeLeft
 
-_NEWEST = 0.3
-"""What the newest lines' pace weighs beside those before."""
+_SILENT_S = 10.0
+"""Nobody who watches waits longer for a word than this and a step, however few lines are logged."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,13 @@ class _Told:
     this: Run
     since: Progress
     started: float = 0.0
-    pace: float | None = None
-    """Seconds a step, over the last few lines: one slow step shall not double the time that is left."""
+    told: float = 0.0
+    """When the listener last heard of it, in seconds of the run."""
+    time_left: TimeLeft = field(default_factory=TimeLeft)
 
     def __post_init__(self) -> None:
         self.started = self.this.clock() - self.since.seconds
+        self.told = self.since.seconds
 
     def tell(self, progress: Progress, outcome: _Outcome, rate: float) -> Progress:
         this = self.this
@@ -130,18 +133,17 @@ class _Told:
         step = progress.step + 1
         memory = this.objective.remember(progress.memory, outcome.terms, step / this.total_steps)
         progress = Progress(step, tokens, seconds, outcome.terms[LOSS], memory)
+        self.time_left.done(step, seconds)
         due = progress.step % this.training.logging_steps == 0 or progress.step == this.total_steps
-        if this.metrics is not None and due:
-            self._write(this.metrics, progress, outcome, rate)
-            self.since = progress
+        if this.metrics is not None and (due or seconds - self.told >= _SILENT_S):
+            speed = (progress.tokens - self.since.tokens) / max(1e-9, progress.seconds - self.since.seconds)
+            self._say(progress, speed)
+            if due:
+                self._write(this.metrics, progress, outcome, rate, speed)
         return progress
 
-    def _write(self, metrics: StepLog, progress: Progress, outcome: _Outcome, rate: float) -> None:
-        speed = (progress.tokens - self.since.tokens) / max(1e-9, progress.seconds - self.since.seconds)
-        steps = progress.step - self.since.step
-        pace = (progress.seconds - self.since.seconds) / steps
-        self.pace = pace if self.pace is None else (1 - _NEWEST) * self.pace + _NEWEST * pace
-        left = (self.this.total_steps - progress.step) * self.pace
+    def _write(self, metrics: StepLog, progress: Progress, outcome: _Outcome, rate: float, speed: float) -> None:
+        self.since = progress
         metrics.write(
             {
                 "step": progress.step,
@@ -154,7 +156,12 @@ class _Told:
                 "time": self.this.clock(),
             }
         )
-        figures = {"loss": progress.loss, "tokens": progress.tokens, "tokens_per_second": speed, "eta_s": left}
+
+    def _say(self, progress: Progress, speed: float) -> None:
+        self.told = progress.seconds
+        left = self.time_left.seconds(self.this.total_steps - progress.step)
+        figures = {"loss": progress.loss, "tokens": progress.tokens, "tokens_per_second": speed}
+        figures["eta_s"] = math.nan if left is None else left
         self.this.listener.progress(self.this.role, progress.step, self.this.total_steps, **figures)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from trainer.errors import SpecError, UserError, Violation
@@ -27,11 +27,14 @@ _POSITIONS = ("max_position_embeddings", "n_positions")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
-def check_inputs(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> None:
-    """SpecError with one violation for each thing that is not there; `models` is registry reference -> directory."""
+def check_inputs(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str], awaited: Collection[str] = ()) -> None:
+    """SpecError with one violation for each thing that is not there; `models` is registry reference -> directory.
+
+    Models that are `awaited` will be there when the job begins.
+    """
     found = [
         *_data_violations(spec),
-        *_model_violations(spec, models),
+        *_model_violations(spec, models, awaited),
         *_length_violations(spec, models),
         *_layer_violations(spec, models),
     ]
@@ -85,13 +88,16 @@ def _baseline_violations(spec: FineTuneSpec | DistillSpec) -> Iterator[Violation
         yield Violation("spec.evaluate.baseline", f"a baseline learns from labels: {violation.message}, or {mend}")
 
 
-def _model_violations(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> Iterator[Violation]:
+def _model_violations(
+    spec: FineTuneSpec | DistillSpec, models: Mapping[str, str], awaited: Collection[str]
+) -> Iterator[Violation]:
     named = [("spec.student.model", spec.student.model)]
     if isinstance(spec, DistillSpec):
         named += [(f"spec.teachers[{at}].model", teacher.model) for at, teacher in enumerate(spec.teachers)]
     for path, reference in named:
-        message = _model_problem(reference, models) if reference is not None else None
-        if message:
+        if reference is None or reference in awaited:
+            continue
+        if message := _model_problem(reference, models):
             yield Violation(path, message)
 
 

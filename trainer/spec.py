@@ -129,7 +129,8 @@ class ScheduleSpec(Strict):
     hold_until: AwareDatetime | None = None
     """It waits at least until then (RFC 3339, with a time zone)."""
     depends_on: Annotated[tuple[JobUid, ...], Field(max_length=64)] = ()
-    """Uids of jobs that must have succeeded before it begins; it fails with the first of them that does not."""
+    """Uids of jobs that must have succeeded before it begins; it fails with the first of them that does not. A model
+    that one of them publishes may be named by its alias before it is there: the job gets the version that comes."""
     retries: RetriesSpec = RetriesSpec()
 
 

@@ -41,6 +41,8 @@ OF_FAILURE = {
     "HUB_UNREACHABLE": "check the network of the workers, or give a directory; then: athanor job retry {uid}",
     "MAX_RUN_DURATION": "set schedule.max_run_duration higher and go on: {again}",
     "DEPENDENCY_FAILED": "mend the job that it waits for, then: athanor job retry {uid}",
+    "SECRET_NOT_FOUND": "bring the secret to every node, as docs/security.md says; then: athanor job retry {uid}",
+    "SECRET_UNUSABLE": "make the secret one line of at least 8 characters; then: athanor job retry {uid}",
     "SUBMIT_REFUSED": "the message has Ray's own words; athanor doctor",
 }
 OF_WAITING = {
@@ -51,7 +53,8 @@ OF_WAITING = {
     "RUNNING_JOBS_LIMIT": "as many jobs run as may at once (ATHANOR_MAX_RUNNING_JOBS); it begins when one ends",
     "TOO_LARGE": "it asks for more than the cluster has: ask for less under spec.resources, or add nodes",
     "HELD": "it begins at its hour (schedule.hold_until), or at once after: athanor job resume {uid}",
-    "DEPENDENCY": "it waits for another job's model; see that job with: athanor job describe UID",
+    "DEPENDENCY": "it begins when those that it depends on have succeeded; see them with: {depends_on}",
+    "RELEASING": "the processes of its last attempt are going; after that it waits for its turn",
     "RAY_UNREACHABLE": "Ray cannot be seen; athanor doctor",
 }
 OF_CONDITION = {
@@ -85,7 +88,16 @@ def next_steps(job: job_pb2.Job) -> list[str]:
     elif state in OF_STATE:
         lines += [OF_STATE[state]]
     names = {"uid": job.uid, "look": _LOOK.format(uid=job.uid), "again": _retry(job)}
+    names["depends_on"] = "; ".join(f"athanor job describe {uid}" for uid in dependencies(job))
     return [line.format(**names) for line in lines]
+
+
+def dependencies(job: job_pb2.Job) -> list[str]:
+    """Uids of the jobs that must have succeeded before this one begins."""
+    schedule = job.spec.fields["schedule"].struct_value if "schedule" in job.spec.fields else None
+    if schedule is None or "depends_on" not in schedule.fields:
+        return []
+    return [each.string_value for each in schedule.fields["depends_on"].list_value.values]
 
 
 def _retry(job: job_pb2.Job) -> str:

@@ -37,6 +37,8 @@ def list_entries(
     with connect(address) as client:
         found = client.list_audit_entries(actor=actor, resource=resource, since=_moment(since), limit=limit + 1)
         entries = list(at_most(limit, found))
+    if not entries:
+        say("no such entries")
     emit(
         form,
         [as_document(entry) for entry in entries],

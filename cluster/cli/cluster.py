@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.connect import AddressOption, connect
 from cluster.cli.lists import Columns, Line, WatchOption, show_list
-from cluster.cli.output import Format, FormatOption, age, as_document, emit, print_fields, say
+from cluster.cli.output import Format, FormatOption, age, as_document, coloured, emit, print_fields, say
 
 if TYPE_CHECKING:
     from athanor.v1 import cluster_service_pb2
@@ -69,12 +69,12 @@ def queue(
                 say(f"{len(found.jobs)} of {found.num_waiting} jobs that wait")
             return [_queued(job) for job in found.jobs]
 
-        show_list(form, _QUEUE, load, watch=watch)
+        show_list(form, _QUEUE, load, watch=watch, nothing="nobody waits")
 
 
 def _node(node: cluster_service_pb2.Node) -> Line:
-    state = "ALIVE" if node.alive else "DEAD"
-    row = (
+    state = coloured("ALIVE" if node.alive else "DEAD")
+    row: tuple[str | Text, ...] = (
         node.address,
         state,
         f"{node.cpus:g}",

@@ -21,6 +21,8 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the contex
 def list_contexts(form: FormatOption = Format.TABLE) -> None:
     """List contexts; * marks the one in use."""
     contexts = Contexts.load()
+    if not contexts.named:
+        say("no contexts; commands go to the local cluster")
     rows = [
         ("*" if name == contexts.in_use else "", name, access.address, access.project)
         for name, access in sorted(contexts.named.items())
@@ -34,7 +36,7 @@ def list_contexts(form: FormatOption = Format.TABLE) -> None:
 
 
 @app.command()
-def use(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Empty: the local cluster again.")] = "") -> None:
+def use(name: Annotated[str, typer.Argument(metavar="NAME", help="Empty: the local cluster again.")] = "") -> None:
     """Take a context for the commands that follow."""
     Contexts.load().use(name).save()
     say(f"commands go to {name or 'the local cluster'} now")
@@ -77,11 +79,12 @@ def set_context(
 def delete(name: NameArgument) -> None:
     """Forget a context."""
     Contexts.load().without(name).save()
+    say(f"context {name} is forgotten")
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Without it: what commands use now.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Without it: what commands use now.")] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Show a context, without its token; or where commands go now, of flags, environment, context and local cluster."""

@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cli.advice import next_steps
+from cluster.awaited_models import models_of
+from cluster.cli.advice import dependencies, next_steps
 from cluster.cli.folding import folded, shortened
 from cluster.cli.job_table import clock, eta, loss, progress_of, speed, state_of, state_text, why
 from cluster.cli.job_view import event_parts, words
@@ -20,7 +21,6 @@ from cluster.cli.output import age, as_document, show, span
 
 if TYPE_CHECKING:
     from athanor.v1 import cluster_service_pb2, job_pb2, job_service_pb2
-    from google.protobuf.timestamp_pb2 import Timestamp
 
 _MOST_EVENTS = 30
 _BAR_WIDTH = 30
@@ -87,16 +87,25 @@ def _sections(story: Story) -> Iterator[tuple[str, RenderableType]]:
 def _facts(job: job_pb2.Job) -> Iterator[tuple[str, RenderableType]]:
     if job.labels:
         yield "Labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+    if depends_on := dependencies(job):
+        yield "Depends on", ", ".join(depends_on)
     if job.start_time.seconds:
-        yield "Ran", _ran(job.start_time, job.end_time)
+        yield "Ran", _ran(job)
     if job.HasField("max_run_duration"):
         yield "Limit", f"{span(job.max_run_duration.seconds)} of running"
-    if job.resolved_models:
-        yield "Uses", ", ".join(f"{asked} = {found}" for asked, found in sorted(job.resolved_models.items()))
+    if uses := list(_uses(job)):
+        yield "Uses", ", ".join(uses)
     if job.published_model:
         yield "Published", Text(job.published_model, style="green")
     if job.report_path:
         yield "Report", job.report_path
+
+
+def _uses(job: job_pb2.Job) -> Iterator[str]:
+    yield from (f"{asked} = {found}" for asked, found in sorted(job.resolved_models.items()))
+    awaited = {each for each in models_of(as_document(job)["spec"]) if "@" in each} - set(job.resolved_models)
+    if state_of(job) in ("QUEUED", "PAUSED"):
+        yield from (f"{asked} = what a job that it depends on publishes" for asked in sorted(awaited))
 
 
 def _queue(standing: job_pb2.QueueStanding) -> Text:
@@ -121,10 +130,13 @@ def _progress(job: job_pb2.Job) -> RenderableType:
     return Group(*lines, *([Text("  ".join(figures))] if figures else []))
 
 
-def _ran(start: Timestamp, end: Timestamp) -> str:
-    until = end.ToDatetime(UTC) if end.seconds else None
-    seconds = ((until or datetime.now(UTC)) - start.ToDatetime(UTC)).total_seconds()
-    return f"{clock(seconds)}{'' if until else ' so far'}, since {start.ToDatetime(UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+def _ran(job: job_pb2.Job) -> str:
+    """Neither waiting nor paused, over all attempts."""
+    now, started = datetime.now(UTC), job.start_time.ToDatetime(UTC)
+    spans = [(max(each.start_time.ToDatetime(UTC), started), each.end_time) for each in job.attempts]
+    seconds = sum(((end.ToDatetime(UTC) if end.seconds else now) - begun).total_seconds() for begun, end in spans)
+    words = f"{clock(max(seconds, 0))}{'' if job.end_time.seconds else ' so far'}"
+    return f"{words}, since {started.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _attempt(attempt: job_pb2.Attempt) -> Text:

@@ -26,7 +26,7 @@ JobArgument = Annotated[
 ]
 JobsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="JOB...", help="Uids, or names for the newest ones.", autocompletion=complete_job),
+    typer.Argument(metavar="JOB", help="Uids, or names for the newest ones.", autocompletion=complete_job),
 ]
 MessageOption = Annotated[str, typer.Option("-m", "--message", help="Why; kept with the job.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Until it is there.")]

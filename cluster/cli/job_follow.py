@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 def watch(
     job: Annotated[
-        str, typer.Argument(metavar="[JOB]", help="Uid or name; all jobs without it.", autocompletion=complete_job)
+        str, typer.Argument(metavar="JOB", help="Uid or name; all jobs without it.", autocompletion=complete_job)
     ] = "",
     project: Annotated[str, typer.Option(help="Of all jobs: only those of this project.")] = "",
     timeout_s: TimeoutOption = None,
@@ -51,7 +51,7 @@ def watch(
 
 
 def wait(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Uids or names.", autocompletion=complete_job)],
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB", help="Uids or names.", autocompletion=complete_job)],
     timeout_s: TimeoutOption = None,
     address: AddressOption = "",
 ) -> None:

@@ -77,15 +77,15 @@ class BarView:
             self._show(change.job.progress)
 
     def _show_waiting(self, job: job_pb2.Job) -> None:
-        """A bar without an end for as long as the job waits for its turn."""
-        waits = state_of(job) in _WAITING
+        """A bar without an end for as long as the job waits for its turn, or for its workers."""
+        waits = waits_for(job)
         if self._waiting is not None and not waits:
             self._progress.remove_task(self._waiting)
             self._waiting = None
         elif waits and self._waiting is None:
             self._waiting = self._progress.add_task("", total=None, figures="", left="")
         if self._waiting is not None:
-            self._progress.update(self._waiting, description=_WAITING[state_of(job)], figures=place(job))
+            self._progress.update(self._waiting, description=waits, figures=place(job))
 
     def _show(self, progress: job_pb2.Progress) -> None:
         if progress.stage not in self._tasks:
@@ -141,6 +141,12 @@ class LineView:
         if reason and reason != self._waiting:
             say(f"  waits, {place(job)}: {job.queue.message}")
         self._waiting = reason
+
+
+def waits_for(job: job_pb2.Job) -> str:
+    """In words; empty while it works, and when it rests."""
+    has_begun = state_of(job) != "RUNNING" or job.progress.stage
+    return _WAITING.get(state_of(job), "") if has_begun else "its workers start"
 
 
 def words(kind: str, stage: str) -> str:

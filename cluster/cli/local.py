@@ -11,7 +11,7 @@ import typer
 
 from cluster import __version__
 from cluster.cli.exit_codes import ExitCode
-from cluster.cli.output import Format, FormatOption, data_console, emit, emit_json, print_fields, say
+from cluster.cli.output import Format, FormatOption, data_console, emit, emit_json, print_fields, print_line, say
 
 if TYPE_CHECKING:
     from cluster.local import UpResult
@@ -122,6 +122,21 @@ def version(form: FormatOption = Format.TABLE) -> None:
     """Print the version."""
     document = {"athanor": __version__, "python": sys.version.split()[0]}
     emit(form, document, table=lambda: print_fields(document), names=[__version__])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"athanor {__version__}")
+        raise typer.Exit
+
+
+def version_option(
+    wanted: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command line of this kind knows; the help is the application's."""
+    del wanted
 
 
 def _print_record(result: UpResult, admin_token: Path) -> None:

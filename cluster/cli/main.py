@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.callback()(local.version_option)
 local.add_to(app)
 quickstart.add_to(app)
 app.add_typer(job.app, name="job")

@@ -44,7 +44,7 @@ _COLUMNS = ("MODEL", "ALIASES", "PARAMETERS", "EXACT MATCH", "TEACHERS", "JOB", 
 
 @app.command("list")
 def list_models(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only versions of this model.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Only versions of this model.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
     form: FormatOption = Format.TABLE,
     address: AddressOption = "",
@@ -52,6 +52,8 @@ def list_models(
     """List model versions, by name, newest first."""
     with connect(address) as client:
         versions = list(at_most(limit, client.list_models(name, limit=limit + 1)))
+    if not versions:
+        say(f"no models of the name {name}" if name else "no models")
     emit(
         form,
         [as_document(version) for version in versions],
@@ -82,8 +84,10 @@ def path(reference: ModelArgument, address: AddressOption = "") -> None:
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the model, new or not.")],
-    path: Annotated[str, typer.Argument(help="Directory on the cluster's storage, as save_pretrained leaves it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model, new or not.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Directory on the cluster's storage, as save_pretrained leaves it.")
+    ],
     description: Annotated[str, typer.Option(help="Free words, kept with the version.")] = "",
     request_id: Annotated[str, typer.Option(help="Asked again with the same one, nothing is made twice.")] = "",
     form: FormatOption = Format.NAME,
@@ -99,7 +103,7 @@ def create(
 @app.command()
 def delete(
     references: Annotated[
-        list[str], typer.Argument(metavar="NAME@VERSION...", help="Versions.", autocompletion=complete_model)
+        list[str], typer.Argument(metavar="NAME@VERSION", help="Versions.", autocompletion=complete_model)
     ],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     address: AddressOption = "",
@@ -128,7 +132,7 @@ def verify(reference: ModelArgument, form: FormatOption = Format.TABLE, address:
 @app.command()
 def download(
     reference: ModelArgument,
-    directory: Annotated[Path, typer.Argument(help="Where to; must not be there, or be empty.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where to; must not be there, or be empty.")],
     file: Annotated[str, typer.Option(help="Only this one, e.g. config.json.")] = "",
     address: AddressOption = "",
 ) -> None:

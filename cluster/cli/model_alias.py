@@ -41,7 +41,7 @@ def set_alias(
             metavar="NAME@VERSION", help="The version, or NAME@ALIAS for its version.", autocompletion=complete_model
         ),
     ],
-    alias: Annotated[str, typer.Argument(help="The alias that shall point there.")],
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias that shall point there.")],
     expected: ExpectedOption = None,
     address: AddressOption = "",
 ) -> None:

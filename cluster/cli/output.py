@@ -34,12 +34,12 @@ Cell = TypeVar("Cell", bound="str | Text")
 _GAP, _LEAST_WIDTH = 2, 20
 _PIPED_WIDTH = 400  # a table that goes into a pipe is cut nowhere
 _STYLES = {
-    **dict.fromkeys(("SUCCEEDED", "READY"), "green"),
+    **dict.fromkeys(("SUCCEEDED", "READY", "ALIVE"), "green"),
     **dict.fromkeys(("ADMITTED", "STARTING", "RUNNING", "DEPLOYING"), "cyan"),
     **dict.fromkeys(("QUEUED", "PAUSING", "PAUSED", "PENDING"), "yellow"),
     **dict.fromkeys(("CANCELLING", "CANCELLED", "DELETING"), "bright_black"),
     "RECOVERING": "magenta",
-    "FAILED": "bold red",
+    **dict.fromkeys(("FAILED", "DEAD"), "bold red"),
 }
 
 

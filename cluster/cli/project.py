@@ -26,7 +26,7 @@ def list_projects(form: FormatOption = Format.TABLE, watch: WatchOption = False,
 
 @app.command()
 def set_quota(
-    project: Annotated[str, typer.Argument(help="Name of the project.")],
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Name of the project.")],
     cpus: Annotated[float | None, typer.Option(help="CPUs at once; no limit without it.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs at once; no limit without it.")] = None,
     running_jobs: Annotated[int | None, typer.Option(help="Jobs at once; no limit without it.")] = None,
@@ -39,8 +39,13 @@ def set_quota(
     quota = cluster_service_pb2.Quota(cpus=cpus, gpus=gpus, running_jobs=running_jobs, weight=weight)
     with connect(address) as client:
         changed = client.set_quota(project, quota)
-    limits = [f"{value:g} {name}" for name, value in _limits(changed.quota).items()]
+    limits = [_counted(value, name) for name, value in _limits(changed.quota).items()]
     say(f"{changed.name} may hold {', '.join(limits) or 'everything'}; weight {changed.quota.weight:g}")
+
+
+def _counted(value: float, name: str) -> str:
+    """2 CPUs, 1 running job."""
+    return f"{value:g} {name.removesuffix('s') if value == 1 else name}"
 
 
 def _limits(quota: cluster_service_pb2.Quota) -> dict[str, float]:

@@ -23,7 +23,7 @@ _COLUMNS = ("ID", "NAME", "ROLE", "PROJECTS", "STATE", "LAST USE", "AGE")
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Who it is for; stands in the audit log.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is for; stands in the audit log.")],
     role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
     project: Annotated[list[str] | None, typer.Option(help="Only here; repeatable. All without it.")] = None,
     ttl: Annotated[str, typer.Option(help="Until it expires, e.g. 12h or 90d; for ever without it.")] = "",

@@ -17,6 +17,7 @@ from pathlib import Path
 from cluster.driver.attempt import Attempt
 from trainer.atomic import write_json
 from trainer.secrets import without_secrets
+from trainer.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +36,24 @@ class WorkerListener:
         self._is_listening = False
         self._progress_path = attempt.ctx.progress_path
         self._clock = clock
-        self._stage = ("", 0, 0.0)
+        self._stage = ""
+        self._time_left = TimeLeft()
         self._written_at = 0.0
 
     def progress(self, stage: str, step: int, total: int, **figures: float) -> None:
         """Kept at most twice a second, and always at the first and the last step of a stage; the first rank's alone."""
         now = self._clock()
-        is_new = self._stage[0] != stage
+        is_new = self._stage != stage
         if is_new:
-            self._stage = (stage, step, now)
+            self._stage, self._time_left = stage, TimeLeft()
             self.log(f"{time.strftime('%H:%M:%S', time.localtime(now))} {stage}")
+        self._time_left.done(step, now)
         if self._rank == 0 and math.isfinite(figures.get("loss", math.nan)):
             self.log(_line(stage, step, total, figures, now))
         if self._rank == 0 and (is_new or step == total or now - self._written_at >= _SHORTEST_INTERVAL_S):
             self._written_at = now
-            write_json(self._progress_path, self._document(stage, step, total, figures, now))
+            figures.setdefault("eta_s", self._eta_s(total - step))
+            write_json(self._progress_path, _document(stage, step, total, figures, now))
 
     def event(self, reason: str, message: str) -> None:
         self.log(f"{reason}: {message}")
@@ -69,30 +73,31 @@ class WorkerListener:
             self._is_listening = True
         return self._pause_path.exists()
 
-    def _document(
-        self, stage: str, step: int, total: int, figures: dict[str, float], now: float
-    ) -> dict[str, str | float | None]:
-        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
-        first_word = stage.split()[0]
-        return {
-            "stage": _STAGES.get(first_word, first_word),
-            "step": step,
-            "total_steps": total,
-            "tokens": int(finite.get("tokens", 0)),
-            "tokens_per_second": finite.get("tokens_per_second", 0.0),
-            "loss": finite.get("loss"),
-            "eta_s": finite.get("eta_s", self._eta_s(step, total, now)),
-            "update_time_us": int(now * 1e6),
-        }
+    def _eta_s(self, steps_left: int) -> float:
+        """Of a stage that does not say it itself."""
+        seconds = self._time_left.seconds(steps_left)
+        return math.nan if seconds is None else seconds
 
-    def _eta_s(self, step: int, total: int, now: float) -> float | None:
-        _, first_step, started_at = self._stage
-        done = step - first_step
-        return (now - started_at) / done * (total - step) if done > 0 and total >= step else None
+
+def _document(
+    stage: str, step: int, total: int, figures: dict[str, float], now: float
+) -> dict[str, str | float | None]:
+    finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+    first_word = stage.split()[0]
+    return {
+        "stage": _STAGES.get(first_word, first_word),
+        "step": step,
+        "total_steps": total,
+        "tokens": int(finite.get("tokens", 0)),
+        "tokens_per_second": finite.get("tokens_per_second", 0.0),
+        "loss": finite.get("loss"),
+        "eta_s": finite.get("eta_s"),
+        "update_time_us": int(now * 1e6),
+    }
 
 
 def _line(stage: str, step: int, total: int, figures: dict[str, float], now: float) -> str:
-    """`12:30:01 student 20/2000  loss 1.234  5,678 tokens/s`: as often as the loop tells, every `logging_steps`."""
+    """`12:30:01 student 20/2000  loss 1.234  5,678 tokens/s`: as often as the loop tells."""
     moment, speed = time.strftime("%H:%M:%S", time.localtime(now)), figures.get("tokens_per_second", 0.0)
     parts = [
         f"{moment} {stage} {step}/{total}",

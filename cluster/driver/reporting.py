@@ -64,6 +64,8 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
+        """What an earlier attempt wrote of its progress is not told as this one's."""
+        self._last_progress, _ = self._new_progress()
         self._thread.start()
 
     def stop(self) -> None:

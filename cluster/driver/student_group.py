@@ -8,6 +8,7 @@ Ray Train's affair: it starts all of them again, and every stage resumes from wh
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -74,14 +75,19 @@ def work(config: dict[str, Any]) -> None:
         log_in_to_hub(attempt.ctx.spec.hub.token)
         _join_peers(attempt, rank, world)
         _learn(attempt, rank, world)
-    ray.train.report({"rank": rank})
+        ray.train.report({"rank": rank})
 
 
 @contextmanager
 def outcome_of_errors(attempt: Attempt, rank: int) -> Iterator[None]:
-    """Errors that the same work would meet again are written down for the driver."""
+    """Errors that the same work would meet again are written down for the driver; a stop that was asked for is none."""
     try:
         yield
+    except Stopped as stop:
+        with suppress(OSError):
+            sys.stdout.write(f"{stop}\n")
+        if not _is_written_down(attempt, rank, stop):
+            raise
     except (TrainerError, TeacherLost) as error:
         _write_down(attempt, rank, error)
         raise
@@ -119,8 +125,15 @@ def _write_down(attempt: Attempt, rank: int, error: TrainerError | ClusterError)
     """Where a full disk takes not even this, the error itself tells the driver, when Ray Train gives up."""
     with suppress(OSError):
         traceback.print_exc()
-    with suppress(OSError):
+    _is_written_down(attempt, rank, error)
+
+
+def _is_written_down(attempt: Attempt, rank: int, error: TrainerError | ClusterError) -> bool:
+    try:
         write_record(attempt.outcome_path(rank), record_of(error))
+    except OSError:
+        return False
+    return True
 
 
 def _join_peers(attempt: Attempt, rank: int, world: int) -> None:

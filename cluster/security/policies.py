@@ -25,13 +25,21 @@ class MethodPolicy:
     role: Role | None
     """The least role of the token; None: the request itself carries a lease."""
     audited: bool
+    role_to_validate: Role | None = None
+    """The least role of a call that only checks (`validate_only`); None: `role`."""
 
-    def check(self, caller: Caller) -> None:
-        """PermissionDenied / ROLE_TOO_LOW."""
-        if self.role is not None and caller.role < self.role:
-            needs, has = (role.name.lower() for role in (self.role, caller.role))
-            message = f"{self.method} needs a token of role {needs}; {caller.name!r} has {has}"
-            raise PermissionDenied("ROLE_TOO_LOW", message)
+    def check(self, caller: Caller, request: Any = None) -> None:
+        """PermissionDenied / ROLE_TOO_LOW. Without the request, which is not read yet: whatever may be asked in it."""
+        only_checks = request is None or bool(getattr(request, "validate_only", False))
+        least = self.role_to_validate if only_checks and self.role_to_validate is not None else self.role
+        if least is not None and caller.role < least:
+            raise PermissionDenied("ROLE_TOO_LOW", self._refusal(least, caller))
+
+    def _refusal(self, least: Role, caller: Caller) -> str:
+        needs, has = least.name.lower(), caller.role.name.lower()
+        message = f"{self.method} needs a token of role {needs}; {caller.name!r} has {has}"
+        may_validate = self.role_to_validate is not None and caller.role >= self.role_to_validate
+        return f"{message}, which may check it only (validate_only; --dry-run)" if may_validate else message
 
 
 def policies_of(files: Iterable[Any]) -> Mapping[str, MethodPolicy]:
@@ -40,7 +48,7 @@ def policies_of(files: Iterable[Any]) -> Mapping[str, MethodPolicy]:
     StartUpError / METHOD_WITHOUT_POLICY names all that have none, or one that says nothing.
     """
     methods = [method for file in files for each in file.services_by_name.values() for method in each.methods]
-    without = [method.full_name for method in methods if not _is_whole(_option(method))]
+    without = [method.full_name for method in methods if not _is_whole(method)]
     if without:
         message = f"nothing says who may call {', '.join(without)}; give each an option (policy) in its proto file"
         raise StartUpError("METHOD_WITHOUT_POLICY", message)
@@ -53,13 +61,22 @@ def _option(method: Any) -> options_pb2.Policy:
     return read.Extensions[options_pb2.policy]
 
 
-def _is_whole(policy: options_pb2.Policy) -> bool:
+def _is_whole(method: Any) -> bool:
+    policy = _option(method)
     if policy.access == options_pb2.ACCESS_LEASE:
         return True
-    return policy.access == options_pb2.ACCESS_TOKEN and int(policy.role) in [int(role) for role in Role]
+    roles = [int(role) for role in Role]
+    if policy.access != options_pb2.ACCESS_TOKEN or policy.role not in roles:
+        return False
+    if policy.role_to_validate == options_pb2.ROLE_UNSPECIFIED:
+        return True
+    can_validate = "validate_only" in method.input_type.fields_by_name
+    return can_validate and policy.role_to_validate in roles and policy.role_to_validate <= policy.role
 
 
 def _policy(method: Any) -> MethodPolicy:
     option = _option(method)
     role = Role(option.role) if option.access == options_pb2.ACCESS_TOKEN else None
-    return MethodPolicy(f"{method.containing_service.full_name}/{method.name}", role, option.audited)
+    to_validate = Role(option.role_to_validate) if option.role_to_validate else None
+    name = f"{method.containing_service.full_name}/{method.name}"
+    return MethodPolicy(name, role, option.audited, to_validate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,12 @@ from athanor.v1 import job_service_pb2 as messages
 from cluster import wishes
 from cluster.errors import ClusterError, NotFound, PreconditionFailed, StoreUnavailable
 from cluster.ids import new_job_uid
-from cluster.registry import resolve
+from cluster.registry import pin, resolve
 from cluster.security.audit import line
 from cluster.security.caller import caller
 from cluster.services.submission import (
     DEFAULT_PROJECT,
+    awaited_models,
     check_dependencies,
     check_inputs_of,
     check_job,
@@ -122,8 +123,8 @@ def retry(settings: Settings, store: Store, request: messages.RetryJobRequest) -
     known = store.find_request(request.request_id, sha256, old.project, _RETRY)
     if known is not None:
         return known
-    _check(settings, store, old, request.from_checkpoint)
-    new = _like(old)
+    new = _like(old, _checked_models(store, old))
+    _check(settings, old, request.from_checkpoint)
     if request.from_checkpoint:
         _copy(settings, old, new.uid)
         _keep(settings, new.uid)
@@ -151,15 +152,22 @@ def _keep(settings: Settings, new: str) -> None:
         raise StoreUnavailable("STORAGE_UNAVAILABLE", message) from error
 
 
-def _check(settings: Settings, store: Store, old: StoredJob, from_checkpoint: bool) -> None:
+def _checked_models(store: Store, old: StoredJob) -> dict[str, str]:
+    """The versions that it had, and those that it had only waited for; all that it names is there."""
     wishes.check_retryable(old)
     spec = parsed(old.kind, old.spec)
-    check_dependencies(store, _still_needed(old))
+    awaited = awaited_models(spec, check_dependencies(store, _still_needed(old)))
     try:
-        models = {text: resolve(store, pinned).path for text, pinned in old.resolved_models.items()}
+        models = {text: resolve(store, pinned) for text, pinned in old.resolved_models.items() if text not in awaited}
+        models |= pin(store, spec, {*models, *awaited})
     except NotFound as error:
         raise PreconditionFailed("MODEL_GONE", f"job {old.uid} cannot be repeated: {error.message}") from error
-    check_inputs_of(spec, models)
+    check_inputs_of(spec, {text: model.path for text, model in models.items()}, awaited)
+    return {text: model.reference for text, model in models.items()}
+
+
+def _check(settings: Settings, old: StoredJob, from_checkpoint: bool) -> None:
+    """Whether there is a checkpoint to go on from, where one is asked for."""
     if not from_checkpoint:
         return
     if any(not attempt.released for attempt in old.attempts):
@@ -175,7 +183,7 @@ def _still_needed(old: StoredJob) -> tuple[str, ...]:
     return () if old.attempts else tuple(old.depends_on)
 
 
-def _like(old: StoredJob) -> NewJob:
+def _like(old: StoredJob, models: Mapping[str, str]) -> NewJob:
     return NewJob(
         uid=new_job_uid(old.name),
         name=old.name,
@@ -183,7 +191,7 @@ def _like(old: StoredJob) -> NewJob:
         labels=old.labels,
         spec=old.spec,
         priority=old.priority,
-        resolved_models=old.resolved_models,
+        resolved_models=models,
         project=old.project,
         creator=caller().name,
         retry_of=old.uid,

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from cluster.errors import ClusterError, InvalidInput, PermissionDenied, Unauthenticated, status_of
 from cluster.ids import new_request_id
 from cluster.security.audit import AuditLog, begin_line, resource_of
-from cluster.security.caller import ANYBODY, Caller, become
+from cluster.security.caller import ANYBODY, Caller, become, caller
 from cluster.security.limits import Rate, Streams
 from cluster.security.policies import MethodPolicy
 from cluster.security.tokens import Tokens
@@ -111,6 +111,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             await self._admit(rpc, context.invocation_metadata())
             rpc.request = _parsed(handler, data)
+            rpc.policy.check(caller(), rpc.request)
             line = begin_line(_entry(rpc, None, None)) if rpc.policy.audited else None
             response = await handler.unary_unary(rpc.request, context)
         except Exception as failure:  # noqa: BLE001  the process boundary: recorded, and answered as an error

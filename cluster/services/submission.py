@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from athanor.v1 import job_pb2
 
+from cluster.awaited_models import from_dependency
 from cluster.errors import InvalidInput, NotFound, Violation, in_words
 from cluster.ids import new_job_uid
 from cluster.lifecycle import State
 from cluster.registry import NAME_RULE, is_name, pin
 from cluster.security.caller import caller
 from cluster.security.limits import MAX_SPEC_BYTES
-from cluster.store.records import NewJob
+from cluster.store.records import NewJob, StoredJob
 from cluster.store.store import Store
 from cluster.wire import from_struct
 from trainer.errors import SpecError
@@ -55,9 +56,9 @@ def check_job(store: Store, job: job_pb2.Job, creator: str = "") -> NewJob:
     caller().check_writes_to(job.project or DEFAULT_PROJECT)
     _check_size(job)
     spec = parsed(job.kind, from_struct(job.spec))
-    check_dependencies(store, spec.schedule.depends_on)
-    pinned = pin(store, spec)
-    check_inputs_of(spec, {text: model.path for text, model in pinned.items()})
+    awaited = awaited_models(spec, check_dependencies(store, spec.schedule.depends_on))
+    pinned = pin(store, spec, awaited)
+    check_inputs_of(spec, {text: model.path for text, model in pinned.items()}, awaited)
     hold_until = spec.schedule.hold_until
     return NewJob(
         uid=new_job_uid(job.name),
@@ -123,12 +124,19 @@ def parsed(kind: str, spec: Mapping[str, Any]) -> FineTuneSpec | DistillSpec:
         raise _as_input_error(error) from error
 
 
-def check_dependencies(store: Store, uids: Sequence[str]) -> None:
-    """InvalidInput / INVALID_SPEC for one that is not there for the caller, or that will never succeed."""
-    violations = []
+def awaited_models(spec: FineTuneSpec | DistillSpec, depends_on: Sequence[StoredJob]) -> frozenset[str]:
+    """References that mean what a job on its way will publish: there is no version yet, or it is not that one."""
+    on_their_way = [job for job in depends_on if job.state is not State.SUCCEEDED]
+    document = spec.model_dump(mode="json") if on_their_way else {}
+    return frozenset(text for job in on_their_way for text in from_dependency(document, job.spec))
+
+
+def check_dependencies(store: Store, uids: Sequence[str]) -> list[StoredJob]:
+    """Those jobs; InvalidInput / INVALID_SPEC for one that is not there for the caller, or that will never succeed."""
+    found, violations = [], []
     for at, uid in enumerate(uids):
         try:
-            job = store.get_job(uid)
+            found.append(job := store.get_job(uid))
             caller().check_sees_job(uid, job.project)
         except NotFound as error:
             violations.append(Violation(f"spec.schedule.depends_on[{at}]", error.message))
@@ -137,12 +145,16 @@ def check_dependencies(store: Store, uids: Sequence[str]) -> None:
                 message = f"job {uid} has ended as {job.state.value}, so this one would never begin"
                 violations.append(Violation(f"spec.schedule.depends_on[{at}]", message))
     _refuse(violations)
+    return found
 
 
-def check_inputs_of(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str]) -> None:
-    """Is what the spec names there? InvalidInput / INVALID_SPEC. `models`: registry reference -> directory."""
+def check_inputs_of(spec: FineTuneSpec | DistillSpec, models: Mapping[str, str], awaited: Collection[str] = ()) -> None:
+    """Is what the spec names there? InvalidInput / INVALID_SPEC. `models`: registry reference -> directory.
+
+    Those that are `awaited` are taken on trust.
+    """
     try:
-        check_inputs(spec, models)
+        check_inputs(spec, models, awaited)
     except SpecError as error:
         raise _as_input_error(error) from error
 

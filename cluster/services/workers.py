@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 import grpc
+import structlog
 from athanor.v1 import worker_service_pb2 as messages
 from athanor.v1 import worker_service_pb2_grpc
 
@@ -22,6 +23,8 @@ from cluster.settings import Settings
 from cluster.store.records import Change, Lease, StoredJob, Terminal
 from cluster.store.store import Store, lease_lost
 from cluster.wire import lines_from_proto, progress_from_proto, terminal_from_proto
+
+log = structlog.get_logger(__name__)
 
 _TRIES = 8
 
@@ -63,7 +66,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     def _progress(self, request: messages.ReportProgressRequest) -> StoredJob:
         lease = _lease(request.attempt)
         has_progress = request.HasField("progress")
-        progress = progress_from_proto(request.progress, self._store.now_us()) if has_progress else None
+        progress = progress_from_proto(request.progress, lease.attempt, self._store.now_us()) if has_progress else None
         lines = lines_from_proto(request.events)
         job = self._store.record_progress(lease, self._settings.lease_s, progress, lines)
         return self._advance(job, lease, changes.heard)
@@ -109,4 +112,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 job = self._store.transition(job, change, lease)
             except Conflict:
                 job = self._store.get_job(job.uid)
+            else:
+                ids = {"job": job.uid, "attempt": lease.attempt}
+                log.info("job.step", **ids, state=job.state, reason=change.reason, message=change.message)
         raise Conflict("JOB_CHANGED", f"job {lease.job_uid} changes faster than this could be stored; say it again")

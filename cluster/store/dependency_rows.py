@@ -1,7 +1,8 @@
 """Which jobs wait for which others, in SQL: a row for each job that a waiting one still needs.
 
 A job knows the count of its rows (`num_unmet`), so that the queue need not look; -1: one of them will never succeed.
-Every function works inside a write transaction that its caller holds.
+What those publish that it waits for is handed over to it. Every function works inside a write transaction that its
+caller holds.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select, update
 
+from cluster.awaited_models import from_dependency
 from cluster.lifecycle import TERMINAL, State
 from cluster.store.database import Write
+from cluster.store.records import NewJob, StoredJob
 from cluster.store.tables import dependencies, jobs
 
 DOOMED = -1
@@ -31,10 +34,33 @@ def note(write: Write, uid: str, depends_on: Sequence[str]) -> int:
     return len(unmet)
 
 
-def settle(write: Write, uid: str, state: State) -> None:
+def models_there(write: Write, new: NewJob) -> dict[str, str]:
+    """What the new job names and waits for, of those that succeeded after it was looked at: reference -> version."""
+    if not new.depends_on:
+        return {}
+    ended = (jobs.c.uid.in_(new.depends_on), jobs.c.state == State.SUCCEEDED.value, jobs.c.published_model != "")
+    found: dict[str, str] = {}
+    for row in write.connection.execute(select(jobs.c.spec, jobs.c.published_model).where(*ended).order_by(jobs.c.seq)):
+        found |= dict.fromkeys(from_dependency(new.spec, row.spec), row.published_model)
+    return {text: version for text, version in found.items() if text not in new.resolved_models}
+
+
+def settle(write: Write, job: StoredJob, state: State, published_model: str) -> None:
     """A job has ended: whoever waits for it waits no more, or in vain."""
-    waiting = jobs.c.uid.in_(select(dependencies.c.job_uid).where(dependencies.c.on_uid == uid))
+    waiting = jobs.c.uid.in_(select(dependencies.c.job_uid).where(dependencies.c.on_uid == job.uid))
+    if published_model:
+        _hand_over(write, job, published_model)
     left = jobs.c.num_unmet - 1 if state is State.SUCCEEDED else DOOMED
     write.connection.execute(update(jobs).where(waiting, jobs.c.num_unmet > 0).values(num_unmet=left))
-    gone = (dependencies.c.on_uid == uid) | (dependencies.c.job_uid == uid)
+    gone = (dependencies.c.on_uid == job.uid) | (dependencies.c.job_uid == job.uid)
     write.connection.execute(delete(dependencies).where(gone))
+
+
+def _hand_over(write: Write, job: StoredJob, published_model: str) -> None:
+    """Whoever waits for it and names what it publishes gets this version, wherever the alias points later."""
+    waiting = dependencies.c.job_uid == jobs.c.uid
+    query = select(jobs.c.uid, jobs.c.spec, jobs.c.resolved_models).join(dependencies, waiting)
+    for row in write.connection.execute(query.where(dependencies.c.on_uid == job.uid)).all():
+        if found := dict.fromkeys(from_dependency(row.spec, job.spec), published_model):
+            resolved = {**row.resolved_models, **found}
+            write.connection.execute(update(jobs).where(jobs.c.uid == row.uid).values(resolved_models=resolved))

@@ -126,6 +126,7 @@ def _new_row(write: Write, new: NewJob, version: int) -> dict[str, Any]:
         **_EMPTY_JOB,
         **vars(new),
         "depends_on": list(new.depends_on),
+        "resolved_models": {**new.resolved_models, **dependency_rows.models_there(write, new)},
         "state": State.QUEUED.value,
         "create_time_us": write.now_us,
         "update_time_us": write.now_us,
@@ -151,7 +152,7 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     _apply_to_attempts(write, job, change)
     if change.state in TERMINAL:
-        dependency_rows.settle(write, job.uid, change.state)
+        dependency_rows.settle(write, job, change.state, values.get("published_model", job.published_model))
     after = _log(write, job.uid, change.reason, change.message)
     write.moves.append((job, after))
     return after

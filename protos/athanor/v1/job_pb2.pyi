@@ -145,12 +145,14 @@ class Progress(_message.Message):
     tokens: _builtins.int
     """Training tokens seen since step 0, over all workers."""
     tokens_per_second: _builtins.float
-    """Training tokens per second over the last report."""
+    """Training tokens per second over the last report; 0 while no attempt works."""
     loss: _builtins.float
     """Last global loss, nats per unmasked token; absent before the first step."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
-        """Estimated time to the end of the stage; absent when unknown."""
+        """Estimated time to the end of the stage, by the last steps of this attempt; absent until a few were seen, and while no
+        attempt works.
+        """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
@@ -236,7 +238,9 @@ class QueueStanding(_message.Message):
     position: _builtins.int
     """1 goes next; 0 while the scheduler has not seen it."""
     reason: _builtins.str
-    """UPPER_SNAKE word: RESOURCES, BEHIND_OTHERS, QUOTA, OVER_QUOTA, RUNNING_JOBS_LIMIT, TOO_LARGE, HELD, DEPENDENCY, RAY_UNREACHABLE."""
+    """UPPER_SNAKE word: RESOURCES, BEHIND_OTHERS, QUOTA, OVER_QUOTA, RUNNING_JOBS_LIMIT, TOO_LARGE, HELD, DEPENDENCY, RELEASING,
+    RAY_UNREACHABLE.
+    """
     message: _builtins.str
     """One sentence for people."""
     def __init__(
@@ -377,7 +381,9 @@ class Job(_message.Message):
 
     @_builtins.property
     def resolved_models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Output only. Registry references of the spec (`name@alias`) -> the version they were pinned to at creation (`name@3`)."""
+        """Output only. Registry references of the spec (`name@alias`) -> the version they were pinned to at creation (`name@3`).
+        What a job in `schedule.depends_on` will publish comes in here when that one has succeeded.
+        """
 
     @_builtins.property
     def summary(self) -> _struct_pb2.Struct:

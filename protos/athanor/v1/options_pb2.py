@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61thanor/v1/options.proto\x12\nathanor.v1\x1a google/protobuf/descriptor.proto\"]\n\x06Policy\x12\"\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0e\x32\x12.athanor.v1.Access\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.athanor.v1.Role\x12\x0f\n\x07\x61udited\x18\x03 \x01(\x08*Q\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x12\n\x0eROLE_SUBMITTER\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03*D\n\x06\x41\x63\x63\x65ss\x12\x16\n\x12\x41\x43\x43\x45SS_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43\x43\x45SS_TOKEN\x10\x01\x12\x10\n\x0c\x41\x43\x43\x45SS_LEASE\x10\x02:D\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xd4\x8d\x03 \x01(\x0b\x32\x12.athanor.v1.Policyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61thanor/v1/options.proto\x12\nathanor.v1\x1a google/protobuf/descriptor.proto\"\x89\x01\n\x06Policy\x12\"\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0e\x32\x12.athanor.v1.Access\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.athanor.v1.Role\x12\x0f\n\x07\x61udited\x18\x03 \x01(\x08\x12*\n\x10role_to_validate\x18\x04 \x01(\x0e\x32\x10.athanor.v1.Role*Q\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x12\n\x0eROLE_SUBMITTER\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03*D\n\x06\x41\x63\x63\x65ss\x12\x16\n\x12\x41\x43\x43\x45SS_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43\x43\x45SS_TOKEN\x10\x01\x12\x10\n\x0c\x41\x43\x43\x45SS_LEASE\x10\x02:D\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xd4\x8d\x03 \x01(\x0b\x32\x12.athanor.v1.Policyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'athanor.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=169
-  _globals['_ROLE']._serialized_end=250
-  _globals['_ACCESS']._serialized_start=252
-  _globals['_ACCESS']._serialized_end=320
-  _globals['_POLICY']._serialized_start=74
-  _globals['_POLICY']._serialized_end=167
+  _globals['_ROLE']._serialized_start=214
+  _globals['_ROLE']._serialized_end=295
+  _globals['_ACCESS']._serialized_start=297
+  _globals['_ACCESS']._serialized_end=365
+  _globals['_POLICY']._serialized_start=75
+  _globals['_POLICY']._serialized_end=212
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """Never granted."""
     ROLE_VIEWER: _Role.ValueType  # 1
-    """Sees jobs, models, deployments, logs of the token's projects."""
+    """Sees jobs, models, deployments, logs of the token's projects; checks what could be made there, and makes nothing."""
     ROLE_SUBMITTER: _Role.ValueType  # 2
     """Makes, changes and ends jobs and deployments, moves aliases, in the token's projects."""
     ROLE_ADMIN: _Role.ValueType  # 3
@@ -40,7 +40,7 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Never granted."""
 ROLE_VIEWER: Role.ValueType  # 1
-"""Sees jobs, models, deployments, logs of the token's projects."""
+"""Sees jobs, models, deployments, logs of the token's projects; checks what could be made there, and makes nothing."""
 ROLE_SUBMITTER: Role.ValueType  # 2
 """Makes, changes and ends jobs and deployments, moves aliases, in the token's projects."""
 ROLE_ADMIN: Role.ValueType  # 3
@@ -80,22 +80,26 @@ class Policy(_message.Message):
     ACCESS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     AUDITED_FIELD_NUMBER: _builtins.int
+    ROLE_TO_VALIDATE_FIELD_NUMBER: _builtins.int
     access: Global___Access.ValueType
     """How a caller shows who it is."""
     role: Global___Role.ValueType
     """The least role, with ACCESS_TOKEN."""
     audited: _builtins.bool
     """Every call is written to the audit log, refused ones too."""
+    role_to_validate: Global___Role.ValueType
+    """The least role of a call whose `validate_only` is set, where that is a lower one; unset: `role`."""
     def __init__(
         self,
         *,
         access: Global___Access.ValueType = ...,
         role: Global___Role.ValueType = ...,
         audited: _builtins.bool = ...,
+        role_to_validate: Global___Role.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "audited", b"audited", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "audited", b"audited", "role", b"role", "role_to_validate", b"role_to_validate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

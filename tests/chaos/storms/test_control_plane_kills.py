@@ -12,6 +12,7 @@ from athanor.v1 import job_pb2
 from sim_ray import SimRay
 from storm import SEED, Crowd, Follower, Server, StormTable, check_invariants, insist, settings_for, supervised, until
 
+from cluster.rpc import RequestFailed
 from cluster.store.store import Store
 
 pytestmark = [pytest.mark.slow]
@@ -43,6 +44,33 @@ def _pauses(crowd: Crowd) -> None:
     crowd.ended([uid])
 
 
+def _makes_room(crowd: Crowd) -> None:
+    """Each asks for the whole cluster."""
+    whole = {"resources": {"student": {"workers": 16}}}
+    low = crowd.send("long", schedule={"priority": 0, "retries": {"infrastructure": 50}}, **whole)
+    crowd.reaches(low, RUNNING)
+    crowd.ended([crowd.send("ok", schedule={"priority": 900, "retries": {"infrastructure": 50}}, **whole)])
+    crowd.reaches(low, RUNNING)
+    insist(lambda: crowd.client.cancel_job(low))
+    crowd.ended([low])
+
+
+def _outlasts(crowd: Crowd) -> None:
+    crowd.ended([crowd.send("long", schedule={"max_run_duration": "2s", "retries": {"infrastructure": 50}})])
+
+
+def _waits_in_vain(crowd: Crowd) -> None:
+    bad = crowd.send("user", schedule={"hold_until": "2999-01-01T00:00:00Z"})
+    doomed = crowd.send("doomed", schedule={"depends_on": [bad]})
+    try:
+        insist(lambda: crowd.client.resume_job(bad))
+    except RequestFailed as failure:
+        if failure.reason != "JOB_ENDED":  # the answer was lost, and the job has ended by the time it is asked again
+            raise
+    crowd.ended([bad, doomed])
+    assert crowd.job(doomed).reason == "DEPENDENCY_FAILED"
+
+
 EFFECTS: dict[str, Play] = {
     "create": _sends("ok"),
     "ADMITTED": _sends("ok"),
@@ -60,9 +88,15 @@ EFFECTS: dict[str, Play] = {
     "PAUSE_ASKED": _pauses,
     "PAUSED": _pauses,
     "RESUMED": _pauses,
+    "PREEMPTED": _makes_room,
+    "REQUEUED": _makes_room,
+    "MAX_RUN_DURATION": _outlasts,
+    "HOLD_ENDED": _waits_in_vain,
+    "DEPENDENCY_FAILED": _waits_in_vain,
 }
 
 
+@pytest.mark.timeout(1200)
 def test_killed_at_every_edge_of_the_lifecycle(sim_ray: SimRay, storm_table: StormTable, tmp_path: Path) -> None:
     began = time.monotonic()
     points = [(effect, when) for effect in EFFECTS for when in ("before", "after")]

@@ -126,6 +126,24 @@ async def test_each_role_may_what_its_methods_say(plane: ControlPlane, stranger:
                 assert await reason_of(bare(stranger, method, token=secret)) == "PERMISSION_DENIED ROLE_TOO_LOW"
 
 
+async def test_a_viewer_may_check_a_job_and_make_none(plane: ControlPlane) -> None:
+    secret = await make(plane, "VIEWER")
+    wish = job_service_pb2.CreateJobRequest(job=plane.job_message("bot"), validate_only=True)
+    async with open_async_channel(plane.address, secret) as channel:
+        jobs = job_service_pb2_grpc.JobServiceStub(channel)
+        assert (await jobs.CreateJob(wish)).job.name == "bot"
+        wish.job.spec.fields["training"].struct_value.fields["max_steps"].number_value = -1
+        assert (await refusal(jobs.CreateJob(wish)))["ErrorInfo"].reason == "INVALID_SPEC"
+        wish.validate_only = False
+        assert (await refusal(jobs.CreateJob(wish)))["ErrorInfo"].reason == "ROLE_TOO_LOW"
+    assert not (await plane.jobs.ListJobs(job_service_pb2.ListJobsRequest())).jobs
+    assert [(each.resource, each.reason) for each in (await entries(plane))[:3]] == [
+        ("bot", "ROLE_TOO_LOW"),
+        ("bot (validate_only)", "INVALID_SPEC"),
+        ("bot (validate_only)", ""),
+    ]
+
+
 async def test_a_revoked_token_is_out_with_the_next_call(plane: ControlPlane, stranger: grpc.aio.Channel) -> None:
     secret = await make(plane, "ADMIN")
     await bare(stranger, "/athanor.v1.TokenService/GetCaller", token=secret)

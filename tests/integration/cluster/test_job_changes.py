@@ -216,6 +216,24 @@ async def test_a_job_cannot_wait_for_one_that_failed(plane: ControlPlane) -> Non
     assert "never begin" in error.fields["spec.schedule.depends_on[0]"]
 
 
+async def test_a_job_may_name_what_one_that_it_waits_for_will_publish(plane: ControlPlane) -> None:
+    teacher = await plane.create("teacher", publish={"model": "teacher", "alias": "best"}, resources=LARGE)
+    named = {"student": {"model": "teacher@best"}}
+    error = await refused(plane.jobs.CreateJob(create(plane.job_message(**named))))
+    assert (error.reason, "schedule.depends_on" in error.fields["spec.student.model"]) == ("MODEL_NOT_FOUND", True)
+    wish = plane.job_message("student", **named, schedule={"depends_on": [teacher]})
+    await plane.jobs.CreateJob(create(wish, validate_only=True))
+    student = (await plane.jobs.CreateJob(create(wish))).job
+    assert dict(student.resolved_models) == {}
+    await plane.jobs.CancelJob(job_service_pb2.CancelJobRequest(uid=student.uid))
+    await plane.until(student.uid, job_pb2.JOB_STATE_CANCELLED)
+    again = (await plane.jobs.RetryJob(job_service_pb2.RetryJobRequest(uid=student.uid))).job
+    assert (again.state, dict(again.resolved_models)) == (job_pb2.JOB_STATE_QUEUED, {})
+    await plane.jobs.CancelJob(job_service_pb2.CancelJobRequest(uid=teacher))
+    job = await plane.until(again.uid, job_pb2.JOB_STATE_FAILED)
+    assert job.reason == "DEPENDENCY_FAILED"
+
+
 async def test_a_spec_has_a_bound(plane: ControlPlane) -> None:
     message = plane.job_message()
     message.spec["data"]["train"] = "x" * MAX_SPEC_BYTES

@@ -110,6 +110,13 @@ async def test_delete_asks_and_keeps_what_is_in_use(run: Run, source: str) -> No
 
 async def test_cluster_queue_and_projects(run: Run, plane: ControlPlane) -> None:
     assert plane.address in await output(run, "cluster", "info")
+    for words, *arguments in (
+        ("nobody waits", "queue"),
+        ("no models", "model", "list"),
+        ("no models of the name bot", "model", "list", "bot"),
+        ("no such entries", "audit", "list", "--actor", "nobody"),
+    ):
+        assert (await run(*arguments)).stderr == f"{words}\n"
     nodes = json.loads(await output(run, "cluster", "nodes", "-o", "json"))
     assert [(node["address"], node["free_cpus"]) for node in nodes] == [("127.0.0.1", 14.5), ("127.0.0.2", 0.0)]
     assert "14.5" in await output(run, "cluster", "nodes")

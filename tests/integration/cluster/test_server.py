@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -13,13 +14,21 @@ from typing import Any
 
 import grpc
 import pytest
-from athanor.v1 import cluster_service_pb2, deployment_service_pb2, job_pb2, job_service_pb2, model_service_pb2
+import structlog
+from athanor.v1 import (
+    cluster_service_pb2,
+    deployment_service_pb2,
+    job_pb2,
+    job_service_pb2,
+    model_service_pb2,
+    worker_service_pb2,
+)
 from control_plane import ControlPlane, ScriptedRay, ScriptedServing, admin_channel, served
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cluster.errors import StartUpError
-from cluster.server import running_server
+from cluster.server import configure_logging, running_server
 from cluster.settings import Settings
 
 SERVICES = {
@@ -42,6 +51,26 @@ async def test_reflection_lists_every_service(plane: ControlPlane) -> None:
     call = stub.ServerReflectionInfo(iter([ask]), metadata=login)
     answer = await call.read()
     assert {each.name for each in answer.list_services_response.service} > SERVICES
+
+
+async def test_every_step_is_a_line_of_the_log_with_its_ids(
+    plane: ControlPlane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging()
+    try:
+        uid = await plane.create()
+        await plane.finish(await plane.running(uid), worker_service_pb2.OUTCOME_SUCCEEDED, message="learned")
+    finally:
+        structlog.reset_defaults()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    steps = {line["state"]: line for line in lines if line["event"] == "job.step" and line["job"] == uid}
+    assert {"ADMITTED", "STARTING", "RUNNING", "SUCCEEDED"} <= steps.keys()
+    ended, begun = steps["SUCCEEDED"], steps["RUNNING"]
+    assert (ended["attempt"], ended["message"], ended["level"]) == (1, "learned", "info")
+    assert (begun["method"], bool(begun["request_id"])) == ("athanor.v1.WorkerService/Heartbeat", True)
+    assert begun["request_id"] != ended["request_id"]
+    [created] = [line for line in lines if line["event"] == "audit.entry"]
+    assert (created["resource"], created["actor"], bool(created["request_id"])) == (uid, "admin", True)
 
 
 async def test_server_info(plane: ControlPlane) -> None:

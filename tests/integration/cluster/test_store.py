@@ -472,6 +472,27 @@ def test_dependencies_are_met_one_by_one_or_in_vain(store: Store) -> None:
     assert store.states_of([good, bad, "gone-aaaaaaaa"]) == {good: State.SUCCEEDED, bad: State.FAILED}
 
 
+def test_what_a_dependency_publishes_is_handed_to_whoever_names_it(store: Store) -> None:
+    publish = {"publish": {"model": "teacher", "alias": "best"}}
+    spec = {"teachers": [{"model": "teacher@best"}], "student": {"model": "base@2"}}
+    teacher = waiting(store, "teacher", spec=publish)
+    early, other = (
+        waiting(store, name, depends_on=(teacher,), spec=each) for name, each in (("early", spec), ("other", {}))
+    )
+    assert store.get_job(early).resolved_models == {}
+    job = store.transition(store.transition(store.get_job(teacher), ADMIT), Change("SUBMITTED", "", State.STARTING))
+    made = Publication("teacher", "best", "/models/teacher", "", (), 1, {})
+    store.transition(job, Change("", "", State.SUCCEEDED, publication=made))
+    assert store.get_job(early).resolved_models == {"teacher@best": "teacher@1"}
+    assert store.get_job(other).resolved_models == {}
+    with pytest.raises(PreconditionFailed, match=early):
+        store.delete_model("teacher", 1)
+    late = waiting(store, "late", depends_on=(teacher,), spec=spec)
+    assert store.get_job(late).resolved_models == {"teacher@best": "teacher@1"}, "it ended while this was looked at"
+    pinned = waiting(store, "pinned", depends_on=(teacher,), spec=spec, resolved_models={"teacher@best": "teacher@1"})
+    assert store.get_job(pinned).resolved_models == {"teacher@best": "teacher@1"}
+
+
 def test_version_of_the_queue_changes_with_steps_and_quotas_and_not_with_progress(store: Store) -> None:
     job, lease = with_attempt(store)
     versions = [store.queue_version()]

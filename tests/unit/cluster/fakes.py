@@ -186,10 +186,10 @@ class FakeDriver:
         request = worker_service_pb2.HeartbeatRequest(attempt=self.ref)
         return (await self.world.worker_service.Heartbeat(request, None)).directive
 
-    async def progress(self, step: int, *events: tuple[str, str]) -> None:
+    async def progress(self, step: int, *events: tuple[str, str], **figures: Any) -> None:
         request = worker_service_pb2.ReportProgressRequest(
             attempt=self.ref,
-            progress=job_pb2.Progress(stage="train", step=step, total_steps=10),
+            progress=job_pb2.Progress(stage="train", step=step, total_steps=10, **figures),
             events=[worker_service_pb2.WorkerEvent(reason=reason, message=message) for reason, message in events],
         )
         await self.world.worker_service.ReportProgress(request, None)

@@ -56,6 +56,18 @@ def test_on_a_terminal_there_is_a_bar_for_each_stage() -> None:
     assert "loss 0.500" in screen.getvalue()
 
 
+def test_until_something_is_known_of_its_stages_it_says_what_it_waits_for() -> None:
+    with Progress(console=Console(file=io.StringIO(), force_terminal=True)) as progress:
+        view, seen = BarView("FineTune", progress), []
+        for version, (state, stage) in enumerate(
+            [("QUEUED", ""), ("STARTING", ""), ("RUNNING", ""), ("RUNNING", "prepare"), ("PAUSED", "prepare")], start=1
+        ):
+            view.change(change(version, state, stage=stage))
+            seen.append([task.description for task in progress.tasks])
+    prepare = ["reading the data"]
+    assert seen == [["waits for its turn"], ["its processes start"], ["its workers start"], prepare, prepare]
+
+
 def test_figures_are_left_out_where_there_are_none() -> None:
     assert figures(job_pb2.Progress(stage="label", step=3)) == ""
     assert figures(job_pb2.Progress(loss=0.25, tokens_per_second=1234.5)) == "loss 0.250  1,234 tokens/s"

@@ -174,12 +174,34 @@ def test_describe_tells_the_story_and_what_to_do(shell: Shell, plane: FakeContro
     assert document["next"] == [advice.OF_WAITING["QUOTA"]]
 
 
+def test_describe_names_what_a_job_waits_for_and_counts_no_pause(
+    shell: Shell, plane: FakeControlPlane, job: job_pb2.Job
+) -> None:
+    job.state = job_pb2.JOB_STATE_QUEUED
+    job.queue.CopyFrom(job_pb2.QueueStanding(reason="DEPENDENCY", message="it waits for 1 of the jobs"))
+    spec = {
+        "schedule": {"depends_on": ["teacher-abcdefgh"]},
+        "teachers": [{"model": "teacher@best"}],
+        "student": {"model": "base@1"},
+    }
+    json_format.ParseDict(spec, job.spec)
+    job.resolved_models["base@1"] = "base@1"
+    job.start_time.seconds = 1010
+    for number, (start, end) in enumerate([(1000, 1030), (9000, 9005)], start=1):
+        attempt = job.attempts.add(number=number, ray_job_id=f"{UID}-{number}", reason="PAUSED")
+        attempt.start_time.seconds, attempt.end_time.seconds = start, end
+    told = " ".join(shell.run("job", "describe", "bot")[1].split())
+    assert "Depends on teacher-abcdefgh" in told
+    assert "Ran 0:25 so far, since" in told
+    assert "Uses base@1 = base@1, teacher@best = what a job that it depends on publishes" in told
+    assert told.endswith("have succeeded; see them with: athanor job describe teacher-abcdefgh")
+
+
 def test_every_reason_to_wait_has_a_word_of_advice() -> None:
     contract = (ROOT / "protos/athanor/v1/job.proto").read_text()
     standing = contract[contract.index("message QueueStanding") :].split("string reason", 1)[0]
-    assert set(re.findall(r"[A-Z]+(?:_[A-Z]+)+|RESOURCES|QUOTA|HELD|DEPENDENCY", standing)) - {"UPPER_SNAKE"} == set(
-        advice.OF_WAITING
-    )
+    words = re.findall(r"[A-Z]+(?:_[A-Z]+)+|RESOURCES|QUOTA|HELD|DEPENDENCY|RELEASING", standing)
+    assert set(words) - {"UPPER_SNAKE"} == set(advice.OF_WAITING)
 
 
 def test_advice_names_the_job_and_commands_that_there_are() -> None:

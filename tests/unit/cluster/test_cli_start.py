@@ -23,6 +23,7 @@ finally:
     [
         (["--help"], "job file to a served student"),
         (["job", "submit", "--help"], "--dry-run"),
+        (["--version"], "athanor 0."),
         (["serve", "--help"], "deploy"),
         (["version", "-o", "name"], "0."),
     ],

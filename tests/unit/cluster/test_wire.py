@@ -6,11 +6,13 @@ import pytest
 from athanor.v1 import job_pb2, worker_service_pb2
 from fakes import World, struct
 from google.protobuf import struct_pb2
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import InvalidInput
 from cluster.lifecycle import State
+from cluster.store.records import StoredJob
 from cluster.wire import (
     clean,
     from_struct,
@@ -45,7 +47,7 @@ def test_whole_numbers_stay_whole() -> None:
 def test_numbers_that_no_json_can_hold_become_none(value: float) -> None:
     assert from_struct(struct_pb2.Value(number_value=value)) is None
     message = job_pb2.Progress(stage="train", loss=value, tokens_per_second=value)
-    stored = progress_from_proto(message, 1)
+    stored = progress_from_proto(message, 1, 1)
     assert (stored["loss"], stored["tokens_per_second"]) == (None, 0.0)
 
 
@@ -79,3 +81,22 @@ async def test_job_on_the_wire(world: World) -> None:
     assert not message.HasField("end_time")
     assert message.etag != job_to_proto(world.job(world.create())).etag
     assert driver.ref.lease_token not in str(message)
+
+
+async def test_speed_and_time_left_are_those_of_the_attempt_that_works(world: World) -> None:
+    def shown(job: StoredJob) -> tuple[int, float, float]:
+        progress = job_to_proto(job).progress
+        return progress.step, progress.tokens_per_second, progress.eta.seconds
+
+    uid = world.create()
+    first = await world.running(uid)
+    await first.progress(4, tokens_per_second=50.0, eta=Duration(seconds=30))
+    assert shown(world.job(uid)) == (4, 50.0, 30)
+    await first.report(first.record("INFRASTRUCTURE_ERROR", reason="WORKER_LOST"))
+    first.exit()
+    assert (world.state(uid), shown(world.job(uid))) == (State.RECOVERING, (4, 0.0, 0))
+    world.clock.advance(1)
+    second = await world.running(uid)
+    assert (world.state(uid), shown(world.job(uid))) == (State.RUNNING, (4, 0.0, 0))
+    await second.progress(5, tokens_per_second=40.0, eta=Duration(seconds=20))
+    assert shown(world.job(uid)) == (5, 40.0, 20)

@@ -204,3 +204,17 @@ def test_a_relative_path_is_refused_and_nothing_of_the_place_is_told(
     found = problems({"train": source, "eval": source}, student={"model": "./model"})
     assert sorted(found) == ["spec.data.eval", "spec.data.train", "spec.student.model"]
     assert all("is a relative path, and nobody knows from where" in words for words in found.values())
+
+
+def test_a_model_that_is_awaited_is_taken_on_trust(data: Path) -> None:
+    spec = {
+        "teachers": [{"model": "teacher@best"}],
+        "student": {"config": {"model_type": "llama"}},
+        "training": {"max_steps": 1},
+        "data": labelled(data),
+    }
+    check_inputs(parse_spec("Distill", spec), {}, {"teacher@best"})
+    assert (
+        "not in the model registry"
+        in problems(labelled(data), teachers=[{"model": "teacher@best"}])["spec.teachers[0].model"]
+    )

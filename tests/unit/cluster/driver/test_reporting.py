@@ -56,6 +56,18 @@ def test_progress_and_events_are_told_once(attempt: Attempt, control_plane: Cont
     assert isinstance(second, worker_service_pb2.HeartbeatRequest)
 
 
+def test_progress_of_an_attempt_before_is_not_told_as_its_own(attempt: Attempt, control_plane: ControlPlane) -> None:
+    WorkerListener(attempt, 0).progress("student", 8, 9, eta_s=2.5)
+    reporter = Reporter(attempt, list.append, interval_s=0.01)
+    reporter.start()
+    assert isinstance(control_plane.told.get(timeout=5), worker_service_pb2.HeartbeatRequest)
+    WorkerListener(attempt, 0).progress("student", 5, 9)
+    reporter.stop()
+    told = [control_plane.told.get(timeout=5) for _ in range(control_plane.told.qsize())]
+    steps = [each.progress.step for each in told if isinstance(each, worker_service_pb2.ReportProgressRequest)]
+    assert steps == [5]
+
+
 def test_a_job_whose_settings_cannot_be_read_has_a_heartbeat(tmp_path: Path, control_plane: ControlPlane) -> None:
     with serving(control_plane) as port:
         attempt = written_attempt(tmp_path, control_plane=f"127.0.0.1:{port}", spec={"magic": True})

@@ -155,17 +155,25 @@ def test_a_pause_before_anybody_listens_ends_the_attempt_at_once(tmp_path):
     assert attempt.pause_path.exists(), "whoever begins meanwhile stops too"
 
 
-def test_a_pause_waits_for_the_workers_and_their_checkpoint(tmp_path):
+def test_a_pause_waits_for_the_workers_and_their_checkpoint(tmp_path, capsys):
     attempt = written_attempt(tmp_path)
     this = Supervisor(attempt)
     attempt.listening_path.touch()
     for _ in range(3):
         this._ends.put(Order.PAUSE)  # it is told with every report
-    with pytest.raises(Stopped), outcome_of_errors(attempt, 0):
+    with outcome_of_errors(attempt, 0):
         raise Stopped("STOPPED", "student did so after step 4")
+    assert capsys.readouterr() == ("student did so after step 4\n", ""), "nobody made a mistake"
     record = this._first_end()
     assert record is not None
     assert (record.outcome, record.reason, record.message) == (PAUSED, "PAUSED", "student did so after step 4")
+
+
+def test_a_pause_that_cannot_be_written_down_is_told_by_the_worker(tmp_path, monkeypatch):
+    attempt = written_attempt(tmp_path)
+    with files_up_to(10), pytest.raises(Stopped) as caught, outcome_of_errors(attempt, 0):
+        raise Stopped("STOPPED", "student did so after step 4")
+    assert end_of(tmp_path, monkeypatch, {0: caught.value}).reason == "PAUSED"
 
 
 def test_a_cancellation_does_not_wait_for_a_pause(tmp_path):

@@ -47,13 +47,28 @@ def test_a_stage_is_one_word(tmp_path: Path) -> None:
     assert progress(attempt)["stage"] == "evaluate"
 
 
-def test_the_time_left_follows_from_this_run_alone(tmp_path: Path) -> None:
+def test_the_time_left_of_a_stage_that_does_not_say_it_follows_from_this_run_alone(tmp_path: Path) -> None:
     attempt, clock = written_attempt(tmp_path), Clock()
     listener = WorkerListener(attempt, 0, clock=clock)
-    listener.progress("student", 100, 300)
-    clock.now += 10.0
-    listener.progress("student", 150, 300)
-    assert progress(attempt)["eta_s"] == 30.0
+    told = []
+    for step in range(100, 170, 10):
+        listener.progress("label", step, 300)
+        told.append(progress(attempt)["eta_s"])
+        clock.now += 2.0
+    assert told == [None] * 5 + [30.0, 28.0]
+    listener.progress("evaluate student", 1, 300)
+    assert progress(attempt)["eta_s"] is None
+
+
+def test_a_stage_that_says_its_time_left_is_believed_also_that_it_does_not_know(tmp_path: Path) -> None:
+    attempt, clock = written_attempt(tmp_path), Clock()
+    listener = WorkerListener(attempt, 0, clock=clock)
+    for step in range(20):
+        listener.progress("student", step, 300, eta_s=math.nan)
+        clock.now += 2.0
+    assert progress(attempt)["eta_s"] is None
+    listener.progress("student", 20, 300, eta_s=7.0)
+    assert progress(attempt)["eta_s"] == 7.0
 
 
 def test_progress_is_kept_twice_a_second_and_at_both_ends_of_a_stage(tmp_path: Path) -> None:

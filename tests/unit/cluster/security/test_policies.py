@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 from athanor.v1 import options_pb2
+from athanor.v1.job_service_pb2 import CreateJobRequest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from cluster.errors import PermissionDenied, StartUpError
@@ -44,6 +45,8 @@ def test_every_method_of_ours_has_one() -> None:
         options_pb2.Policy(role=options_pb2.ROLE_ADMIN),
         options_pb2.Policy(access=options_pb2.ACCESS_TOKEN),
         options_pb2.Policy(access=options_pb2.ACCESS_TOKEN, role=77),
+        # Its messages have no `validate_only`.
+        options_pb2.Policy(access=options_pb2.ACCESS_TOKEN, role=2, role_to_validate=options_pb2.ROLE_VIEWER),
     ],
 )
 def test_a_method_that_does_not_say_who_may_call_it_stops_the_start(policy: options_pb2.Policy | None) -> None:
@@ -60,6 +63,27 @@ def test_a_role_may_what_lower_ones_may() -> None:
     change.check(Caller("a", Role.ADMIN))
     with pytest.raises(PermissionDenied, match="needs a token of role submitter; 'a' has viewer"):
         change.check(Caller("a", Role.VIEWER))
+
+
+def test_whoever_may_only_see_may_check_what_others_make() -> None:
+    create = policies_of(_FILES)["/athanor.v1.JobService/CreateJob"]
+    viewer, checks, makes = Caller("ann", Role.VIEWER), CreateJobRequest(validate_only=True), CreateJobRequest()
+    create.check(viewer)  # nothing is read yet, and it may be a check
+    create.check(viewer, checks)
+    create.check(Caller("bob", Role.SUBMITTER), makes)
+    with pytest.raises(PermissionDenied, match="needs a token of role submitter; 'ann' has viewer, which may check"):
+        create.check(viewer, makes)
+
+
+def test_the_methods_that_a_viewer_may_check_are_those_that_can_be_checked() -> None:
+    methods = [method for file in _FILES for each in file.services_by_name.values() for method in each.methods]
+    checkable = {each.full_name for each in methods if "validate_only" in each.input_type.fields_by_name}
+    lower = {
+        policy.method.replace("/", ".")
+        for policy in policies_of(_FILES).values()
+        if policy.role_to_validate is not None
+    }
+    assert checkable == lower != set()
 
 
 def test_what_is_audited_answers_once() -> None:
