@@ -35,9 +35,10 @@ class Together(Generic[Part, Answer]):
         self._work = work
         self._at_once, self._threads = at_once, threads
         self._waiting: list[tuple[Part, asyncio.Future[Answer]]] = []
-        self._workers: set[asyncio.Task[None]] = set()
-        self._late = 0
-        """Workers whose call takes long."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Held here, since the loop itself holds tasks loosely."""
+        self._working = self._late = 0
+        """Those who work off what waits, and of them those whose call takes long."""
 
     async def add(self, part: Part) -> Answer:
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -47,13 +48,14 @@ class Together(Generic[Part, Answer]):
 
     def _go_on(self) -> None:
         """Somebody is there for what waits, unless all have their hands full."""
-        is_free = len(self._workers) == self._late < self._threads
-        if self._waiting and is_free:
+        if self._waiting and self._working == self._late < self._threads:
+            self._working += 1
             worker = asyncio.create_task(self._work_off())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._tasks.add(worker)
+            worker.add_done_callback(self._tasks.discard)
 
     async def _work_off(self) -> None:
+        """Ends when nothing waits, and is gone with that same look: whoever comes then begins anew."""
         while self._waiting:
             taken, self._waiting = self._waiting[: self._at_once], self._waiting[self._at_once :]
             parts, waiting = zip(*taken, strict=True)
@@ -63,6 +65,7 @@ class Together(Generic[Part, Answer]):
                 answers = [error] * len(parts)
             for done, answer in zip(waiting, answers, strict=True):
                 _tell(done, answer)
+        self._working -= 1
 
     async def _called(self, parts: Sequence[Part]) -> Sequence[Answer | Exception]:
         call = asyncio.get_running_loop().run_in_executor(None, self._work, parts)

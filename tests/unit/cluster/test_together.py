@@ -125,3 +125,15 @@ async def test_the_call_knows_nothing_of_who_came_first() -> None:
     together: Together[int, str] = Together(lambda parts: [name.get() for _ in parts])
     name.set("somebody")
     assert await together.add(1) == "nobody"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_whoever_asks_again_at_once_is_taken_too(threads: int) -> None:
+    """The worker before has just ended then."""
+    together: Together[int, int] = Together(lambda parts: parts, threads=threads)
+
+    async def ask() -> None:
+        for part in range(50):
+            assert await together.add(part) == part
+
+    await asyncio.wait_for(asyncio.gather(*(ask() for _ in range(6))), 20)
