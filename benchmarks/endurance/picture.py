@@ -35,7 +35,8 @@ def draw(
         is_kill = "killed" in what
         above.axvline(at_s, color=colour, linewidth=0.8, linestyle=":" if is_kill else "-")
         if not is_kill:
-            above.text(at_s, above.get_ylim()[1], f" {what}", rotation=90, va="top", fontsize=7, color=colour)
+            at_top = above.get_xaxis_transform()
+            above.text(at_s, 0.99, f"{what} ", transform=at_top, rotation=90, va="top", fontsize=7, color=colour)
     below.plot([at for at, _, _ in memory_mib], [own for _, own, _ in memory_mib], label="gateway")
     below.plot([at for at, _, _ in memory_mib], [all_ for _, _, all_ in memory_mib], label="replicas and judge")
     below.set_ylabel("memory, MiB")
@@ -56,5 +57,7 @@ def _latencies(axes: Axes, answers: Sequence[Answer]) -> None:
     bad = [each for each in answers if each.failure and not each.is_refused]
     axes.scatter([each.at_s for each in bad], [each.latency_s for each in bad], color="red", marker="x", label="failed")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylabel("latency of whole answers, seconds")
     axes.legend(fontsize=7, loc="lower right")
