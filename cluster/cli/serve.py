@@ -16,6 +16,7 @@ from cluster.cli.serve_options import (
     WAIT_S,
     AutoscaleOption,
     BudgetOption,
+    DelayOption,
     EngineLimitOption,
     EngineOption,
     FollowOption,
@@ -53,6 +54,7 @@ def deploy(
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of the model that answer.")] = 1,
     autoscale: AutoscaleOption = "",
     target_ongoing: OngoingOption = 0.0,
+    scale_delay: DelayOption = "",
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each replica; 0 means 1.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = 0.0,
     engine: EngineOption = "",
@@ -86,7 +88,7 @@ def deploy(
         name=name,
         model=model,
         num_replicas=replicas,
-        autoscaling=autoscaling_of(autoscale, target_ongoing),
+        autoscaling=autoscaling_of(autoscale, target_ongoing, scale_delay),
         cpus_per_replica=cpus,
         gpus_per_replica=gpus,
         engine=engine_of(engine, engine_limit or ()),
@@ -140,6 +142,7 @@ def update(
     replicas: Annotated[int | None, typer.Option(min=1, max=64, help="So many; ends scaling by load.")] = None,
     autoscale: AutoscaleOption = "",
     target_ongoing: OngoingOption = 0.0,
+    scale_delay: DelayOption = "",
     cpus: Annotated[float | None, typer.Option(min=0, help="CPUs that Ray reserves for each replica.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, help="GPUs that Ray reserves for each replica.")] = None,
     engine: EngineOption = "",
@@ -169,7 +172,7 @@ def update(
     given = {"model": model or None, "cpus_per_replica": cpus, "gpus_per_replica": gpus, "follow_alias": follow}
     given |= {"num_replicas": replicas}
     fields = {field: value for field, value in given.items() if value is not None}
-    scaling = autoscaling_of(autoscale, target_ongoing)
+    scaling = autoscaling_of(autoscale, target_ongoing, scale_delay)
     changed = deployment_service_pb2.Deployment(name=name, autoscaling=scaling, **fields)  # type: ignore[arg-type]
     paths = [*fields, *(["autoscaling"] if scaling or replicas else [])]
     with connect(address) as client:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli import spans
 from cluster.cli.completion import complete_deployment, complete_model
 from cluster.cli.percent import basis_points, share
 
@@ -40,6 +41,14 @@ AutoscaleOption = Annotated[
 OngoingOption = Annotated[
     float,
     typer.Option("--target-ongoing", min=0, help="With --autoscale: requests in progress per replica; 0 means 8."),
+]
+DelayOption = Annotated[
+    str,
+    typer.Option(
+        "--scale-delay",
+        metavar="UP:DOWN",
+        help="With --autoscale: how long more must be wanted, and how long fewer must suffice; 30s:10m.",
+    ),
 ]
 FollowOption = Annotated[
     bool, typer.Option("--follow/--no-follow", help="When the alias in the model moves, this deployment moves with it.")
@@ -121,19 +130,29 @@ class GateWish:
         return {option: value for option, value in given.items() if value is not None}
 
 
-def autoscaling_of(given: str, ongoing: float) -> deployment_service_pb2.Autoscaling | None:
+def autoscaling_of(given: str, ongoing: float, delay: str) -> deployment_service_pb2.Autoscaling | None:
     """Of `--autoscale MIN:MAX`; None without it."""
     from athanor.v1 import deployment_service_pb2
 
     if not given:
-        if ongoing:
-            raise typer.BadParameter("only scaling by load reads this; add --autoscale", param_hint="--target-ongoing")
+        for option, value in (("--target-ongoing", ongoing), ("--scale-delay", delay)):
+            if value:
+                raise typer.BadParameter("only scaling by load reads this; add --autoscale", param_hint=option)
         return None
     found = _RANGE.fullmatch(given)
     if found is None:
         raise typer.BadParameter(f"{given!r} is no MIN:MAX, e.g. 0:4", param_hint="--autoscale")
     least, most = map(int, found.groups())
-    return deployment_service_pb2.Autoscaling(min_replicas=least, max_replicas=most, target_ongoing_requests=ongoing)
+    scaling = deployment_service_pb2.Autoscaling(min_replicas=least, max_replicas=most, target_ongoing_requests=ongoing)
+    if delay:
+        up, _, down = delay.partition(":")
+        found_up, found_down = spans.read(up), spans.read(down)
+        if found_up is None or found_down is None:
+            words = f"{delay!r} is no UP:DOWN of spans of time, e.g. 30s:10m"
+            raise typer.BadParameter(words, param_hint="--scale-delay")
+        scaling.scale_up_delay.FromTimedelta(found_up)
+        scaling.scale_down_delay.FromTimedelta(found_down)
+    return scaling
 
 
 def engine_of(

@@ -41,6 +41,9 @@ def test_shares_are_percent(text: str, found: float) -> None:
         ("deploy bot -m bot@champion --follow --teacher big@1", "--gate"),
         ("deploy bot -m bot@champion --follow --mirror 50%", "--gate"),
         ("deploy bot -m bot@1 --target-ongoing 4", "--autoscale"),
+        ("deploy bot -m bot@1 --scale-delay 30s:5m", "--autoscale"),
+        ("deploy bot -m bot@1 --autoscale 0:2 --scale-delay 30s", "30s:10m"),
+        ("deploy bot -m bot@1 --autoscale 0:2 --scale-delay soon:5m", "30s:10m"),
         ("deploy bot -m bot@1 --engine-limit kv_tokens", "kv_tokens=32768"),
         ("canary bot -m bot@2 --task-data x.jsonl", "--gate"),
         ("canary bot -m bot@2 --steps 5%", "--gate"),
@@ -144,6 +147,13 @@ def test_a_gate_file_that_is_none_names_what_is_wrong(shell: Shell, tmp_path: Pa
     code, _, err = shell.run("serve", "canary", "bot", "-m", "bot@2", "--gate-file", f"{tmp_path}/gate.yaml")
     assert code == 2
     assert words in " ".join(err.replace("│", " ").split())
+
+
+def test_replicas_by_load_come_and_go_after_the_times_that_were_said(shell: Shell, plane: FakeControlPlane) -> None:
+    assert shell.run("serve", "deploy", "bot", "-m", "bot@1", "--autoscale", "0:3", "--scale-delay", "5s:2m")[0] == 0
+    scaling = plane.deployments["bot"].autoscaling
+    assert (scaling.min_replicas, scaling.max_replicas) == (0, 3)
+    assert (scaling.scale_up_delay.seconds, scaling.scale_down_delay.seconds) == (5, 120)
 
 
 def test_the_gate_of_a_deployment_is_changed_where_it_is_or_taken_away(
