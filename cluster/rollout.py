@@ -223,7 +223,7 @@ def _tend(deployment: StoredDeployment, revision: Revision, look: Look, rules: R
         judged = _with_judge(seen, look.judge) if revision.trial else seen
         return _starting(deployment, revision, judged, age_s > rules.start_timeout_s)
     if revision.phase is Phase.CANARY:
-        return _canary(deployment, revision, seen, age_s)
+        return _canary(deployment, revision, seen, look.judge, age_s)
     if revision.phase is Phase.DRAINING and look.is_routed:
         return _draining(deployment, revision, look.now_us, rules.drain_s)
     return Step(deployment)
@@ -258,12 +258,15 @@ def _with_judge(seen: Seen, judge: Seen) -> Seen:
     return seen
 
 
-def _canary(deployment: StoredDeployment, revision: Revision, seen: Seen, age_s: float) -> Step:
+def _canary(deployment: StoredDeployment, revision: Revision, seen: Seen, judge: Seen, age_s: float) -> Step:
+    """One that nobody can judge any more goes, as one that fails does; what was shown before that counts."""
     if seen.state is Shown.FAILED:
         return _fall(deployment, revision, Decision("CANARY_ROLLED_BACK", seen.message, revision.number))
     verdict = _verdict(revision, age_s)
     if verdict.outcome is Outcome.PROMOTE and not _has_grown(revision):
         verdict = _waiting(revision, verdict, age_s)
+    if verdict.outcome is Outcome.GO_ON and revision.trial is not None and judge.state is Shown.FAILED:
+        verdict = replace(verdict, outcome=Outcome.ROLL_BACK, message=f"its judge has failed: {judge.message}")
     if verdict.outcome is Outcome.GO_ON:
         return _grow(deployment, revision)
     is_good = verdict.outcome is Outcome.PROMOTE

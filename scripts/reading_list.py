@@ -56,7 +56,7 @@ GROUPS = (
         "The store",
         ("cluster/store",),
         """
-        cluster/store/store.py cluster/store/records.py cluster/store/tables.py
+        cluster/store/store.py cluster/store/records.py cluster/store/tables.py cluster/store/deployment_tables.py
         """,
     ),
     Group(

@@ -41,7 +41,6 @@ _DEFAULT_PROJECT = "default"
 _CHANGEABLE = (
     *("model", "num_replicas", "autoscaling", "cpus_per_replica", "gpus_per_replica", "follow_alias", "gate", "engine"),
 )
-_JUDGED = frozenset({"gate", "model"})
 
 Wish = Callable[[StoredDeployment], Step]
 
@@ -96,7 +95,9 @@ class DeploymentWishes:
         target = Target(model.reference, model.path) if model else None
 
         def wish(deployment: StoredDeployment) -> Step:
-            self._checked(replace(deployment, **changes), with_gate=not _JUDGED.isdisjoint(changes))
+            aim = target.model if target else deployment.resolved_model
+            wished = replace(deployment, **changes, resolved_model=aim)
+            self._checked(wished, with_gate="gate" in changes)
             return rollout_wishes.update(deployment, changes, target, caller().name)
 
         return self._make(request.deployment.name, wish, request.etag)

@@ -26,7 +26,7 @@ from cluster.store.deployment_records import (
     StoredDeployment,
     Trial,
 )
-from cluster.store.tables import deployment_events, deployments, revisions
+from cluster.store.deployment_tables import deployment_events, deployments, revisions
 
 _KEPT = 20
 _JUDGED = (Phase.STARTING.value, Phase.CANARY.value)

@@ -16,8 +16,9 @@ from cluster.errors import NotFound, PreconditionFailed
 from cluster.lifecycle import TERMINAL
 from cluster.store.database import Write
 from cluster.store.deployment_records import Phase
+from cluster.store.deployment_tables import revisions
 from cluster.store.records import Publication, StoredModel
-from cluster.store.tables import aliases, jobs, models, revisions
+from cluster.store.tables import aliases, jobs, models
 
 _TOLD = 8
 """So many versions are named to whoever asks for one that is not there."""

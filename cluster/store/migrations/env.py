@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from alembic import context
 
-from cluster.store.tables import metadata
+from cluster.store.deployment_tables import deployments
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
+    target_metadata=deployments.metadata,
     render_as_batch=True,
     transactional_ddl=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,24 @@ def test_examples_that_are_gone_keep_nobody_from_changing_something_else(wishes:
     request.update_mask.paths[:] = ["gate"]
     with pytest.raises(InvalidInput, match="there is no file"):
         wishes.update(request)
+
+
+def test_a_gate_must_be_able_to_judge_the_model_that_is_asked_for(
+    wishes: DeploymentWishes, world: World, tmp_path
+) -> None:
+    for name, architecture in (("writer", "LlamaForCausalLM"), ("reader", "BertForSequenceClassification")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+        world.store.create_model(NewModel(name, str(tmp_path / name), "", 0), "", "")
+    wish = pb.Deployment(name="desk", model="writer@1", gate=pb.CanaryGate(teacher="writer@1"))
+    request = pb.UpdateDeploymentRequest(deployment=wish)
+    request.update_mask.paths.extend(["model", "gate"])
+    assert wishes.update(request).model == "writer@1"
+    request.deployment.model = "reader@1"
+    with pytest.raises(InvalidInput, match=r"deployment\.gate\.teacher: writer@1 writes, and reader@1 classifies"):
+        wishes.update(request)
+    request.update_mask.paths[:] = ["model"]
+    assert wishes.update(request).model == "reader@1", "an update by hand is judged by nobody"
 
 
 def test_an_engine_is_asked_for_and_changed(wishes: DeploymentWishes, world: World) -> None:

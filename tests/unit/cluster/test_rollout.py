@@ -250,6 +250,22 @@ def test_a_judge_that_cannot_come_up_ends_its_canary(live):
     assert "its judge" in live.deployment.newest.message
 
 
+def test_a_judge_that_dies_for_good_ends_its_canary_at_once(live):
+    start_canary(live, 2, weight=500, gate=GATE)
+    live.look(READY, READY)
+    assert live.look(READY, READY, judge=STARTING) == [Phase.LIVE, Phase.CANARY]
+    assert live.look(READY, READY, judge=FAILED) == [Phase.LIVE, Phase.DRAINING]
+    assert live.reasons[-1] == "CANARY_ROLLED_BACK"
+    assert live.deployment.newest.message == f"its judge has failed: {FAILED.message}"
+
+
+def test_what_a_judge_has_shown_before_it_died_counts(live):
+    start_canary(live, 2, gate=GATE)
+    live.look(READY, READY)
+    live.observe(*[good()] * 200)
+    assert live.look(READY, READY, judge=FAILED) == [Phase.DRAINING, Phase.LIVE]
+
+
 def test_a_good_canary_is_promoted_by_what_was_seen(live):
     start_canary(live, 2, gate=GATE)
     live.look(READY, READY)
