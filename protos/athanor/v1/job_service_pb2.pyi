@@ -159,7 +159,7 @@ class ListJobsRequest(_message.Message):
     name: _builtins.str
     """Only jobs of this name; empty for all."""
     filter: _builtins.str
-    """AIP-160, e.g. `labels.team = "care" AND priority >= 500 AND create_time > "2026-11-01T00:00:00Z"`. Fields: project, name, kind, state, reason, priority, create_time, end_time, labels.<key>."""
+    """AIP-160, e.g. `labels.team = "care" AND priority >= 500 AND create_time > "2026-11-01T00:00:00Z"`. Fields: project, name, uid, kind, creator, reason, state, priority, create_time, end_time, labels.<key>."""
     order_by: _builtins.str
     """`create_time`, `end_time`, `priority` or `name`, with ` desc` for the other way; empty is `create_time desc`."""
     @_builtins.property
