@@ -63,7 +63,7 @@ class Replica:
 
     async def serve(self, request: BackendRequest) -> AsyncGenerator[Head | Chunk]:
         """A Head, then Chunks."""
-        async for item in respond(self._api, request):
+        async for item in respond(self._api, request, joined=True):
             yield item
 
     def check_health(self) -> None:
