@@ -58,8 +58,12 @@ check-generated: $(STAMP)
 	@python scripts/generate_docs.py --check
 	@python scripts/check_protos.py
 
+# Units share the cores; the rest has processes of its own, and the machine to itself. 5 says that ARGS chose none of them.
 test: $(STAMP) ## unit and integration tests (ARGS="-k name" to choose)
-	@pytest tests/unit tests/integration $(ARGS)
+	@units=0; OMP_NUM_THREADS=1 pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS) || units=$$?; \
+	(( units == 0 || units == 5 )) || exit $$units; \
+	others=0; pytest tests/integration $(ARGS) || others=$$?; \
+	(( others == 5 && units == 0 )) || exit $$others
 
 chaos: $(STAMP) ## tests that kill things on purpose
 	@if compgen -G 'tests/chaos/test_*.py' >/dev/null; then pytest tests/chaos $(ARGS); \
