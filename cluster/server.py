@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from functools import partial
+from typing import TextIO, cast
 
 import grpc
 import structlog
@@ -42,6 +43,7 @@ from cluster.deployment_reconciler import DeploymentReconciler, Serving
 from cluster.errors import StartUpError
 from cluster.housekeeping import Housekeeping
 from cluster.launcher import Launcher, RayLauncher
+from cluster.log_lines import LogLines
 from cluster.metrics import Metrics
 from cluster.metrics import serving as serving_metrics
 from cluster.orphans import Orphans
@@ -105,7 +107,7 @@ def configure_logging() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, LogLines(sys.stderr))),
         cache_logger_on_first_use=False,
     )
 

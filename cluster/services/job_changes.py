@@ -59,17 +59,23 @@ def resume(store: Store, request: messages.ResumeJobRequest) -> StoredJob:
 
 def delete(settings: Settings, store: Store, request: messages.DeleteJobRequest) -> None:
     """Rows first: what is left of the directory, should this end in between, is housekeeping.py's to clear away."""
-    try:
-        job = visible_job(store, request.uid)
-    except NotFound:
-        gone = store.find_deletion(request.uid)
-        if gone is not None and caller().reaches(gone.project):
-            return  # asked for before, and done
-        raise
-    _check_etag(job, request.etag)
-    wishes.check_deletable(job)
-    store.delete_job(job)
-    shutil.rmtree(settings.job_dir(job.uid), onerror=_not_removed)
+    for _ in range(_TRIES):
+        try:
+            job = visible_job(store, request.uid)
+        except NotFound:
+            gone = store.find_deletion(request.uid)
+            if gone is not None and caller().reaches(gone.project):
+                return  # asked for before, or at once with this, and done
+            raise
+        _check_etag(job, request.etag)
+        wishes.check_deletable(job)
+        try:
+            store.delete_job(job)
+        except Conflict:
+            continue
+        shutil.rmtree(settings.job_dir(job.uid), onerror=_not_removed)
+        return
+    raise Conflict("JOB_CHANGED", f"job {request.uid} changes faster than it can be deleted; try again")
 
 
 def _not_removed(_call: object, path: str, failure: object) -> None:

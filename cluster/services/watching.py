@@ -250,7 +250,7 @@ async def _changes(
         for one in found:
             if watcher.wants(one.uid, one.project):
                 yield one.message
-        cursor = upto
+        cursor = max(cursor, upto)  # the store may have told of more than the feed knows by now
         if is_fast or (len(found) < _PAGE and not feed.has_begun):
             if not await _news(watcher, bookmarks):
                 cursor = max(cursor, feed.head)
@@ -262,8 +262,8 @@ def _stored(store: Store, cursor: int, uid: str) -> tuple[list[Told], int]:
     """A page of changes, and up to where all are known with it."""
     head = store.head_version()
     found = [told(one) for one in store.changes(cursor, uid, _PAGE)]
-    is_full = len(found) == _PAGE
-    return found, found[-1].message.resource_version if is_full else max(head, cursor)
+    last = found[-1].message.resource_version if found else cursor
+    return found, last if len(found) == _PAGE else max(head, last)  # some may have come since `head` was read
 
 
 async def _news(watcher: Watcher, bookmarks: bool) -> bool:

@@ -158,6 +158,29 @@ async def test_the_end_of_the_control_plane_ends_every_watch(world: World, feed:
         assert isinstance(each, ShuttingDown)
 
 
+async def test_a_change_that_comes_while_the_store_is_read_is_told_once(
+    world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = world.create()
+    head_version, changes = world.store.head_version, world.store.changes
+
+    def late(*asked: object) -> object:
+        if asked[0] == 1:  # not the feed, which begins where the store is
+            note(world, uid, "in between")
+            monkeypatch.setattr(world.store, "changes", changes)
+        return changes(*asked)
+
+    monkeypatch.setattr(world.store, "changes", late)
+    note(world, uid, "before")
+    stream = watching_of(world, feed, after_resource_version=1)
+    found = await take(stream, 2)
+    note(world, uid, "after")
+    found += await take(stream, 1)
+    assert [each.event.message for each in found] == ["before", "in between", "after"]
+    assert found[-1].resource_version == head_version()
+    await stream.aclose()
+
+
 async def test_nobody_watches_and_nothing_is_read(world: World, feed: Feed) -> None:
     world.create()
     stream = watching_of(world, feed, bookmarks=True)
