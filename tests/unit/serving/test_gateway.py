@@ -323,6 +323,19 @@ async def test_what_is_not_mirrored_as_too_much_is_under_way_is_counted(loaded):
     assert 'athanor_gateway_mirrored_left_out_total{gateway="g1"} 2.0' in numbers
 
 
+async def test_what_is_not_compared_as_too_much_is_being_compared_is_counted(loaded):
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    mirroring = Mirroring(backends, asyncio.Queue().put, most_compared=0)
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    gate = entrance(backends, table(10_000, 0, mirror=mirror), mirroring=mirroring, metrics=GatewayMetrics("g1"))
+    async with http_client(gate) as http, asyncio.timeout(30):
+        await http.post(CHAT, json=BODY)
+        while mirroring._running:
+            await asyncio.sleep(0.01)
+        numbers = (await http.get("/metrics")).text
+    assert 'athanor_gateway_mirrored_not_compared_total{gateway="g1"} 1.0' in numbers
+
+
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):
     pairs: asyncio.Queue = asyncio.Queue()
     backends = LocalBackends(**{STABLE: (1, loaded)})

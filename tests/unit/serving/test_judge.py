@@ -109,7 +109,7 @@ def outcome(revision: int, **changes) -> Outcome:
 def compared(
     stable: Model, canary: Model, *, answered: Outcome | None = None, teacher: Model | None = None, **changes
 ) -> Finding | None:
-    judge = Judge(teacher or Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+    judge = Judge(teacher or Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__, "bot--r2")
     request = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
     return asyncio.run(judge.compare(MirroredPair("bot", request, answered or outcome(1), outcome(2, **changes))))
 
@@ -166,6 +166,30 @@ def test_what_says_nothing_of_the_canary_is_left_out():
         compared(Model(7, error=BackendFailed("the stable one died")), Model(7))
 
 
+def test_a_pair_of_another_canary_says_nothing_of_this_one():
+    """Of one that was replaced while its answer was under way."""
+    another = outcome(3).backend
+    assert compared(Model(7), Model(7), backend=another, status=500) is None
+    assert compared(Model(7), Model(7), backend=another) is None
+
+
+async def test_a_version_that_does_not_answer_delays_a_pair_and_not_those_behind_it(caplog):
+    class Hangs(Model):
+        async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+            await asyncio.Event().wait()
+            raise AssertionError("never set")
+
+    stables: dict[str, Model] = {"bot--r1": Hangs(7), "bot--r2": Model(7)}
+    judge = Judge(Model(7), stables.__getitem__, "bot--r2", at_once=1, within_s=0.01)
+    request = BackendRequest("POST", "/v1/completions", (), b"{}", "the-slow-one")
+    pair = MirroredPair("bot", request, outcome(1), outcome(2))
+    assert await judge.compare(pair) is None
+    assert "request the-slow-one is not compared: it took more than 0.01 s" in caplog.text
+    stables["bot--r1"] = Model(7)
+    async with asyncio.timeout(30):
+        assert await judge.compare(pair) is not None
+
+
 def test_means_are_over_positions():
     teacher = [TokenLogprob(1, -1.0, ((1, -1.0),)), TokenLogprob(2, -1.0, ((2, -1.0),))]
     student = [TokenLogprob(1, -1.0, ((1, -1.0),)), TokenLogprob(2, -1.5, ((3, -1.0),))]
@@ -215,7 +239,7 @@ SURE, UNSURE, OTHER = {"a": 0.9, "b": 0.1}, {"a": 0.6, "b": 0.4}, {"a": 0.1, "b"
 
 def classified(canary: Classifier, *, teacher: Classifier | None = None, **changes) -> Finding | None:
     stable = Classifier(SURE, UNSURE)
-    judge = Judge(teacher or Classifier(SURE, SURE), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+    judge = Judge(teacher or Classifier(SURE, SURE), {"bot--r1": stable, "bot--r2": canary}.__getitem__, "bot--r2")
     request = BackendRequest("POST", "/v1/classify", (), b"{}", "r")
     asked = [outcome(number, token_ids={}, **(changes if number == 2 else {})) for number in (1, 2)]
     return asyncio.run(judge.compare(MirroredPair("bot", request, *asked)))
