@@ -116,9 +116,8 @@ class Judge:
             async with self._places, asyncio.timeout(self._within_s):
                 return await compare(pair)
         except TimeoutError:
-            logger.warning(
-                "request %s is not compared: it took more than %g s", pair.request.request_id, self._within_s
-            )
+            words = "request %s is not compared: it took more than %g s"
+            logger.warning(words, pair.request.request_id, self._within_s)
             return None
 
     async def _compare_text(self, pair: MirroredPair) -> Finding | None:
@@ -132,12 +131,11 @@ class Judge:
         taught = await self._teacher.score(text, start=start, top_k=TEACHER_TOP)
         known = await stable.score(text, start=start, top_k=STUDENT_TOP)
         if not (_is_sound(taught) and _is_sound(known)):
-            logger.warning(
-                "the teacher or %s gave no numbers for an answer; it is not compared", pair.stable.backend.app
-            )
+            words = "request %s is not compared: the teacher or %s gave no numbers for its answer"
+            logger.warning(words, pair.request.request_id, pair.stable.backend.app)
             return None
         canary = self._students(pair.canary.backend.app)
-        new = await _of_canary(canary.score(text, start=start, top_k=STUDENT_TOP))
+        new = await _of_canary(pair, canary.score(text, start=start, top_k=STUDENT_TOP))
         if isinstance(new, Overloaded):
             return None
         if new is None or not _is_sound(new):
@@ -155,7 +153,7 @@ class Judge:
         """All read the client's texts."""
         taught = await self._teacher.labels(pair.request)
         known = await self._students(pair.stable.backend.app).labels(pair.request)
-        new = await _of_canary(self._students(pair.canary.backend.app).labels(pair.request))
+        new = await _of_canary(pair, self._students(pair.canary.backend.app).labels(pair.request))
         if isinstance(new, Overloaded):
             return None
         if new is None:
@@ -170,14 +168,14 @@ class Judge:
         )
 
 
-async def _of_canary(asked: Awaitable[Read]) -> Read | Overloaded | None:
+async def _of_canary(pair: MirroredPair, asked: Awaitable[Read]) -> Read | Overloaded | None:
     """None where it failed; that it is busy is no failure."""
     try:
         return await asked
     except Overloaded as error:
         return error
     except ServingError as error:
-        logger.warning("the canary could not read an answer: %s", error)
+        logger.warning("request %s: the canary could not read its answer: %s", pair.request.request_id, error)
         return None
 
 

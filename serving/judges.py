@@ -50,7 +50,7 @@ class Judges:
         if route is None or route.judge_app is None or route.mirror is None:
             return
         if route.mirror.app == pair.canary.backend.app:
-            await self._tell(route.judge_app, self._observe_s, "a pair", "observe", pair)
+            await self._tell(route.judge_app, self._observe_s, f"request {pair.request.request_id}", "observe", pair)
 
     async def note_live(self, judge_app: str, failed: tuple[bool, ...]) -> None:
         """Of each request of a canary's own users, whether it failed."""

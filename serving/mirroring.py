@@ -89,7 +89,7 @@ class Mirroring:
             return
         task = asyncio.ensure_future(self._mirror(route, backend, request, stable))
         self._running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda task: self._ended(request.request_id, task))
 
     async def aclose(self) -> None:
         for task in [*self._running]:
@@ -131,10 +131,10 @@ class Mirroring:
         complete = head is not None and not error and (not head.is_stream or last.endswith(DONE))
         return Outcome(backend, head.status if head else 0, ids, first, time.monotonic() - began, complete, error)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a mirrored request could not be handed over", exc_info=error)
+            logger.error("request %s was mirrored and could not be handed over", request_id, exc_info=error)
 
 
 class _Places:

@@ -147,13 +147,15 @@ def test_what_the_other_did_not_answer_well_is_no_failure_of_the_canary(changes,
     assert compared(Model(7), Model(7), answered=outcome(1, **changes), **canary) is None
 
 
-def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed():
+def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed(caplog):
     assert compared(Model(7), Model(7, error=BackendFailed("died"))).canary_failed
+    assert "request r: the canary could not read its answer: died" in caplog.text
     assert compared(Model(7), NoNumbers(7)).canary_failed
 
 
-def test_a_teacher_or_a_stable_version_that_says_no_numbers_is_no_failure_of_the_canary():
+def test_a_teacher_or_a_stable_version_that_says_no_numbers_is_no_failure_of_the_canary(caplog):
     assert compared(Model(7), Model(7), teacher=NoNumbers(7)) is None
+    assert "request r is not compared: the teacher or bot--r1 gave no numbers" in caplog.text
     assert compared(NoNumbers(7), Model(7)) is None
     assert compared(NoNumbers(7), NoNumbers(7)) is None
 

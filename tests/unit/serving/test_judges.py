@@ -88,7 +88,7 @@ async def test_what_takes_a_judge_too_long_is_ended_and_it_is_told_again(caplog)
     await judges.observe(a_pair())
     await live.aclose()
     assert calls.cancelled == ["note_live", "note_live", "observe"]
-    assert f"{HANGS} missed a pair: no answer within 0.01 s" in caplog.text
+    assert f"{HANGS} missed request r: no answer within 0.01 s" in caplog.text
 
 
 async def test_a_judge_that_fails_misses_what_it_was_told(caplog):

@@ -113,3 +113,13 @@ async def test_beyond_a_number_at_once_requests_are_left_out():
     assert mirroring.left_out == 3
     await mirroring.aclose()
     assert pairs.empty()
+
+
+async def test_what_breaks_when_a_pair_is_handed_over_is_logged_under_the_requests_id(caplog):
+    async def breaks(_):
+        raise ValueError("broken")
+
+    mirroring = Mirroring(Scripted(*whole(200)), breaks)
+    started(mirroring, 1)
+    await until(lambda: not mirroring._running)
+    assert "request r was mirrored and could not be handed over" in caplog.text
