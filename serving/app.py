@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serving.backend import BackendRequest, Chunk, Head, respond
-from serving.errors import BackendFailed, EngineFailed, ServingError
+from serving.errors import BackendFailed, EngineFailed, ServingError, Unavailable
 from serving.options import GatewayOptions, JudgeOptions, ModelOptions
 from serving.routes import RouteTable
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # More than the engine lets wait, so that it is the engine that refuses, in OpenAI's shape.
 MAX_ONGOING_REQUESTS = 512
 _GATEWAY_ONGOING = 4096
-_JUDGE_ONGOING = 4
+_JUDGE_ONGOING = 512
+"""More than all gateways bring at once: it compares only a few at a time, and what users met waits for none of them."""
 _LAST_REQUESTS_S = 600.0
 """How long a replica that goes may take over the requests that it has: as long as one may take at all."""
 _HEALTH_PERIOD_S = 5.0
@@ -120,8 +121,27 @@ class ServeBackends:
         except (RayError, RayServeException):
             return []
 
-    def of(self, app: str, name: str = _REPLICA) -> DeploymentHandle[Any]:
-        return self._handle(app, name)
+    async def ask(self, app: str, method: str, *args: object, name: str = _REPLICA) -> Any:
+        """One method's answer, from any replica of `app`; it waits for one as long as there is none.
+
+        A ServingError that the replica raised comes as what it is; Unavailable where Serve has nobody to ask, and
+        BackendFailed where the replica died or broke. Cancelling it ends the work there.
+        """
+        response = self._handle(app, name).options(method_name=method).remote(*args)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            with suppress(RayError, RayServeException):
+                response.cancel()
+            raise
+        except RayServeException as error:
+            raise Unavailable(_gist(error)) from error
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else None
+            raise (cause if isinstance(cause, ServingError) else BackendFailed(_gist(error))) from error
+
+    async def ask_judge(self, app: str, method: str, *args: object) -> object:
+        return await self.ask(app, method, *args, name=_JUDGE)
 
     def forget(self, table: RouteTable) -> None:
         """Handles of applications that are gone listen to nothing any more."""
@@ -145,13 +165,14 @@ class Gateway:
         from serving.auth import Callers, CurrentControlPlanes
         from serving.gateway_grpc import GrpcGateway
         from serving.gateway_http import Entrance
+        from serving.judges import Judges
         from serving.live_outcomes import LiveOutcomes
         from serving.mirroring import Mirroring
 
         self._backends = ServeBackends()
         self._directory = CurrentControlPlanes()
-        mirroring = Mirroring(self._backends, self._judge)
-        live = LiveOutcomes(self._tell_judge)
+        judges = Judges(self._backends.ask_judge, lambda: self._entrance.table)
+        mirroring, live = Mirroring(self._backends, judges.observe), LiveOutcomes(judges.note_live)
         self._entrance = Entrance(self._backends, Callers(self._directory), mirroring=mirroring, live=live)
         self._grpc = GrpcGateway(self._entrance)
 
@@ -184,54 +205,28 @@ class Gateway:
         async for response in self._grpc.watch(request, grpc_context):
             yield response
 
-    async def _judge(self, pair: MirroredPair) -> None:
-        """A judge that is gone, or too busy, misses a pair; nobody else does."""
-        route = self._entrance.table.route(pair.route)
-        if route is None or route.judge_app is None:
-            return
-        try:
-            await self._backends.of(route.judge_app, _JUDGE).options(method_name="observe").remote(pair)
-        except (RayError, RayServeException) as error:
-            logger.warning("the judge of %s missed a pair: %s", pair.route, _gist(error))
-
-    async def _tell_judge(self, judge_app: str, failed: tuple[bool, ...]) -> None:
-        try:
-            await self._backends.of(judge_app, _JUDGE).options(method_name="note_live").remote(failed)
-        except (RayError, RayServeException) as error:
-            logger.warning("%s missed %d requests of its canary: %s", judge_app, len(failed), _gist(error))
-
 
 class RemoteStudent:
     """A revision behind its application, as the judge asks it."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+    def __init__(self, backends: ServeBackends, app: str) -> None:
+        self._backends = backends
+        self._app = app
 
     async def prompt_ids(self, request: BackendRequest) -> tuple[int, ...]:
-        found: tuple[int, ...] = await self._ask("prompt_ids", request)
+        found: tuple[int, ...] = await self._backends.ask(self._app, "prompt_ids", request)
         return found
 
     async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
-        found: Scored = await self._ask("score", token_ids, start, top_k)
+        found: Scored = await self._backends.ask(self._app, "score", token_ids, start, top_k)
         return found
 
     async def labels(self, request: BackendRequest) -> Labels:
-        found: Labels = await self._ask("labels", request)
+        found: Labels = await self._backends.ask(self._app, "labels", request)
         return found
 
     async def answer(self, example: Example) -> str:
-        return str(await self._ask("answer", example))
-
-    async def _ask(self, method: str, *args: object) -> Any:
-        """A ServingError of the replica's own comes as what it is, others as BackendFailed."""
-        try:
-            return await self._handle.options(method_name=method).remote(*args)
-        except RayTaskError as error:
-            if isinstance(error.cause, ServingError):
-                raise error.cause from error
-            raise BackendFailed(_gist(error)) from error
-        except (RayError, RayServeException) as error:
-            raise BackendFailed(_gist(error)) from error
+        return str(await self._backends.ask(self._app, "answer", example))
 
 
 class JudgeActor:
@@ -251,11 +246,11 @@ class JudgeActor:
         self._examining: asyncio.Task[None] | None = None
         self._model = load(options.verified())
         self._backends = ServeBackends()
-        self._judge = Judge(Reading(self._model), self._revision)
+        self._judge = Judge(Reading(self._model), self._revision, options.canary_app)
         self._reporter = Reporter(Canary(options.name, options.revision, options.token))
 
     def _revision(self, app: str) -> RemoteStudent:
-        return RemoteStudent(self._backends.of(app))
+        return RemoteStudent(self._backends, app)
 
     async def reconfigure(self, told: dict[str, Any]) -> None:
         """Where control planes are; once the canary is up, also beside whom it is examined."""

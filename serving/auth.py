@@ -14,12 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import grpc
 from athanor.v1 import token_service_pb2, token_service_pb2_grpc
 
+from serving.channels import open_channel, read_credentials
 from serving.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from serving.limits import Buckets
 from serving.routes import RouteTable
@@ -35,7 +35,6 @@ _MOST_CACHED = 10_000
 _TIMEOUT_S = 3.0
 _GRACE_S = 1.0
 _NOBODY = "nobody can be asked about this token at the moment; try again in a moment"
-_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0))
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,8 @@ class ControlPlanes:
         tls_key: str | None = None,
     ) -> None:
         """`tls_ca` is PEM text; the others are paths, of what is shown where a certificate is asked for."""
-        credentials = _credentials(tls_ca, tls_cert, tls_key)
-        self._channels = [_channel(address, credentials) for address in addresses]
+        credentials = read_credentials(tls_ca, tls_cert, tls_key)
+        self._channels = [open_channel(address, credentials) for address in addresses]
         self._num_asking = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -221,19 +220,6 @@ class CurrentControlPlanes:
 
     async def aclose(self) -> None:
         await asyncio.gather(self._planes.aclose(), *self._closing)
-
-
-def _credentials(tls_ca: str | None, tls_cert: str | None, tls_key: str | None) -> grpc.ChannelCredentials | None:
-    if tls_ca is None:
-        return None
-    shown = [Path(each).read_bytes() if each else None for each in (tls_key, tls_cert)]
-    return grpc.ssl_channel_credentials(tls_ca.encode(), *shown)
-
-
-def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
 async def _get_caller(channel: grpc.aio.Channel, authorization: str) -> Caller:

@@ -105,7 +105,7 @@ class Gateway:
                     return
                 if not isinstance(error, _Full):
                     progress.broken.add(chosen)
-                self._metrics.failed(call.route.name, chosen)
+                    self._metrics.failed(call.route.name, chosen)
                 logger.warning("request %s: %s: %s", call.request.request_id, chosen.app, error)
                 if progress.deaths >= _DEATHS:
                     break

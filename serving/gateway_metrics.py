@@ -188,6 +188,11 @@ class _LeftOut(Collector):
             "Requests that no canary was asked, as too many were being mirrored.",
             value=self._mirroring.left_out,
         )
+        yield CounterMetricFamily(
+            "athanor_gateway_mirrored_not_compared",
+            "Requests that a canary was asked and no judge got, as too many were being compared.",
+            value=self._mirroring.not_compared,
+        )
 
 
 class _Merged(Collector):

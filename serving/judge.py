@@ -6,6 +6,7 @@ the comparison is the control plane's to decide. Knows neither Ray nor gRPC.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -76,22 +77,48 @@ class Finding:
 class Judge:
     """Of one canary."""
 
-    def __init__(self, teacher: Reader, students: Callable[[str], Student]) -> None:
-        """`students` gives the revision behind the name of an application."""
+    def __init__(
+        self,
+        teacher: Reader,
+        students: Callable[[str], Student],
+        canary_app: str,
+        *,
+        at_once: int = 4,
+        within_s: float = 60.0,
+    ) -> None:
+        """`students` gives the revision behind the name of an application.
+
+        So many pairs are compared at once, each in so much time: a version that does not answer delays few others.
+        """
         self._teacher = teacher
         self._students = students
+        self._canary_app = canary_app
+        self._places = asyncio.Semaphore(at_once)
+        self._within_s = within_s
 
     async def compare(self, pair: MirroredPair) -> Finding | None:
-        """None where there is nothing to compare, by no fault of the canary."""
-        if not pair.stable.is_whole or pair.canary.status == _OVERLOADED:
+        """None where there is nothing to compare, by no fault of the canary; so is a pair of another canary."""
+        is_its_own = pair.canary.backend.app == self._canary_app
+        if not is_its_own or not pair.stable.is_whole or pair.canary.status == _OVERLOADED:
             return None
         if pair.request.path.partition("?")[0] == _CLASSIFY:
-            return await self._compare_labels(pair) if pair.canary.is_whole else Finding(canary_failed=True)
-        if not pair.stable.wrote:
+            is_answered, compare = pair.canary.is_whole, self._compare_labels
+        elif pair.stable.wrote:
+            is_answered, compare = pair.canary.is_whole and pair.canary.wrote, self._compare_text
+        else:
             return None
-        if not (pair.canary.is_whole and pair.canary.wrote):
-            return Finding(canary_failed=True)
-        return await self._compare_text(pair)
+        return await self._in_time(compare, pair) if is_answered else Finding(canary_failed=True)
+
+    async def _in_time(
+        self, compare: Callable[[MirroredPair], Awaitable[Finding | None]], pair: MirroredPair
+    ) -> Finding | None:
+        try:
+            async with self._places, asyncio.timeout(self._within_s):
+                return await compare(pair)
+        except TimeoutError:
+            words = "request %s is not compared: it took more than %g s"
+            logger.warning(words, pair.request.request_id, self._within_s)
+            return None
 
     async def _compare_text(self, pair: MirroredPair) -> Finding | None:
         """All read the answer that the client got."""
@@ -104,12 +131,11 @@ class Judge:
         taught = await self._teacher.score(text, start=start, top_k=TEACHER_TOP)
         known = await stable.score(text, start=start, top_k=STUDENT_TOP)
         if not (_is_sound(taught) and _is_sound(known)):
-            logger.warning(
-                "the teacher or %s gave no numbers for an answer; it is not compared", pair.stable.backend.app
-            )
+            words = "request %s is not compared: the teacher or %s gave no numbers for its answer"
+            logger.warning(words, pair.request.request_id, pair.stable.backend.app)
             return None
         canary = self._students(pair.canary.backend.app)
-        new = await _of_canary(canary.score(text, start=start, top_k=STUDENT_TOP))
+        new = await _of_canary(pair, canary.score(text, start=start, top_k=STUDENT_TOP))
         if isinstance(new, Overloaded):
             return None
         if new is None or not _is_sound(new):
@@ -127,7 +153,7 @@ class Judge:
         """All read the client's texts."""
         taught = await self._teacher.labels(pair.request)
         known = await self._students(pair.stable.backend.app).labels(pair.request)
-        new = await _of_canary(self._students(pair.canary.backend.app).labels(pair.request))
+        new = await _of_canary(pair, self._students(pair.canary.backend.app).labels(pair.request))
         if isinstance(new, Overloaded):
             return None
         if new is None:
@@ -142,14 +168,14 @@ class Judge:
         )
 
 
-async def _of_canary(asked: Awaitable[Read]) -> Read | Overloaded | None:
+async def _of_canary(pair: MirroredPair, asked: Awaitable[Read]) -> Read | Overloaded | None:
     """None where it failed; that it is busy is no failure."""
     try:
         return await asked
     except Overloaded as error:
         return error
     except ServingError as error:
-        logger.warning("the canary could not read an answer: %s", error)
+        logger.warning("request %s: the canary could not read its answer: %s", pair.request.request_id, error)
         return None
 
 

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from serving.batching.engine import TransformersEngine
-from serving.batching.policy import Limits
+from serving.batching.policy import Limits, lanes
 from serving.engine import Engine, Observer, PoolingEngine, Task
 from serving.errors import EngineOptionsError, ModelDirectoryError
 from serving.options import FRACTIONS, EngineOptions
@@ -110,13 +110,16 @@ def over(
     limits: Limits | None = None,
     max_model_len: int | None = None,
 ) -> LoadedModel:
-    """An engine over a causal model and tokenizer that are loaded."""
+    """An engine over a causal model and tokenizer that are loaded; EngineOptionsError."""
+    longest = _wished(max_model_len, _context_length(model.config, tokenizer, _first_position(model)))
+    if max_model_len is not None:
+        _check_room(limits or Limits(), max_model_len)
     end_ids = _end_ids(model.generation_config, tokenizer)
     prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings, end_ids=end_ids)
     engine = TransformersEngine(
         model,
         prompts.decode,
-        context_length=_at_most(max_model_len, _context_length(model.config, tokenizer, _first_position(model))),
+        context_length=longest,
         num_tokens=min(max(tokenizer.get_vocab().values()) + 1, _head_size(model)),
         end_ids=end_ids,
         limits=limits,
@@ -134,7 +137,7 @@ def pooling_over(
 ) -> LoadedModel:
     """An engine over a model that classifies or embeds."""
     prompts = Prompts(tokenizer, vocab_size=model.get_input_embeddings().num_embeddings)
-    context_length = _at_most(max_model_len, _context_length(model.config, tokenizer, _first_position(model)))
+    context_length = _wished(max_model_len, _context_length(model.config, tokenizer, _first_position(model)))
     engine = TransformersPoolingEngine(model, options, context_length=context_length)
     task: Task = "classify" if options.labels else "embed"
     return LoadedModel(frozenset({task}), prompts, pooling=engine)
@@ -161,7 +164,7 @@ def _in_vllm(path: Path, task: Task, limits: Mapping[str, float]) -> LoadedModel
         path,
         prompts.decode,
         end_ids=end_ids,
-        context_length=_at_most(None if longest is None else int(longest), _context_length(config, tokenizer)),
+        context_length=_wished(None if longest is None else int(longest), _context_length(config, tokenizer)),
         limits=own,
     )
     return LoadedModel(frozenset({"generate"}), prompts, engine)
@@ -253,8 +256,24 @@ def _context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
     return int(min(limit for limit in limits if limit is not None))
 
 
-def _at_most(wished: int | None, length: int) -> int:
-    return length if wished is None else min(wished, length)
+def _wished(wished: int | None, length: int) -> int:
+    """The model's own length where none is wished for; EngineOptionsError for more than that."""
+    if wished is not None and wished > length:
+        raise EngineOptionsError(
+            f"max_model_len ({wished}) is more than this model can read ({length}); ask for no more, or leave it out"
+        )
+    return length if wished is None else wished
+
+
+def _check_room(limits: Limits, wished: int) -> None:
+    """EngineOptionsError where the cache has no room for a request of the length that was wished for."""
+    longest = max(lane.longest for lane in lanes(limits, wished))
+    if longest < wished:
+        raise EngineOptionsError(
+            f"max_model_len ({wished}) is more than the {longest} tokens that one request may take: kv_tokens "
+            f"({limits.kv_tokens}) less prefix_tokens ({limits.prefix_tokens}), of which long requests have "
+            f"long_share ({limits.long_share:g}); give more kv_tokens or long_share, or less max_model_len"
+        )
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -71,12 +72,11 @@ class Mirroring:
         most_asked: int = 64,
         most_compared: int = 8,
     ) -> None:
-        """At most so many are asked, and so many compared, at once."""
+        """Of each canary at most so many are asked, and so many compared, at once: one that hangs delays no other."""
         self._backends = backends
         self._on_mirrored = on_mirrored
-        self._most_asked, self._most_compared = most_asked, most_compared
+        self._asking, self._comparing = _Places(most_asked), _Places(most_compared)
         self._running: set[asyncio.Task[None]] = set()
-        self._num_compared = 0
         self.left_out = 0
         """Requests that were not asked in the dark, as too many were under way."""
         self.not_compared = 0
@@ -84,12 +84,12 @@ class Mirroring:
 
     def start(self, route: Route, backend: Backend, request: BackendRequest, stable: Outcome) -> None:
         """Ask in the background."""
-        if len(self._running) - self._num_compared >= self._most_asked:
+        if not self._asking.take(backend.app):
             self.left_out += 1
             return
         task = asyncio.ensure_future(self._mirror(route, backend, request, stable))
         self._running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda task: self._ended(request.request_id, task))
 
     async def aclose(self) -> None:
         for task in [*self._running]:
@@ -97,15 +97,17 @@ class Mirroring:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _mirror(self, route: Route, backend: Backend, request: BackendRequest, stable: Outcome) -> None:
-        canary = await self._asked(backend, request)
-        if self._num_compared >= self._most_compared:
+        try:
+            canary = await self._asked(backend, request)
+        finally:
+            self._asking.give_back(backend.app)
+        if not self._comparing.take(backend.app):
             self.not_compared += 1
             return
-        self._num_compared += 1
         try:
             await self._on_mirrored(MirroredPair(route.name, request, stable, canary))
         finally:
-            self._num_compared -= 1
+            self._comparing.give_back(backend.app)
 
     async def _asked(self, backend: Backend, request: BackendRequest) -> Outcome:
         head: Head | None = None
@@ -129,7 +131,27 @@ class Mirroring:
         complete = head is not None and not error and (not head.is_stream or last.endswith(DONE))
         return Outcome(backend, head.status if head else 0, ids, first, time.monotonic() - began, complete, error)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a mirrored request could not be handed over", exc_info=error)
+            logger.error("request %s was mirrored and could not be handed over", request_id, exc_info=error)
+
+
+class _Places:
+    """So many at once for each canary."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+
+    def take(self, app: str) -> bool:
+        """Whether there was one left."""
+        if self._taken[app] >= self._most:
+            return False
+        self._taken[app] += 1
+        return True
+
+    def give_back(self, app: str) -> None:
+        self._taken[app] -= 1
+        if not self._taken[app]:
+            del self._taken[app]

@@ -28,7 +28,7 @@ from serving.generation import Body, Generator
 from serving.logprobs import Document, Kind
 from serving.middleware import BodyLimit, RequestIds
 from serving.model_dir import Lineage
-from serving.schemas import ChatCompletionRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest
+from serving.schemas import ChatCompletionRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, Supported
 
 if TYPE_CHECKING:
     from serving.loading import LoadedModel
@@ -122,7 +122,7 @@ class Routes:
 
     async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
         """The assistant's next message."""
-        self._check_model(body.model)
+        self._take(body, request)
         self._check_task("generate")
         turns = [message.as_template_input() for message in body.messages]
         prompt = await _tokenized(request, lambda: self._model.prompts.chat(turns))
@@ -130,14 +130,14 @@ class Routes:
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """The continuation of plain prompts."""
-        self._check_model(body.model)
+        self._take(body, request)
         self._check_task("generate")
         prompts = await _tokenized(request, lambda: [self._model.prompts.text(each) for each in body.prompts])
         return await self._answer("text", body, prompts, request)
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
         """A vector for each text."""
-        self._check_model(body.model)
+        self._take(body, request)
         engine = self._pooling("embed")
         length = engine.context_length
         texts = await _tokenized(request, lambda: pooling_api.input_ids(body, self._model.prompts, length))
@@ -145,7 +145,7 @@ class Routes:
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """The labels of each text, with probabilities."""
-        self._check_model(body.model)
+        self._take(body, request)
         engine, exchange = self._pooling("classify"), _exchange(request)
         length = engine.context_length
         texts = await _tokenized(request, lambda: pooling_api.input_ids(body, self._model.prompts, length))
@@ -174,6 +174,12 @@ class Routes:
         engine = self._model.engine or self._model.pooling
         length = engine.context_length if engine is not None else None
         return {**self._card.document(), "tasks": sorted(self._model.tasks), "max_model_len": length}
+
+    def _take(self, body: Supported, request: Request) -> None:
+        self._check_model(body.model)
+        if body.ignored:
+            names = ", ".join(map(repr, body.ignored))
+            logger.info("request %s: unknown options are ignored: %s", request.state.request_id, names)
 
     def _check_model(self, name: str) -> None:
         if name not in self._card.names:

@@ -13,7 +13,7 @@ from serving.engine import GenerationRequest, Sampling, Scored
 from serving.errors import InvalidRequest, ServingError
 from serving.pooling_api import input_ids
 from serving.prompting import prompt_ids
-from serving.schemas import ClassifyRequest
+from serving.schemas import MAX_TIMEOUT_S, ClassifyRequest
 
 if TYPE_CHECKING:
     from serving.backend import BackendRequest
@@ -72,7 +72,9 @@ class Reading:
         longest = min(2 * len(prompts.text(example.reference)) + _ROOM, self._engine.context_length - len(prompt))
         if longest < 1:
             raise InvalidRequest(f"the example leaves no room for an answer: it has {len(prompt)} tokens")
-        request = GenerationRequest(prompt, longest, Sampling(temperature=0), request_id="labelled-example")
+        request = GenerationRequest(
+            prompt, longest, Sampling(temperature=0), deadline_s=MAX_TIMEOUT_S, request_id="labelled-example"
+        )
         stream = self._engine.submit(request)
         try:
             return "".join([delta.text async for delta in stream])

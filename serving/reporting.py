@@ -11,19 +11,18 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import grpc
 from athanor.v1 import deployment_service_pb2 as messages
 from athanor.v1 import deployment_service_pb2_grpc
 
+from serving.channels import open_channel, read_credentials
 from serving.judge import Finding
 
 _MOST_WAITING = 5000
 _BATCH = 100
 _TIMEOUT_S = 5.0
 _PAUSE_S = 1.0
-_OPTIONS = (("grpc.enable_http_proxy", 0),)
 logger = logging.getLogger(__name__)
 
 
@@ -98,9 +97,15 @@ class Reporter:
 
     async def _sent(self, request: messages.ReportObservationsRequest) -> bool:
         """Whether one of them has taken it, or none ever will. The same request is sent again: it is counted once."""
+        try:  # each time anew: a certificate may be renewed
+            credentials = read_credentials(self._planes.tls_ca, self._planes.tls_cert, self._planes.tls_key)
+        except OSError as error:
+            words = "%s cannot be read (%s), so no control plane is told what was found; put it on this node"
+            logger.error(words, error.filename, error.strerror)
+            return False
         for address in self._planes.addresses:
             try:
-                async with _channel(address, self._planes) as channel:
+                async with open_channel(address, credentials) as channel:
                     stub = deployment_service_pb2_grpc.DeploymentServiceStub(channel)
                     await stub.ReportObservations(request, timeout=_TIMEOUT_S)
                 return True
@@ -120,13 +125,3 @@ def _observation(finding: Finding) -> messages.Observation:
     values = asdict(finding)
     kind = messages.ObservationKind.Value(f"OBSERVATION_KIND_{values.pop('kind')}")
     return messages.Observation(kind=kind, **values)
-
-
-def _channel(address: str, planes: ControlPlanes) -> grpc.aio.Channel:
-    if planes.tls_ca is None:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    shown: Sequence[bytes | None] = [
-        Path(each).read_bytes() if each else None for each in (planes.tls_key, planes.tls_cert)
-    ]
-    credentials = grpc.ssl_channel_credentials(planes.tls_ca.encode(), *shown)
-    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)

@@ -1,16 +1,23 @@
 """The requests of the OpenAI API, as far as this endpoint answers them, with every bound on its field.
 
 An option that changes what the answer means and is not supported is an error that says so; any other unknown option is
-ignored, as vLLM does, and named in the log. Names beyond OpenAI's are vLLM's. Answers are built in `answers.py`.
+ignored, as vLLM does, and known as that. Names beyond OpenAI's are vLLM's. Answers are built in `answers.py`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
 
 from serving.engine import Sampling
 from serving.errors import InvalidRequest
@@ -27,8 +34,7 @@ MAX_TIMEOUT_S = 600.0
 """So long may one request take."""
 _HARMLESS = frozenset({"user", "safety_identifier", "metadata", "store", "service_tier", "prompt_cache_key"})
 """Of OpenAI, and nothing to the answer."""
-_MOST_NAMED = 16
-logger = logging.getLogger(__name__)
+_MOST_NAMED, _LONGEST_NAME = 16, 64
 _NOT_YET = "is not supported as of now; leave it out"
 
 # An option, and the values of it that change nothing.
@@ -66,26 +72,33 @@ class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
 
-class _Supported(_Request):
+class Supported(_Request):
     """Refuses what it cannot do."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     """The deployment, or the version of a model that lives (`name@3`)."""
 
-    @model_validator(mode="before")
+    _ignored: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _supported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            refuse_unsupported(data)
-            if ignored := cls._unknown(data):
-                logger.info("unknown options are ignored: %s", ", ".join(f"{name[:64]!r}" for name in ignored))
-        return data
+    def _supported(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        refuse_unsupported(data)
+        found = handler(data)
+        found._ignored = cls._unknown(data)
+        return found
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Options of the request that nobody knows, the first of them."""
+        return self._ignored
 
     @classmethod
-    def _unknown(cls, data: Mapping[str, Any]) -> list[str]:
-        """The first of them."""
+    def _unknown(cls, data: Mapping[str, Any]) -> tuple[str, ...]:
         known = _HARMLESS | cls.model_fields.keys() | _UNSUPPORTED.keys()
-        return [name for name in data if name not in known][:_MOST_NAMED]
+        return tuple(name[:_LONGEST_NAME] for name in data if name not in known)[:_MOST_NAMED]
 
 
 class StreamOptions(_Request):
@@ -128,7 +141,7 @@ class StructuredOutputs(_Request):
     structural_tag: None = None
 
 
-class GenerationOptions(_Supported):
+class GenerationOptions(Supported):
     """What both kinds of completion share."""
 
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -277,14 +290,14 @@ class CompletionRequest(GenerationOptions):
         return self.logprobs
 
 
-class EmbeddingRequest(_Supported):
+class EmbeddingRequest(Supported):
     input: Input
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """Only that which the vectors have: they cannot be shortened."""
 
 
-class ClassifyRequest(_Supported):
+class ClassifyRequest(Supported):
     input: Input
 
 

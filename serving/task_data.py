@@ -105,20 +105,23 @@ def _json_examples(path: Path, text: str) -> Iterator[Example]:
 
 def _csv_examples(path: Path, text: str) -> Iterator[Example]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in ("prompt", "completion") if name not in (rows.fieldnames or ())]
-    if missing:
-        raise TaskDataError(f"{path} has no column {missing[0]!r}; its first line must name `prompt` and `completion`")
     try:
+        missing = [name for name in ("prompt", "completion") if name not in (rows.fieldnames or ())]
+        if missing:
+            raise TaskDataError(
+                f"{path} has no column {missing[0]!r}; its first line must name `prompt` and `completion`"
+            )
         for row in rows:
             yield _pair(path, rows.line_num, row)
     except csv.Error as error:
-        raise TaskDataError(f"{path} line {rows.line_num} is no CSV: {error}") from None
+        raise TaskDataError(f"{path} line {rows.line_num + 1} is no CSV: {error}; close every quote") from None
 
 
 def _pair(path: Path, number: int, row: Mapping[str, Any]) -> Example:
     for name in ("prompt", "completion"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise TaskDataError(f"{path} line {number} has no text in `{name}`; {_MEND}")
+        _whole(path, number, row[name])
     return Example(({"role": "user", "content": row["prompt"]},), row["completion"])
 
 
@@ -129,7 +132,19 @@ def _conversation(path: Path, number: int, row: Mapping[str, Any]) -> Example:
     *asked, answer = messages if len(messages) > 1 else ({}, {})
     if answer.get("role") != "assistant" or not answer["content"].strip() or not asked:
         raise TaskDataError(f"{path} line {number} has no question with an answer of the assistant at its end; {_MEND}")
+    for message in messages:
+        _whole(path, number, message["role"] + message["content"])
     return Example(tuple(_plain(asked)), answer["content"])
+
+
+def _whole(path: Path, number: int, text: str) -> None:
+    """JSON can write half of a character; no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TaskDataError(
+            f"{path} line {number} has half of a character: one of \\ud800 to \\udfff without its pair; write both"
+        ) from None
 
 
 def _is_message(message: object) -> bool:

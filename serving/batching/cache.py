@@ -153,8 +153,10 @@ class Slots(Cache):  # type: ignore[misc]
         return [(layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone()) for layer in self.layers]
 
     def fill(self, row: int, segment: Segment, length: int) -> None:
-        """Begin a row with what was read of another."""
+        """Begin a row with what was read of another, maybe of another rectangle: here nothing may have been run yet."""
         for layer, (keys, values) in zip(self.layers, segment, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
             layer.keys[row, :, :length] = keys[:, :length]
             layer.values[row, :, :length] = values[:, :length]
 

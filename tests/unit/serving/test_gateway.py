@@ -159,7 +159,8 @@ async def test_a_canary_that_fails_is_replaced_by_the_stable_revision(loaded, it
         reply = await http.post(CHAT, json=BODY, headers={"x-athanor-session": "in-the-canary"})
         numbers = (await http.get("/metrics")).text
     assert (reply.status_code, reply.headers["x-athanor-model"]) == (200, "support-student@1")
-    assert 'backend_failures_total{deployment="support-bot",gateway="g1",model="support-student@2"} 1.0' in numbers
+    counted = 'backend_failures_total{deployment="support-bot",gateway="g1",model="support-student@2"} 1.0' in numbers
+    assert counted is (items[0] != whole(429)[0]), "that a queue is full is no failure"
     assert 'requests_total{code="200",deployment="support-bot",gateway="g1",model="support-student@1"} 1.0' in numbers
 
 
@@ -321,6 +322,19 @@ async def test_what_is_not_mirrored_as_too_much_is_under_way_is_counted(loaded):
             await http.post(CHAT, json=BODY)
         numbers = (await http.get("/metrics")).text
     assert 'athanor_gateway_mirrored_left_out_total{gateway="g1"} 2.0' in numbers
+
+
+async def test_what_is_not_compared_as_too_much_is_being_compared_is_counted(loaded):
+    backends = LocalBackends(**{STABLE: (1, loaded), CANARY: (2, loaded)})
+    mirroring = Mirroring(backends, asyncio.Queue().put, most_compared=0)
+    mirror = Mirror(app=CANARY, revision=2, share=1.0)
+    gate = entrance(backends, table(10_000, 0, mirror=mirror), mirroring=mirroring, metrics=GatewayMetrics("g1"))
+    async with http_client(gate) as http, asyncio.timeout(30):
+        await http.post(CHAT, json=BODY)
+        while mirroring._running:
+            await asyncio.sleep(0.01)
+        numbers = (await http.get("/metrics")).text
+    assert 'athanor_gateway_mirrored_not_compared_total{gateway="g1"} 1.0' in numbers
 
 
 async def test_a_canary_that_breaks_in_the_dark_is_an_outcome_too(loaded):

@@ -109,7 +109,7 @@ def outcome(revision: int, **changes) -> Outcome:
 def compared(
     stable: Model, canary: Model, *, answered: Outcome | None = None, teacher: Model | None = None, **changes
 ) -> Finding | None:
-    judge = Judge(teacher or Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+    judge = Judge(teacher or Model(7), {"bot--r1": stable, "bot--r2": canary}.__getitem__, "bot--r2")
     request = BackendRequest("POST", "/v1/completions", (), b"{}", "r")
     return asyncio.run(judge.compare(MirroredPair("bot", request, answered or outcome(1), outcome(2, **changes))))
 
@@ -147,13 +147,15 @@ def test_what_the_other_did_not_answer_well_is_no_failure_of_the_canary(changes,
     assert compared(Model(7), Model(7), answered=outcome(1, **changes), **canary) is None
 
 
-def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed():
+def test_a_canary_that_cannot_read_or_says_no_numbers_has_failed(caplog):
     assert compared(Model(7), Model(7, error=BackendFailed("died"))).canary_failed
+    assert "request r: the canary could not read its answer: died" in caplog.text
     assert compared(Model(7), NoNumbers(7)).canary_failed
 
 
-def test_a_teacher_or_a_stable_version_that_says_no_numbers_is_no_failure_of_the_canary():
+def test_a_teacher_or_a_stable_version_that_says_no_numbers_is_no_failure_of_the_canary(caplog):
     assert compared(Model(7), Model(7), teacher=NoNumbers(7)) is None
+    assert "request r is not compared: the teacher or bot--r1 gave no numbers" in caplog.text
     assert compared(NoNumbers(7), Model(7)) is None
     assert compared(NoNumbers(7), NoNumbers(7)) is None
 
@@ -164,6 +166,30 @@ def test_what_says_nothing_of_the_canary_is_left_out():
     assert compared(Model(7, prompt=()), Model(7)) is None
     with pytest.raises(BackendFailed):
         compared(Model(7, error=BackendFailed("the stable one died")), Model(7))
+
+
+def test_a_pair_of_another_canary_says_nothing_of_this_one():
+    """Of one that was replaced while its answer was under way."""
+    another = outcome(3).backend
+    assert compared(Model(7), Model(7), backend=another, status=500) is None
+    assert compared(Model(7), Model(7), backend=another) is None
+
+
+async def test_a_version_that_does_not_answer_delays_a_pair_and_not_those_behind_it(caplog):
+    class Hangs(Model):
+        async def score(self, token_ids: Sequence[int], *, start: int = 1, top_k: int = 0) -> Scored:
+            await asyncio.Event().wait()
+            raise AssertionError("never set")
+
+    stables: dict[str, Model] = {"bot--r1": Hangs(7), "bot--r2": Model(7)}
+    judge = Judge(Model(7), stables.__getitem__, "bot--r2", at_once=1, within_s=0.01)
+    request = BackendRequest("POST", "/v1/completions", (), b"{}", "the-slow-one")
+    pair = MirroredPair("bot", request, outcome(1), outcome(2))
+    assert await judge.compare(pair) is None
+    assert "request the-slow-one is not compared: it took more than 0.01 s" in caplog.text
+    stables["bot--r1"] = Model(7)
+    async with asyncio.timeout(30):
+        assert await judge.compare(pair) is not None
 
 
 def test_means_are_over_positions():
@@ -215,7 +241,7 @@ SURE, UNSURE, OTHER = {"a": 0.9, "b": 0.1}, {"a": 0.6, "b": 0.4}, {"a": 0.1, "b"
 
 def classified(canary: Classifier, *, teacher: Classifier | None = None, **changes) -> Finding | None:
     stable = Classifier(SURE, UNSURE)
-    judge = Judge(teacher or Classifier(SURE, SURE), {"bot--r1": stable, "bot--r2": canary}.__getitem__)
+    judge = Judge(teacher or Classifier(SURE, SURE), {"bot--r1": stable, "bot--r2": canary}.__getitem__, "bot--r2")
     request = BackendRequest("POST", "/v1/classify", (), b"{}", "r")
     asked = [outcome(number, token_ids={}, **(changes if number == 2 else {})) for number in (1, 2)]
     return asyncio.run(judge.compare(MirroredPair("bot", request, *asked)))

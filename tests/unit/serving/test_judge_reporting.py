@@ -9,6 +9,7 @@ import grpc
 import pytest
 from athanor.v1 import deployment_service_pb2 as messages
 from athanor.v1 import deployment_service_pb2_grpc
+from certificates import Authority
 
 from serving.judge import Finding
 from serving.reporting import Canary, ControlPlanes, Reporter
@@ -88,6 +89,31 @@ async def test_a_finding_that_is_owed_is_told_when_a_control_plane_has_it(monkey
 async def test_what_is_owed_for_a_canary_that_is_over_is_wanted_no_more():
     async with told(Plane(*[grpc.StatusCode.FAILED_PRECONDITION] * 2)) as reporter:
         assert await reporter.told([Finding(kind="TASK")]) is False
+
+
+async def test_what_was_found_waits_until_the_certificate_is_there(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("serving.reporting._PAUSE_S", 0)
+    authority = Authority(tmp_path)
+    server_side, shown = authority.sign("plane"), authority.sign("judge")
+    kept = shown.certificate.rename(tmp_path / "elsewhere.pem")
+    plane, server = Plane(), grpc.aio.server()
+    deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(plane, server)
+    pair = server_side.key.read_bytes(), server_side.certificate.read_bytes()
+    ca = authority.own.certificate.read_bytes()
+    asks = grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", asks)
+    await server.start()
+    reporter = Reporter(Canary("bot", 2, "secret"))
+    reporter.tell(ControlPlanes((f"127.0.0.1:{port}",), ca.decode(), str(shown.certificate), str(shown.key)))
+    async with asyncio.timeout(30):
+        reporter.add(Finding(stable_latency_s=1.5))
+        while "cannot be read" not in caplog.text:
+            await asyncio.sleep(0)
+        kept.rename(shown.certificate)
+        told = await plane.told.get()
+    await server.stop(grace=10)
+    assert told.observations[0].stable_latency_s == 1.5
+    assert f"{shown.certificate} cannot be read (No such file or directory)" in caplog.text
 
 
 async def test_each_kind_of_finding_has_its_name_on_the_wire():

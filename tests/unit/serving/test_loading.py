@@ -249,6 +249,11 @@ def test_an_engine_keeps_the_limits_it_is_given(chat_model_dir, limits, longest)
     [
         ({"max_batch_tokens": 64}, "a model that can generate has no limit 'max_batch_tokens'"),
         ({"kv_tokens": 64, "prefix_tokens": 64}, "must leave room in kv_tokens"),
+        (
+            {"max_model_len": 64, "kv_tokens": 600, "prefix_tokens": 100, "long_share": 0.1},
+            r"max_model_len \(64\) is more than the 50 tokens .* kv_tokens \(600\) .* long_share \(0.1\)",
+        ),
+        ({"max_model_len": 1 << 20}, r"max_model_len \(1048576\) is more than this model can read \(\d+\)"),
     ],
 )
 def test_limits_that_an_engine_cannot_keep_are_said(chat_model_dir, limits, words):
@@ -261,8 +266,16 @@ def test_a_model_that_reads_has_limits_of_its_own(saved, tmp_path):
     loaded = load(ModelDirectory(tmp_path, 0), engine=EngineOptions(limits={"max_model_len": 8, "max_waiting": 3}))
     assert loaded.pooling.context_length == 8
     loaded.pooling.close()
+    with pytest.raises(EngineOptionsError, match="more than this model can read"):
+        load(ModelDirectory(tmp_path, 0), engine=EngineOptions(limits={"max_model_len": 1 << 20}))
     with pytest.raises(EngineOptionsError, match="no limit 'kv_tokens'"):
         load(ModelDirectory(tmp_path, 0), engine=EngineOptions(limits={"kv_tokens": 8}))
+
+
+def test_vllm_is_not_asked_for_more_than_the_model_can_read(chat_model_dir):
+    options = EngineOptions(name="vllm", limits={"max_model_len": 1 << 20})
+    with pytest.raises(EngineOptionsError, match="more than this model can read"):
+        load(ModelDirectory(chat_model_dir, 0), engine=options)
 
 
 def test_vllm_is_asked_for_causal_models_alone(saved, tmp_path):

@@ -19,9 +19,10 @@ async def until(condition) -> None:
             await asyncio.sleep(0)
 
 
-def started(mirroring: Mirroring, num: int) -> None:
+def started(mirroring: Mirroring, num: int, app: str = CANARY) -> None:
     route = table(10_000, 0).routes[0]
     stable, canary = route.backends
+    canary = canary.model_copy(update={"app": app})
     for _ in range(num):
         mirroring.start(route, canary, REQUEST, Outcome(stable, 200, {0: (1,)}, 0.1, 0.2, True))
 
@@ -47,6 +48,35 @@ async def test_a_busy_judge_takes_no_load_off_the_canary():
     await until(lambda: not mirroring._running)
     started(mirroring, 1)
     await until(lambda: len(pairs) == 3)
+    await mirroring.aclose()
+
+
+async def test_a_judge_that_hangs_and_a_canary_that_hangs_take_no_place_of_another_canary():
+    """Each has its own places: to be asked in the dark, and to be compared."""
+    pairs = []
+
+    class OneHangs(Scripted):
+        async def call(self, app, request):
+            if app == "hangs":
+                await asyncio.Event().wait()
+            async for item in super().call(app, request):
+                yield item
+
+    async def compare(pair):
+        pairs.append(pair.canary.backend.app)
+        if pair.canary.backend.app == "not compared":
+            await asyncio.Event().wait()
+
+    mirroring = Mirroring(OneHangs(*whole(200)), compare, most_asked=2, most_compared=2)
+    for app in ("hangs", "not compared", CANARY):
+        started(mirroring, 2, app)
+    await until(lambda: len(pairs) == 4)
+    started(mirroring, 1, "hangs")
+    started(mirroring, 2, "not compared")
+    await until(lambda: mirroring.not_compared == 2)
+    started(mirroring, 1)
+    await until(lambda: len(pairs) == 5)
+    assert (pairs[-1], mirroring.left_out) == (CANARY, 1)
     await mirroring.aclose()
 
 
@@ -83,3 +113,13 @@ async def test_beyond_a_number_at_once_requests_are_left_out():
     assert mirroring.left_out == 3
     await mirroring.aclose()
     assert pairs.empty()
+
+
+async def test_what_breaks_when_a_pair_is_handed_over_is_logged_under_the_requests_id(caplog):
+    async def breaks(_):
+        raise ValueError("broken")
+
+    mirroring = Mirroring(Scripted(*whole(200)), breaks)
+    started(mirroring, 1)
+    await until(lambda: not mirroring._running)
+    assert "request r was mirrored and could not be handed over" in caplog.text

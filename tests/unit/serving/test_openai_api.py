@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from threading import Event
@@ -305,6 +306,19 @@ async def test_a_stream_that_the_engine_refuses_late_says_why(client, engine):
     stream = await client.chat.completions.create(model="support-bot", messages=QUESTION, stream=True)
     with pytest.raises(openai.APIError, match="no such seed"):
         [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("chat/completions", {"messages": QUESTION}), ("completions", {"prompt": "x"})],
+    ids=["chat", "completion"],
+)
+async def test_options_that_are_ignored_are_named_in_the_log_under_the_requests_id(http, caplog, path, asked):
+    caplog.set_level(logging.INFO, "serving")
+    body = {"model": "support-bot", **asked, "max_tokns": 3, "line\nbreak": 1}
+    assert (await http.post(f"/v1/{path}", json=body, headers={"x-request-id": "mine-7"})).status_code == 200
+    [line] = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert line == "request mine-7: unknown options are ignored: 'max_tokns', 'line\\nbreak'"
 
 
 async def test_a_request_id_that_was_given_is_kept(http, engine, caplog):

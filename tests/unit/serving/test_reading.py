@@ -10,7 +10,7 @@ from fake_backends import pooling_model
 
 from serving.backend import BackendRequest
 from serving.engine import GenerationRequest, Sampling
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
 from serving.reading import Reading
 from serving.task_data import Example
 
@@ -28,6 +28,12 @@ async def test_an_example_is_answered_as_a_chat_and_greedily(loaded):
     reading = Reading(loaded)
     answer = await reading.answer(Example(QUESTION, "In the post."))
     assert answer == await greedy(loaded, prompt, room) == await reading.answer(Example(QUESTION, "In the post."))
+
+
+async def test_an_answer_to_an_example_has_a_time(loaded, monkeypatch):
+    monkeypatch.setattr("serving.reading.MAX_TIMEOUT_S", 0.0)
+    with pytest.raises(DeadlineExceeded):
+        await Reading(loaded).answer(Example(QUESTION, "In the post."))
 
 
 async def test_a_model_without_chats_is_asked_the_last_words(loaded, monkeypatch):

@@ -41,6 +41,12 @@ def test_prompts_and_conversations(written):
     assert (found[1].messages, found[1].text) == (tuple(TURN), "Where is it?")
 
 
+def test_a_character_that_json_writes_in_two_halves_is_one(written):
+    row = {"prompt": "Where? \U0001f600", "completion": "\U0001f600"}
+    (found,) = read_task_data(written("a.jsonl", json.dumps(row))).examples
+    assert (found.text, found.reference) == (row["prompt"], row["completion"])
+
+
 def test_every_cell_of_a_csv_is_text(written):
     path = written("a.CSV", '\ufeffid,prompt,completion\r\n1,"How\nmuch, please?",007\r\n2,NA,null\r\n')
     found = read_task_data(path).examples
@@ -66,6 +72,12 @@ def test_every_cell_of_a_csv_is_text(written):
         ("a.csv", "", "no column 'prompt'"),
         ("a.csv", "prompt,completion\nx\n", "line 2 has no text in `completion`"),
         ("a.csv", "prompt,completion\n", "holds no examples"),
+        ("a.csv", 'prompt,"completion\n' + "a,b\n" * 40_000, "line 1 is no CSV: .*; close every quote"),
+        ("a.csv", 'prompt,completion\na,b\na,"b\n' + "a,b\n" * 40_000, "line 3 is no CSV: .*; close every quote"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "\\ud83d", "completion": "b"}', "line 2 has half"),
+        ("a.jsonl", '{"prompt": "a", "completion": "\\ude00 b"}', "line 1 has half of a character"),
+        ("a.jsonl", json.dumps({"messages": [TURN[0], TURN[1] | {"content": "\ud83d"}, ANSWER]}), "line 1 has half"),
+        ("a.jsonl", json.dumps({"messages": [*TURN, ANSWER | {"content": "\ud83d"}]}), "line 1 has half"),
     ],
 )
 def test_a_file_that_is_none_is_told_by_its_line(written, name, content, words):

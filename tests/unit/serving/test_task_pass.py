@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from serving.errors import BackendFailed, InvalidRequest, Overloaded
+from serving.errors import BackendFailed, DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
 from serving.judge import Finding
 from serving.task_data import Example
 from serving.task_pass import examine
@@ -53,10 +55,11 @@ async def test_each_example_tells_who_was_right():
     assert [(each.kind, each.task_index, each.task_size) for each in found] == [("TASK", n, 4) for n in range(4)]
 
 
-async def test_who_is_busy_is_asked_again():
-    canary = Revision(errors=(Overloaded("full"),) * 5)
-    assert rights(await told(Revision(), canary))[0] == (True, True)
-    assert canary.asked[:6] == ["0"] * 6
+@pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("no replica"), DeadlineExceeded("late")])
+async def test_who_is_busy_or_not_there_is_asked_again(error):
+    canary, stable = (Revision(errors=(error,) * 5) for _ in range(2))
+    assert rights(await told(stable, canary))[0] == (True, True)
+    assert canary.asked[:6] == stable.asked[:6] == ["0"] * 6
 
 
 async def test_a_canary_that_breaks_again_and_again_does_not_know_the_answer():
@@ -65,8 +68,41 @@ async def test_a_canary_that_breaks_again_and_again_does_not_know_the_answer():
     assert rights(await told(Revision(), Revision(errors=(BackendFailed("died"),) * 2)))[0] == (True, True)
 
 
-async def test_a_version_that_answers_is_asked_until_it_does():
-    assert rights(await told(Revision(errors=(BackendFailed("died"),) * 9), Revision()))[0] == (True, True)
+async def test_an_example_that_breaks_the_stable_version_is_left_out(caplog):
+    """And the others are told in a row: who counts them takes no other."""
+    stable = Revision(errors=(EngineFailed("it broke"),) * 2)
+    found = await told(stable, Revision(2))
+    assert [(each.task_index, each.task_size) for each in found] == [(0, 4), (1, 4), (2, 4)]
+    assert rights(found) == [(True, True), (True, False), (True, True)]
+    assert stable.asked == ["0", "0", "1", "2", "3"]
+    assert "1 of 4 labelled examples were left out" in caplog.text
+
+
+async def test_a_stable_version_that_breaks_once_is_asked_again():
+    assert rights(await told(Revision(errors=(BackendFailed("died"),)), Revision())) == [(True, True)] * 4
+
+
+async def test_a_file_that_breaks_the_stable_version_does_not_cost_it_its_replica(caplog):
+    """One that breaks 8 times in a row is taken for broken."""
+    stable = Revision(errors=(EngineFailed("it broke"),) * 99)
+    assert await told(stable, Revision()) == []
+    assert stable.asked == ["0", "0", "1", "1", "2", "2"]
+    assert "it is asked no more" in caplog.text
+
+
+class Hangs(Revision):
+    """Over the second example."""
+
+    async def answer(self, example: Example) -> str:
+        if example.text == "1":
+            await asyncio.Event().wait()
+        return await super().answer(example)
+
+
+async def test_an_example_without_an_answer_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr("serving.task_pass._WITHIN_S", 0.01)
+    assert len(await told(Hangs(), Revision())) == 3
+    assert rights(await told(Revision(), Hangs())) == [(True, True), (True, False), (True, True), (True, True)]
 
 
 async def test_what_cannot_be_asked_is_not_known():

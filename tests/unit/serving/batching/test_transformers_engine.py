@@ -231,6 +231,19 @@ async def test_a_shared_beginning_is_computed_once(start, model, monkeypatch):
     assert engine.load.kv_used == 48
 
 
+async def test_a_beginning_that_short_requests_shared_is_found_by_a_long_one(start, model):
+    """The first of its lane: nothing has been written to its part of the cache."""
+    engine = start(kv_tokens=1064, prefix_tokens=40)
+    assert len(engine._lanes.batches) == 2
+    prompt = PROMPTS[2]
+    for _ in range(2):
+        await collect(engine.submit(GenerationRequest(prompt, 5, GREEDY)))
+    assert engine.load.kv_used == 16
+    assert await tokens_of(engine.submit(GenerationRequest(prompt, 60, GREEDY))) == generated(
+        model, prompt, 60, end_id=VOCABULARY
+    )
+
+
 async def test_the_cache_never_passes_its_bound(start, model):
     engine = start(kv_tokens=200, prefix_tokens=32, long_share=0, max_rows=8)
     slots, seen = engine._lanes.batches[0]._runner._slots, []
