@@ -15,7 +15,7 @@ from athanor.v1 import worker_service_pb2_grpc
 
 from cluster import changes
 from cluster.attempt_files import checked
-from cluster.errors import Conflict, NotFound
+from cluster.errors import Conflict, NotFound, PreconditionFailed
 from cluster.ids import hash_token
 from cluster.lifecycle import State
 from cluster.replicas import Replicas
@@ -88,9 +88,13 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         terminal, lease = terminal_from_proto(request.record), _lease(request.attempt)
         if self._is_known(terminal, lease):
             return
-        job = self._store.renew_lease(lease, self._settings.lease_s)
-        terminal = checked(self._settings, job, terminal)
-        self._advance(job, lease, lambda job, now_us: changes.next_to_conclusion(job, terminal, now_us))
+        try:
+            job = self._store.renew_lease(lease, self._settings.lease_s)
+            found = checked(self._settings, job, terminal)
+            self._advance(job, lease, lambda job, now_us: changes.next_to_conclusion(job, found, now_us))
+        except PreconditionFailed:  # the lease is over: perhaps because the same call came at once with this one
+            if not self._is_known(terminal, lease):
+                raise
 
     def _is_known(self, terminal: Terminal, lease: Lease) -> bool:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from athanor.v1 import worker_service_pb2
@@ -413,6 +415,21 @@ async def test_known_terminal_record_still_needs_the_token(world: World) -> None
     driver.ref.lease_token = "wrong"
     with pytest.raises(PreconditionFailed):
         await driver.report(record)
+    assert world.terminal_events(uid) == [State.SUCCEEDED]
+
+
+async def test_the_same_terminal_record_twice_at_once_is_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = world.create()
+    driver = await world.running(uid)
+    renew_lease, record = world.store.renew_lease, driver.record("SUCCEEDED")
+
+    def late(*asked: Any) -> object:
+        monkeypatch.setattr(world.store, "renew_lease", renew_lease)
+        asyncio.run(driver.report(record))  # the other one, in between
+        return renew_lease(*asked)
+
+    monkeypatch.setattr(world.store, "renew_lease", late)
+    await driver.report(record)
     assert world.terminal_events(uid) == [State.SUCCEEDED]
 
 
