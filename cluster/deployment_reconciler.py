@@ -127,7 +127,7 @@ class DeploymentReconciler:
             return
         view = replace(view, applications=self._patience.judge(view.applications))
         for deployment in stored:
-            await asyncio.to_thread(self._step, deployment, view)
+            await asyncio.to_thread(self._step_alone, deployment, view)
 
     async def _check_current(self, stored: Sequence[StoredDeployment]) -> None:
         """Conflict if a plan from these is old: a control plane that stood still may have been replaced meanwhile."""
@@ -146,10 +146,16 @@ class DeploymentReconciler:
                 found[name] = resolve(self._store, name).manifest_sha256
         return {name: sha256 for name, sha256 in found.items() if sha256}
 
-    def _step(self, deployment: StoredDeployment, view: ServeView) -> None:
-        self._count(self._stepped(deployment, view))
+    def _step_alone(self, deployment: StoredDeployment, view: ServeView) -> None:
+        """What goes wrong with this one keeps nobody from tending the others."""
+        try:
+            self._count(self._step(deployment, view))
+        except (ClusterError, OSError) as error:
+            log.warning("deployment.not_tended", deployment=deployment.name, error=str(error))
+        except Exception as error:  # as at the process boundary: recorded, and tried again
+            log.error("deployment.crashed", deployment=deployment.name, exc_info=error)
 
-    def _stepped(self, deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
+    def _step(self, deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
         """What became of it."""
         if deployment.state is DeploymentState.DELETING:
             if not any(_is_of(name, deployment.name) for name in view.applications):

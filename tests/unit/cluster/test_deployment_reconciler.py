@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
+import structlog
 from fakes import World
 
 from cluster import rollout_wishes
@@ -140,6 +142,27 @@ async def test_an_alias_that_moves_brings_the_next_revision(world: World, servin
     await rounds(reconciler, 3)
     assert world.store.get_deployment("bot").resolved_model == "m@2"
     assert {each["name"] for each in serving.plan.applications} >= {"bot--r2"}
+
+
+async def test_one_that_cannot_be_tended_keeps_nobody_from_the_others(
+    world: World, serving, reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.store.create_deployment(BOT)
+    world.store.create_deployment(replace(BOT, name="other"))
+    step = reconciler._step
+
+    def broken(deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
+        if deployment.name == "bot":
+            raise TypeError("a mistake of ours")
+        return step(deployment, view)
+
+    monkeypatch.setattr(reconciler, "_step", broken)
+    with structlog.testing.capture_logs() as logs:
+        await rounds(reconciler)
+    assert world.store.get_deployment("other").state is READY
+    assert [(each["event"], each["deployment"]) for each in logs if each["log_level"] == "error"] == [
+        ("deployment.crashed", "bot")
+    ] * 2
 
 
 async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: World, serving, reconciler) -> None:
