@@ -202,7 +202,7 @@ def _follow(deployment: StoredDeployment, look: Look) -> Step:
     target = look.target
     if target is None or not deployment.follow_alias or target.model == deployment.followed:
         return Step(deployment)
-    known = replace(deployment, followed=target.model)
+    known = replace(deployment, followed=target.model, is_untried=bool(target.trouble))
     if target.trouble:
         words = f"{deployment.model} was moved to {target.model}, which does not come: {target.trouble}"
         return Step(known, (Decision("ALIAS_NOT_FOLLOWED", words),))

@@ -22,8 +22,10 @@ def update(deployment: StoredDeployment, changes: Mapping[str, Any], target: Tar
     wanted = target or _again(deployment)
     needs = any(getattr(now, field) != getattr(deployment, field) for field in _NEEDS_REVISION)
     if target is not None:
-        now = replace(now, followed=target.model)
+        now = replace(now, followed=target.model, is_untried=False)
         needs = needs or target.model != _aim(deployment).model
+    elif now.is_untried and now.gate != deployment.gate:
+        now = replace(now, followed=deployment.resolved_model, is_untried=False)
     words = ", ".join(sorted([*changes, *(["model"] if target else [])]))
     if needs:
         return begin(now, wanted, f"asked to change {words}", actor)

@@ -142,6 +142,8 @@ class StoredDeployment:
     follow_alias: bool = False
     followed: str = ""
     """The version that the alias pointed at when it was last looked at: only a move of it begins something."""
+    is_untried: bool = False
+    """Whether `followed` never came because the gate could not judge it: another gate is another look at the alias."""
     autoscaling: Autoscaling | None = None
     gate: Gate | None = None
     engine: Engine | None = None

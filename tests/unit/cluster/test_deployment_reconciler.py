@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import structlog
+from athanor.v1 import deployment_service_pb2 as pb
 from fakes import World
 
 from cluster import rollout_wishes
@@ -16,6 +17,7 @@ from cluster.errors import RayError, RayRefused, RayUnreachable
 from cluster.metrics import Metrics
 from cluster.rollout import Seen, Shown, Target
 from cluster.serve_plan import Plan
+from cluster.services.deployment_wishes import DeploymentWishes
 from cluster.store.deployment_records import DeploymentState, Gate, Phase, StoredDeployment
 from cluster.store.model_rows import NewModel
 
@@ -177,6 +179,11 @@ async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: Wor
     newest = world.store.deployment_decisions("bot", None, 10)[0].decision
     assert newest.reason == "ALIAS_NOT_FOLLOWED"
     assert "no teacher" in newest.message
+    mended = pb.UpdateDeploymentRequest(deployment=pb.Deployment(name="bot", gate=pb.CanaryGate(teacher="m@1")))
+    mended.update_mask.paths.append("gate")
+    DeploymentWishes(world.settings, world.store).update(mended)
+    await rounds(reconciler, 2)
+    assert world.store.get_deployment("bot").canary.model == "m@2", "with a gate that can judge it, it comes"
 
 
 async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, serving, reconciler) -> None:

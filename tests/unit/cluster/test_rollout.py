@@ -374,6 +374,16 @@ def test_an_alias_without_a_teacher_to_judge_by_is_told_once(following):
     assert (following.reasons, following.phases) == (["ALIAS_NOT_FOLLOWED"], [Phase.LIVE])
 
 
+def test_a_gate_that_is_mended_tries_what_it_could_not_judge(following):
+    following.look(READY, target=replace(target(2), trouble="no teacher"))
+    following.wish(rollout_wishes.update(following.deployment, {"gate": GATE}, None, "ann"))
+    following.look(READY, target=target(2, gate=GATE))
+    assert following.deployment.canary.model == "m@2"
+    following.wish(rollout_wishes.roll_back(following.deployment, "ann"))
+    following.wish(rollout_wishes.update(following.deployment, {"gate": STEPS}, None, "ann"))
+    assert following.deployment.followed == "m@2", "what was tried is not tried again"
+
+
 def test_going_back_by_hand_holds_until_the_alias_moves_again(following):
     following.look(READY, target=target(2))
     following.look(READY, READY, target=target(2))
