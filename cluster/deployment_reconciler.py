@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +20,8 @@ from cluster.deployer import Endpoint, ServeView
 from cluster.errors import ClusterError, Conflict, InvalidInput, NotFound, RayError
 from cluster.metrics import Metrics
 from cluster.registry import resolve
-from cluster.rollout import Look, Rules, Seen, Shown, Step, Target, advance, state_of
+from cluster.rollout import Look, Rules, Seen, Shown, Step, Target, advance
+from cluster.rollout_state import is_settled, state_of
 from cluster.serve_plan import Plan, Surroundings, application_name, judge_name, plan
 from cluster.settings import Settings
 from cluster.store.deployment_records import DeploymentState, Phase, StoredDeployment
@@ -44,6 +45,16 @@ class Serving(Protocol):
 
         `before_write` is awaited directly before anything is changed, and raises if it shall not be.
         """
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said of a deployment from now on."""
+
+    state: DeploymentState
+    message: str
+    endpoint: Endpoint
+    observed_generation: int
 
 
 class Patience:
@@ -123,7 +134,7 @@ class DeploymentReconciler:
         except RayError as error:
             log.warning("serve.not_seen", error=str(error))
             for deployment in stored:
-                await asyncio.to_thread(self._note, deployment, *_unseen(deployment, error.message))
+                await asyncio.to_thread(self._note, deployment, _unseen(deployment, error.message))
             return
         view = replace(view, applications=self._patience.judge(view.applications))
         for deployment in stored:
@@ -163,7 +174,7 @@ class DeploymentReconciler:
             return deployment
         seen = {each.number: view.seen(application_name(deployment.name, each.number)) for each in deployment.revisions}
         if words := view.refused.get(deployment.name):
-            self._note(deployment, DeploymentState.FAILED, words, view.endpoint)
+            self._note(deployment, Told(DeploymentState.FAILED, words, view.endpoint, deployment.generation))
             return deployment
         look = Look(
             self._store.now_us(),
@@ -172,10 +183,11 @@ class DeploymentReconciler:
             self._followed(deployment),
             view.seen(judge_name(deployment.name, deployment.canary.number if deployment.canary else 0)),
         )
+        observed = _observed(deployment, seen, view)
         step = advance(deployment, look, self._rules)
         if step.deployment != deployment:
             deployment, view = self._decide(deployment, step), replace(view, is_routed=False)
-        self._note(deployment, *_told(deployment, seen, view))
+        self._note(deployment, Told(*_told(deployment, seen, view), observed))
         return deployment
 
     def _followed(self, deployment: StoredDeployment) -> Target | None:
@@ -207,13 +219,15 @@ class DeploymentReconciler:
                 self.metrics.canary_decided(deployment.name, decision.reason)
         return stored
 
-    def _note(self, deployment: StoredDeployment, state: DeploymentState, message: str, endpoint: Endpoint) -> None:
+    def _note(self, deployment: StoredDeployment, told: Told) -> None:
         if deployment.state is DeploymentState.DELETING:
             return
-        url = f"http://{endpoint.host}:{endpoint.port}/{deployment.name}/v1" if endpoint.host else deployment.endpoint
-        if (state, message, url) != (deployment.state, deployment.message, deployment.endpoint):
-            self._store.note_deployment(deployment.name, state, message, url)
-            log.info("deployment.seen", deployment=deployment.name, state=state, message=message)
+        at = told.endpoint
+        url = f"http://{at.host}:{at.port}/{deployment.name}/v1" if at.host else deployment.endpoint
+        now = (told.state, told.message, url, told.observed_generation)
+        if now != (deployment.state, deployment.message, deployment.endpoint, deployment.observed_generation):
+            self._store.note_deployment(deployment.name, *now)
+            log.info("deployment.seen", deployment=deployment.name, state=told.state, message=told.message)
 
     def _count(self, deployment: StoredDeployment) -> None:
         canary = None if deployment.state is DeploymentState.DELETING else deployment.canary
@@ -244,15 +258,21 @@ def _told(
     return state, message, view.endpoint
 
 
+def _observed(deployment: StoredDeployment, seen: Mapping[int, Seen], view: ServeView) -> int:
+    """The newest generation that Serve was seen to go by, which is not lost when a replica dies later."""
+    is_there = is_settled(deployment, seen, is_routed=view.is_routed)
+    return deployment.generation if is_there else deployment.observed_generation
+
+
 def _is_of(application: str, deployment: str) -> bool:
     name, found, _ = application.rpartition("--")
     return bool(found) and name == deployment
 
 
-def _unseen(deployment: StoredDeployment, words: str) -> tuple[DeploymentState, str, Endpoint]:
+def _unseen(deployment: StoredDeployment, words: str) -> Told:
     """A deployment whose Serve cannot be asked: what was ready may not be; why one failed stays known."""
-    nowhere = Endpoint("", 0)
+    nowhere, observed = Endpoint("", 0), deployment.observed_generation
     if deployment.state is DeploymentState.FAILED:
-        return DeploymentState.FAILED, deployment.message, nowhere
+        return Told(DeploymentState.FAILED, deployment.message, nowhere, observed)
     is_new = deployment.state is DeploymentState.PENDING
-    return DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING, words, nowhere
+    return Told(DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING, words, nowhere, observed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cluster.canary import Outcome, Verdict, judge, may_grow, num_live
-from cluster.store.deployment_records import Decision, DeploymentState, Phase, Revision, StoredDeployment, Trial
+from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
 
 WHOLE = 10_000
 """All requests, in basis points."""
@@ -166,35 +166,6 @@ def shares(deployment: StoredDeployment) -> dict[int, int]:
     if deployment.live is not None:
         found[deployment.live.number] = WHOLE - sum(found.values())
     return dict(sorted(found.items()))
-
-
-def state_of(deployment: StoredDeployment, seen: Mapping[int, Seen]) -> tuple[DeploymentState, str]:
-    """How far the deployment is, with one sentence for people."""
-    main = deployment.live or (deployment.coming[0] if deployment.coming else deployment.newest)
-    found = seen.get(main.number, NOT_SEEN)
-    if deployment.live is not None and found.answers:
-        return DeploymentState.READY, "; ".join([f"{main.model} answers requests", *_beside(deployment)])
-    if found.state is Shown.FAILED:
-        return DeploymentState.FAILED, found.message
-    if found.state is Shown.ABSENT:
-        return DeploymentState.PENDING, found.message
-    return DeploymentState.DEPLOYING, found.message or "replicas are starting"
-
-
-def _beside(deployment: StoredDeployment) -> list[str]:
-    """What else is going on, or how the last try ended."""
-    words = []
-    for each in deployment.coming:
-        if each.phase is Phase.CANARY:
-            words.append(
-                f"canary {each.model} takes {each.weight / 100:g} %, {100 * each.mirror_share:g} % in the dark"
-            )
-        else:
-            words.append(f"{each.model} comes up")
-    newest = deployment.newest
-    if not words and deployment.live is not newest and newest.phase in (Phase.DRAINING, Phase.GONE):
-        words.append(f"{newest.model} was taken back: {newest.message}")
-    return words
 
 
 def _follow(deployment: StoredDeployment, look: Look) -> Step:

@@ -9,7 +9,6 @@ import typer
 
 from cluster.cli import serve_canary
 from cluster.cli.connect import AddressOption, connect
-from cluster.cli.exit_codes import ExitCode
 from cluster.cli.lists import Columns, Line, WatchOption, show_list
 from cluster.cli.output import Format, FormatOption, as_document, emit, print_table, say
 from cluster.cli.serve_options import (
@@ -36,7 +35,7 @@ from cluster.cli.serve_options import (
     engine_of,
     gate_of,
 )
-from cluster.cli.serve_outcome import COLUMNS, code_of, emit_deployment, newest, row, settled
+from cluster.cli.serve_outcome import COLUMNS, end, newest, row, settled
 from cluster.cli.serve_view import EVENT_COLUMNS, event_row, tell
 
 if TYPE_CHECKING:
@@ -100,8 +99,7 @@ def deploy(
         client.create_deployment(wanted)
         deployment = client.wait_deployment(name, timeout_s=timeout_s) if wait else client.get_deployment(name)
     _say_next(deployment)
-    emit_deployment(form, deployment)
-    raise typer.Exit(code_of(deployment) if wait else ExitCode.OK)
+    end(form, deployment, is_over=wait)
 
 
 @app.command("list")
@@ -122,8 +120,7 @@ def status(name: NameArgument, form: FormatOption = Format.TABLE, address: Addre
     """Show one deployment; exit code 101 while it does not answer yet."""
     with connect(address) as client:
         deployment = client.get_deployment(name)
-    emit_deployment(form, deployment)
-    raise typer.Exit(code_of(deployment))
+    end(form, deployment, is_over=True)
 
 
 @app.command()
@@ -185,8 +182,7 @@ def update(
         deployment = client.update_deployment(changed, paths)
         if wait:
             deployment = _until_changed(client, deployment, newest(known), form, timeout_s)
-    emit_deployment(form, deployment)
-    raise typer.Exit(code_of(deployment) if wait else ExitCode.OK)
+    end(form, deployment, is_over=wait)
 
 
 @app.command()

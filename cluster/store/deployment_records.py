@@ -149,6 +149,8 @@ class StoredDeployment:
     engine: Engine | None = None
     generation: int = 1
     """Counts what was changed of it by people or by a decision, not what was seen."""
+    observed_generation: int = 0
+    """The newest one that Serve was seen to go by, or to give up; 0: none yet."""
     revisions: tuple[Revision, ...] = ()
     """Oldest first."""
 

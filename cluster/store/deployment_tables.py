@@ -28,6 +28,7 @@ deployments = Table(
     Column("is_untried", Boolean, nullable=False),
     *(Column(name, JSON(none_as_null=True)) for name in ("autoscaling", "gate", "engine")),
     Column("generation", BigInteger, nullable=False),
+    Column("observed_generation", BigInteger, nullable=False),
 )
 
 revisions = Table(

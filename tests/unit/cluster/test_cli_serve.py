@@ -192,14 +192,36 @@ def test_the_project_is_that_of_the_environment(shell: Shell, plane: FakeControl
     assert [plane.deployments[name].project for name in ("one", "two")] == ["research", "other"]
 
 
-@pytest.mark.parametrize("words", ["traffic bot 25%", "promote bot", "rollback bot", "delete bot"])
-def test_what_is_done_to_a_deployment_is_told_in_any_form(
+def test_that_it_is_taken_down_is_told_in_any_form(shell: Shell, plane: FakeControlPlane, bot) -> None:
+    code, out, err = shell.run("serve", "delete", "bot", "-o", "yaml")
+    assert (code, out, err) == (0, "name: bot\nstate: GONE\n", "bot is being taken down\n")
+
+
+WISHES = ("update bot --replicas 4", "canary bot -m bot@2", "traffic bot 25%", "promote bot", "rollback bot")
+
+
+@pytest.mark.parametrize("words", WISHES)
+def test_a_command_ends_when_the_gateway_goes_by_what_it_asked(
     shell: Shell, plane: FakeControlPlane, bot, words: str
 ) -> None:
-    plane.next_revision = None
-    code, out, err = shell.run("serve", *words.split(), "-o", "yaml")
+    plane.next_revision, plane.looks_behind = None, 2
+    code, out, _ = shell.run("serve", *words.split(), "-o", "yaml")
     assert (code, out.startswith("name: bot\n")) == (0, True)
-    assert err
+    assert plane.looks > plane.looks_behind
+    assert "observed_generation: '1'" in out
+    plane.looks_behind = 10**9
+    code, _, err = shell.run("serve", *words.split(), "--timeout", "0")
+    assert (code, "bot answers, and not yet as it was asked to, after 0 s" in err) == (124, True)
+    assert shell.run("serve", *words.split(), "--detach")[0] == 0
+
+
+@pytest.mark.parametrize("words", WISHES)
+def test_a_command_that_ends_with_a_deployment_that_failed_is_exit_code_1(
+    shell: Shell, plane: FakeControlPlane, bot, words: str
+) -> None:
+    plane.next_revision, bot.state = None, pb.DEPLOYMENT_STATE_FAILED
+    code, _, err = shell.run("serve", *words.split())
+    assert (code, "answers for" in err, "takes 25%" in err) == (1, False, False)
 
 
 def test_going_back_waits_for_the_version_that_comes_up_again(shell: Shell, plane: FakeControlPlane, bot) -> None:

@@ -34,6 +34,7 @@ class Serving:
     def __init__(self) -> None:
         self.state: Shown | RayError = Shown.READY
         self.shown: dict[str, Seen] = {}
+        self.is_routed = True
         self.plan = Plan()
         self.meanwhile: Callable[[], object] = lambda: None
         """Happens between a look at Serve and what is written then."""
@@ -49,7 +50,8 @@ class Serving:
             await before_write()
         self.plan = plan
         seen = Seen(self.state, "no such model", 1 if self.state is Shown.READY else 0)
-        return ServeView(WHERE, {each["name"]: seen for each in plan.applications} | self.shown, is_routed=True)
+        shown = {each["name"]: seen for each in plan.applications} | self.shown
+        return ServeView(WHERE, shown, is_routed=self.is_routed)
 
 
 @pytest.fixture
@@ -99,6 +101,32 @@ async def test_it_is_ready_when_the_gateway_knows_it_too(world: World, serving, 
     assert (stored.live.number, stored.state) == (1, DeploymentState.DEPLOYING)
     await reconciler.round()
     assert world.store.get_deployment("bot").state is READY
+
+
+async def test_what_was_asked_is_observed_when_the_gateway_goes_by_it(world: World, serving, reconciler) -> None:
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    before = world.store.get_deployment("bot")
+    assert (before.generation, before.observed_generation) == (2, 2)
+    wished = world.store.decide_deployment(before, replace(before, num_replicas=4), [])
+    serving.is_routed = False
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.state, stored.generation, stored.observed_generation) == (READY, 3, 2)
+    serving.is_routed, serving.shown = True, {"bot--r1": Seen(Shown.STARTING, "starting: 1 of 4", num_running=1)}
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.message, stored.observed_generation) == ("m@1 answers requests; starting: 1 of 4", 2)
+    serving.shown = {}
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.state, stored.observed_generation) == (READY, 3)
+    again = world.store.decide_deployment(replace(wished, observed_generation=2), replace(wished, num_replicas=2), [])
+    assert again.observed_generation == 3, "what was seen is no decision's"
+    serving.state = Shown.FAILED
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.state, stored.observed_generation) == (FAILED, 4)
 
 
 async def test_a_plan_that_is_old_by_now_is_not_brought_to_serve(world: World, serving, reconciler) -> None:

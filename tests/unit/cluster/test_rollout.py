@@ -8,7 +8,8 @@ import pytest
 
 from cluster import canary, rollout_wishes
 from cluster.errors import InvalidInput, PreconditionFailed
-from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares, state_of
+from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares
+from cluster.rollout_state import is_settled, state_of
 from cluster.store.deployment_records import (
     DeploymentState,
     Engine,
@@ -471,3 +472,18 @@ def test_another_engine_comes_as_another_revision(live):
     live.wish(rollout_wishes.update(live.deployment, {"engine": engine}, None, "ann"))
     assert live.phases == [Phase.LIVE, Phase.STARTING]
     assert [each.engine for each in live.deployment.revisions] == [None, engine]
+
+
+def test_what_was_asked_is_there_when_the_gateway_and_the_replicas_go_by_it(live):
+    start_canary(live, 2, weight=500)
+    assert is_settled(live.deployment, {1: READY, 2: STARTING}, is_routed=True), "what comes up is asked for alone"
+    live.look(READY, READY)
+    seen = {1: READY, 2: READY}
+    assert is_settled(live.deployment, seen, is_routed=True)
+    assert not is_settled(live.deployment, seen, is_routed=False)
+    grows = Seen(Shown.STARTING, "starting: 2 of 4 replicas", num_running=2)
+    for number in seen:
+        assert not is_settled(live.deployment, seen | {number: grows}, is_routed=True)
+    state, words = state_of(live.deployment, seen | {1: grows})
+    assert (state, words.split("; ")[1]) == (DeploymentState.READY, "starting: 2 of 4 replicas")
+    assert is_settled(live.deployment, seen | {1: FAILED}, is_routed=False), "there is nothing to wait for"
