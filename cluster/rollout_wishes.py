@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from cluster.canary import num_live
 from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.rollout import WHOLE, Step, Target, begin, changed, give_up, promote
 from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
@@ -62,7 +63,7 @@ def set_traffic(deployment: StoredDeployment, weight: int, mirror_share: float |
     if (weight, share) == (canary.weight, canary.mirror_share):
         return Step(deployment)
     words = f"{canary.model} takes {weight / 100:g} %, {100 * share:g} % in the dark"
-    now = changed(deployment, replace(canary, weight=weight, mirror_share=share))
+    now = changed(deployment, replace(canary, weight=weight, mirror_share=share, trial=_from_here(canary.trial)))
     return Step(now, (Decision("TRAFFIC_SET", words, canary.number, actor),))
 
 
@@ -99,6 +100,11 @@ def _check_leaves_some(trial: Trial | None, weight: int, field: str) -> None:
     if trial is not None and weight >= WHOLE:
         words = f"{weight} leaves its gate nothing to compare with; give less than {WHOLE}, or promote the canary"
         raise InvalidInput("INVALID_DEPLOYMENT", f"{field}: {words}", [Violation(field, words)])
+
+
+def _from_here(trial: Trial | None) -> Trial | None:
+    """The next step of its share waits for as many users as if this had been one."""
+    return trial and replace(trial, live_at_step=num_live(trial.gate, trial.evidence))
 
 
 def _canary(deployment: StoredDeployment) -> Revision:

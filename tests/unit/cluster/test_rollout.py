@@ -461,6 +461,24 @@ def test_a_share_that_was_set_by_hand_goes_on_from_there(live):
     assert shares(live.deployment)[2] == 5000
 
 
+def test_a_share_that_was_lowered_by_hand_waits_for_users_again_and_none_is_held(live):
+    ramp(live)
+    for _ in range(2):
+        live.observe(*[good()] * 100, *users(10))
+        live.look(READY, READY)
+    assert shares(live.deployment)[2] == 5000
+    live.wish(rollout_wishes.set_traffic(live.deployment, 500, None, "ann"))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 500, "those that came before were counted"
+    live.wish(rollout_wishes.set_traffic(live.deployment, 0, None, "ann"))
+    live.observe(*users(10))
+    assert (live.look(READY, READY)[1], shares(live.deployment)[2]) == (Phase.CANARY, 0)
+    live.wish(rollout_wishes.set_traffic(live.deployment, 500, None, "ann"))
+    live.observe(*users(10))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 2500
+
+
 def test_a_canary_without_a_gate_may_be_asked_in_the_dark(live):
     wish = replace(target(2), mirror_share=0.25)
     live.wish(rollout_wishes.start_canary(live.deployment, wish, 0, "ann"))
