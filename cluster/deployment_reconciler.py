@@ -22,7 +22,7 @@ from cluster.metrics import Metrics
 from cluster.registry import resolve
 from cluster.rollout import Look, Rules, Seen, Shown, Step, Target, advance
 from cluster.rollout_state import is_settled, state_of
-from cluster.serve_plan import Plan, Surroundings, application_name, judge_name, plan
+from cluster.serve_plan import Plan, Surroundings, application_name, is_judge, judge_name, plan
 from cluster.settings import Settings
 from cluster.store.deployment_records import DeploymentState, Phase, StoredDeployment
 from cluster.store.store import Store
@@ -58,10 +58,14 @@ class Told:
 
 
 class Patience:
-    """Bears an unhealthy application for a time: replicas that die are replaced by Serve itself."""
+    """Bears an unhealthy application for a time: replicas that die are replaced by Serve itself.
 
-    def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._grace_s, self._clock = grace_s, clock
+    A judge has one replica alone, so that it is not healthy until another one has loaded the teacher: it has as long
+    as a start may take.
+    """
+
+    def __init__(self, grace_s: float, judge_grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace_s, self._judge_grace_s, self._clock = grace_s, judge_grace_s, clock
         self._since_s: dict[str, float] = {}
 
     def judge(self, shown: Mapping[str, Seen]) -> dict[str, Seen]:
@@ -69,11 +73,14 @@ class Patience:
         sick = {name for name, each in shown.items() if each.state is Shown.UNHEALTHY}
         now_s = self._clock()
         self._since_s = {name: self._since_s.get(name, now_s) for name in sick}
-        late = {name for name, since_s in self._since_s.items() if now_s - since_s >= self._grace_s}
+        late = {name for name, since_s in self._since_s.items() if now_s - since_s >= self._grace_of(name)}
         return {
             name: replace(each, state=Shown.FAILED, num_running=0) if name in late else each
             for name, each in shown.items()
         }
+
+    def _grace_of(self, application: str) -> float:
+        return self._judge_grace_s if is_judge(application) else self._grace_s
 
 
 def surroundings_of(settings: Settings, control_planes: Iterable[str]) -> Surroundings:
@@ -108,7 +115,7 @@ class DeploymentReconciler:
         self._store = store
         self._serving = serving
         self._rules = Rules(settings.revision_timeout_s, settings.revision_drain_s)
-        self._patience = Patience(settings.unhealthy_grace_s)
+        self._patience = Patience(settings.unhealthy_grace_s, settings.revision_timeout_s)
         self.metrics: Metrics | None = None
 
     async def run(self, wake_up: WakeUp) -> None:

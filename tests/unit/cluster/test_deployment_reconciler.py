@@ -247,12 +247,34 @@ async def test_a_canary_that_is_deleted_with_its_deployment_is_seen_no_more(worl
     assert value("athanor_canary_weight", {"deployment": "bot"}) is None
 
 
-def test_an_unhealthy_application_has_failed_after_its_grace() -> None:
+@pytest.mark.parametrize(
+    ("name", "grace_s"), [("bot--r1", 60.0), ("bot--judge2", 900.0), ("bot--judge2--r1", 60.0), ("judge2--r1", 60.0)]
+)
+def test_an_unhealthy_application_has_failed_after_its_grace(name: str, grace_s: float) -> None:
     now_s = [0.0]
-    patience = Patience(60.0, lambda: now_s[0])
-    ill = {"bot--r1": Seen(Shown.UNHEALTHY, "dies", 1)}
-    for at_s, state in ((0.0, Shown.UNHEALTHY), (59.0, Shown.UNHEALTHY), (60.0, Shown.FAILED)):
+    patience = Patience(60.0, 900.0, lambda: now_s[0])
+    ill = {name: Seen(Shown.UNHEALTHY, "dies", 1)}
+    for at_s, state in ((0.0, Shown.UNHEALTHY), (grace_s - 1, Shown.UNHEALTHY), (grace_s, Shown.FAILED)):
         now_s[0] = at_s
-        assert patience.judge(ill)["bot--r1"].state is state
-    assert patience.judge({"bot--r1": Seen(Shown.READY)})["bot--r1"].state is Shown.READY
-    assert patience.judge(ill)["bot--r1"].state is Shown.UNHEALTHY, "its time begins anew"
+        assert patience.judge(ill)[name].state is state
+    assert patience.judge({name: Seen(Shown.READY)})[name].state is Shown.READY
+    assert patience.judge(ill)[name].state is Shown.UNHEALTHY, "its time begins anew"
+
+
+async def test_a_judge_that_loads_its_teacher_again_ends_no_canary(world: World, serving, reconciler) -> None:
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    now_s = [0.0]
+    settings = world.settings
+    reconciler._patience = Patience(settings.unhealthy_grace_s, settings.revision_timeout_s, lambda: now_s[0])
+    asked = pb.StartCanaryRequest(name="bot", model="m@2", gate=pb.CanaryGate(teacher="m@1"))
+    DeploymentWishes(settings, world.store).start_canary(asked)
+    await rounds(reconciler)
+    serving.shown = {"bot--judge2": Seen(Shown.UNHEALTHY, "loads its teacher")}
+    for now_s[0] in (0.0, settings.revision_timeout_s - 1):
+        await reconciler.round()
+        assert world.store.get_deployment("bot").canary.phase is Phase.CANARY
+    now_s[0] = settings.revision_timeout_s
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.canary, "its judge has failed" in stored.newest.message) == (None, True)
