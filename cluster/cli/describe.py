@@ -134,8 +134,8 @@ def _ran(job: job_pb2.Job) -> str:
     """Neither waiting nor paused, over all attempts."""
     now, started = datetime.now(UTC), job.start_time.ToDatetime(UTC)
     spans = [(max(each.start_time.ToDatetime(UTC), started), each.end_time) for each in job.attempts]
-    seconds = sum(((end.ToDatetime(UTC) if end.seconds else now) - begun).total_seconds() for begun, end in spans)
-    words = f"{clock(max(seconds, 0))}{'' if job.end_time.seconds else ' so far'}"
+    lasted = [((end.ToDatetime(UTC) if end.seconds else now) - begun).total_seconds() for begun, end in spans]
+    words = f"{clock(sum(max(each, 0) for each in lasted))}{'' if job.end_time.seconds else ' so far'}"
     return f"{words}, since {started.astimezone():%Y-%m-%d %H:%M:%S}"
 
 

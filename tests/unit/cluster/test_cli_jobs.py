@@ -187,7 +187,7 @@ def test_describe_names_what_a_job_waits_for_and_counts_no_pause(
     json_format.ParseDict(spec, job.spec)
     job.resolved_models["base@1"] = "base@1"
     job.start_time.seconds = 1010
-    for number, (start, end) in enumerate([(1000, 1030), (9000, 9005)], start=1):
+    for number, (start, end) in enumerate([(100, 800), (1000, 1030), (9000, 9005)], start=1):  # the first one never ran
         attempt = job.attempts.add(number=number, ray_job_id=f"{UID}-{number}", reason="PAUSED")
         attempt.start_time.seconds, attempt.end_time.seconds = start, end
     told = " ".join(shell.run("job", "describe", "bot")[1].split())
