@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,14 @@ def test_advice_names_the_job_and_commands_that_there_are() -> None:
     for sentence in sentences:
         for part in sentence.split("athanor job ")[1:]:
             assert part.split()[0] in commands
+
+
+def test_a_job_whose_dependency_failed_is_submitted_again_with_another(shell: Shell, job: job_pb2.Job) -> None:
+    job.state, job.reason = job_pb2.JOB_STATE_FAILED, "DEPENDENCY_FAILED"
+    assert "job retry" not in (advised := advice.next_steps(job)[0])
+    command = shlex.split(advised[advised.index("athanor") :].replace("FILE", shell.job_file()).replace("UID", "new-1"))
+    submitted = shell.run(*command[1:], "-o", "json")
+    assert (submitted[0], json.loads(submitted[1])["spec"]["schedule"]["depends_on"]) == (0, ["new-1"])
 
 
 def test_a_retry_from_a_checkpoint_is_advised_where_there_is_one(job: job_pb2.Job) -> None:
