@@ -198,6 +198,14 @@ def test_describe_names_what_a_job_waits_for_and_counts_no_pause(
     assert told.endswith("have succeeded; see them with: athanor job describe teacher-abcdefgh")
 
 
+def test_a_directory_is_no_model_that_is_waited_for(shell: Shell, job: job_pb2.Job) -> None:
+    job.state = job_pb2.JOB_STATE_QUEUED
+    json_format.ParseDict({"student": {"model": "/data/models@v2/base"}}, job.spec)
+    for depends_on in ([], ["teacher-abcdefgh"]):
+        json_format.ParseDict({"schedule": {"depends_on": depends_on}}, job.spec)
+        assert "what a job that it depends on" not in shell.run("job", "describe", "bot")[1]
+
+
 def test_every_reason_to_wait_has_a_word_of_advice() -> None:
     contract = (ROOT / "protos/athanor/v1/job.proto").read_text()
     standing = contract[contract.index("message QueueStanding") :].split("string reason", 1)[0]
@@ -213,12 +221,15 @@ def test_advice_names_the_job_and_commands_that_there_are() -> None:
             assert part.split()[0] in commands
 
 
-def test_a_job_whose_dependency_failed_is_submitted_again_with_another(shell: Shell, job: job_pb2.Job) -> None:
+def test_a_job_whose_dependency_failed_is_submitted_again_with_another(
+    shell: Shell, plane: FakeControlPlane, job: job_pb2.Job
+) -> None:
     job.state, job.reason = job_pb2.JOB_STATE_FAILED, "DEPENDENCY_FAILED"
     assert "job retry" not in (advised := advice.next_steps(job)[0])
-    command = shlex.split(advised[advised.index("athanor") :].replace("FILE", shell.job_file()).replace("UID", "new-1"))
-    submitted = shell.run(*command[1:], "-o", "json")
-    assert (submitted[0], json.loads(submitted[1])["spec"]["schedule"]["depends_on"]) == (0, ["new-1"])
+    command = shlex.split(advised[advised.index("athanor") :].replace("FILE", shell.job_file()).replace("UID", "teacher-abcdefgh"))
+    code, _, err = shell.run(*command[1:])
+    assert (code, err) == (0, "")
+    assert advice.dependencies(plane.created[-1].job) == ["teacher-abcdefgh"]
 
 
 def test_a_retry_from_a_checkpoint_is_advised_where_there_is_one(job: job_pb2.Job) -> None:
