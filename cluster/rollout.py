@@ -269,9 +269,9 @@ def _waiting(revision: Revision, verdict: Verdict, age_s: float) -> Verdict:
 
 
 def _grow(deployment: StoredDeployment, revision: Revision) -> Step:
-    """The next step of its share, where nothing that was seen so far speaks against it; a share of 0 is held by hand."""
-    trial, weight = revision.trial, _next_weight(revision)
-    if trial is None or weight is None or revision.weight == 0 or not may_grow(trial.gate, trial.evidence, trial.live_at_step):
+    """The next step of its share, where nothing that was seen so far speaks against it; 0 is held by hand."""
+    trial, weight = revision.trial, _next_weight(revision) if revision.weight else None
+    if trial is None or weight is None or not may_grow(trial.gate, trial.evidence, trial.live_at_step):
         return Step(deployment)
     live = num_live(trial.gate, trial.evidence)
     words = f"{revision.model} takes {weight / 100:g} % after {live} requests of its own users"
