@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -72,6 +72,8 @@ class FakeControlPlane(
     deployments: dict[str, deployment_service_pb2.Deployment] = field(default_factory=dict)
     next_revision: deployment_service_pb2.Revision | None = None
     """What the next update brings."""
+    meanwhile: list[Callable[[deployment_service_pb2.Deployment], object]] = field(default_factory=list)
+    """What others do to a deployment before an update of it is there, the last one first."""
     looks_behind: int = 0
     """After a wish the gateway of a deployment goes by it from the look after so many on."""
     looks: int = 0
@@ -286,6 +288,10 @@ class FakeControlPlane(
 
     def UpdateDeployment(self, request, context):
         self.asked.append(request)
+        if self.meanwhile:
+            self.meanwhile.pop()(self.deployments[request.deployment.name])
+        if request.etag not in ("", self.deployments[request.deployment.name].etag):
+            refuse(context, code_pb2.ABORTED, "ETAG_MISMATCH", "somebody changed it")
         return deployment_service_pb2.UpdateDeploymentResponse(deployment=self._wished(request.deployment.name))
 
     def DeleteDeployment(self, request, context):
