@@ -140,6 +140,11 @@ def test_a_gate_from_a_file(shell: Shell, plane: FakeControlPlane, bot, tmp_path
         ("min_observations: 1.5", "1.5 is no whole number"),
         ("steps: 5", "5 is no list"),
         ("max_duration: long", "no span of time"),
+        ("teacher:", "teacher: is empty; leave the line out"),
+        ("task_data:", "task_data: is empty; leave the line out"),
+        ("max_task_loss:", "max_task_loss: is empty; leave the line out"),
+        ("teacher: 5", "5 is no text"),
+        ("task_data: [a.csv]", "['a.csv'] is no text"),
         ("{", "cannot be read"),
     ],
 )
@@ -250,7 +255,7 @@ WISHES = ("update bot --replicas 4", "canary bot -m bot@2", "traffic bot 25%", "
 def test_a_command_ends_when_the_gateway_goes_by_what_it_asked(
     shell: Shell, plane: FakeControlPlane, bot, words: str
 ) -> None:
-    plane.next_revision, plane.looks_behind = None, 2
+    plane.next_revision, plane.looks_behind = None, 1
     code, out, _ = shell.run("serve", *words.split(), "-o", "yaml")
     assert (code, out.startswith("name: bot\n")) == (0, True)
     assert plane.looks > plane.looks_behind
