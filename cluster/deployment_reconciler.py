@@ -234,7 +234,8 @@ class DeploymentReconciler:
         now = (told.state, told.message, url, told.observed_generation)
         if now != (deployment.state, deployment.message, deployment.endpoint, deployment.observed_generation):
             self._store.note_deployment(deployment.name, *now)
-            log.info("deployment.seen", deployment=deployment.name, state=told.state, message=told.message)
+            seen = {"state": told.state, "message": told.message, "generation": told.observed_generation}
+            log.info("deployment.seen", deployment=deployment.name, **seen)
 
     def _count(self, deployment: StoredDeployment) -> None:
         canary = None if deployment.state is DeploymentState.DELETING else deployment.canary

@@ -45,6 +45,6 @@ def _beside(deployment: StoredDeployment, live: Seen) -> list[str]:
         else:
             words.append(f"{each.model} comes up")
     newest = deployment.newest
-    if not words and deployment.live is not newest and newest.phase in (Phase.DRAINING, Phase.GONE):
+    if not deployment.coming and deployment.live is not newest and newest.phase in (Phase.DRAINING, Phase.GONE):
         words.append(f"{newest.model} was taken back: {newest.message}")
     return words

@@ -504,4 +504,6 @@ def test_what_was_asked_is_there_when_the_gateway_and_the_replicas_go_by_it(live
         assert not is_settled(live.deployment, seen | {number: grows}, is_routed=True)
     state, words = state_of(live.deployment, seen | {1: grows})
     assert (state, words.split("; ")[1]) == (DeploymentState.READY, "starting: 2 of 4 replicas")
-    assert is_settled(live.deployment, seen | {1: FAILED}, is_routed=False), "there is nothing to wait for"
+    live.wish(rollout_wishes.roll_back(live.deployment, "ann"))
+    assert "m@2 was taken back" in state_of(live.deployment, {1: grows})[1], "that is told besides"
+    assert is_settled(live.deployment, {1: FAILED}, is_routed=False), "there is nothing to wait for"
