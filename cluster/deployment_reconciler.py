@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -20,8 +20,9 @@ from cluster.deployer import Endpoint, ServeView
 from cluster.errors import ClusterError, Conflict, InvalidInput, NotFound, RayError
 from cluster.metrics import Metrics
 from cluster.registry import resolve
-from cluster.rollout import Look, Rules, Seen, Shown, Step, Target, advance, state_of
-from cluster.serve_plan import Plan, Surroundings, application_name, judge_name, plan
+from cluster.rollout import Look, Rules, Seen, Shown, Step, Target, advance
+from cluster.rollout_state import is_settled, state_of
+from cluster.serve_plan import Plan, Surroundings, application_name, is_judge, judge_name, plan
 from cluster.settings import Settings
 from cluster.store.deployment_records import DeploymentState, Phase, StoredDeployment
 from cluster.store.store import Store
@@ -46,11 +47,25 @@ class Serving(Protocol):
         """
 
 
-class Patience:
-    """Bears an unhealthy application for a time: replicas that die are replaced by Serve itself."""
+@dataclass(frozen=True)
+class Told:
+    """What is said of a deployment from now on."""
 
-    def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._grace_s, self._clock = grace_s, clock
+    state: DeploymentState
+    message: str
+    endpoint: Endpoint
+    observed_generation: int
+
+
+class Patience:
+    """Bears an unhealthy application for a time: replicas that die are replaced by Serve itself.
+
+    A judge has one replica alone, so that it is not healthy until another one has loaded the teacher: it has as long
+    as a start may take.
+    """
+
+    def __init__(self, grace_s: float, judge_grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace_s, self._judge_grace_s, self._clock = grace_s, judge_grace_s, clock
         self._since_s: dict[str, float] = {}
 
     def judge(self, shown: Mapping[str, Seen]) -> dict[str, Seen]:
@@ -58,11 +73,14 @@ class Patience:
         sick = {name for name, each in shown.items() if each.state is Shown.UNHEALTHY}
         now_s = self._clock()
         self._since_s = {name: self._since_s.get(name, now_s) for name in sick}
-        late = {name for name, since_s in self._since_s.items() if now_s - since_s >= self._grace_s}
+        late = {name for name, since_s in self._since_s.items() if now_s - since_s >= self._grace_of(name)}
         return {
             name: replace(each, state=Shown.FAILED, num_running=0) if name in late else each
             for name, each in shown.items()
         }
+
+    def _grace_of(self, application: str) -> float:
+        return self._judge_grace_s if is_judge(application) else self._grace_s
 
 
 def surroundings_of(settings: Settings, control_planes: Iterable[str]) -> Surroundings:
@@ -97,7 +115,7 @@ class DeploymentReconciler:
         self._store = store
         self._serving = serving
         self._rules = Rules(settings.revision_timeout_s, settings.revision_drain_s)
-        self._patience = Patience(settings.unhealthy_grace_s)
+        self._patience = Patience(settings.unhealthy_grace_s, settings.revision_timeout_s)
         self.metrics: Metrics | None = None
 
     async def run(self, wake_up: WakeUp) -> None:
@@ -123,11 +141,11 @@ class DeploymentReconciler:
         except RayError as error:
             log.warning("serve.not_seen", error=str(error))
             for deployment in stored:
-                await asyncio.to_thread(self._note, deployment, *_unseen(deployment, error.message))
+                await asyncio.to_thread(self._note, deployment, _unseen(deployment, error.message))
             return
         view = replace(view, applications=self._patience.judge(view.applications))
         for deployment in stored:
-            await asyncio.to_thread(self._step, deployment, view)
+            await asyncio.to_thread(self._step_alone, deployment, view)
 
     async def _check_current(self, stored: Sequence[StoredDeployment]) -> None:
         """Conflict if a plan from these is old: a control plane that stood still may have been replaced meanwhile."""
@@ -146,10 +164,16 @@ class DeploymentReconciler:
                 found[name] = resolve(self._store, name).manifest_sha256
         return {name: sha256 for name, sha256 in found.items() if sha256}
 
-    def _step(self, deployment: StoredDeployment, view: ServeView) -> None:
-        self._count(self._stepped(deployment, view))
+    def _step_alone(self, deployment: StoredDeployment, view: ServeView) -> None:
+        """What goes wrong with this one keeps nobody from tending the others."""
+        try:
+            self._count(self._step(deployment, view))
+        except (ClusterError, OSError) as error:
+            log.warning("deployment.not_tended", deployment=deployment.name, error=str(error))
+        except Exception as error:  # as at the process boundary: recorded, and tried again
+            log.error("deployment.crashed", deployment=deployment.name, exc_info=error)
 
-    def _stepped(self, deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
+    def _step(self, deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
         """What became of it."""
         if deployment.state is DeploymentState.DELETING:
             if not any(_is_of(name, deployment.name) for name in view.applications):
@@ -157,7 +181,7 @@ class DeploymentReconciler:
             return deployment
         seen = {each.number: view.seen(application_name(deployment.name, each.number)) for each in deployment.revisions}
         if words := view.refused.get(deployment.name):
-            self._note(deployment, DeploymentState.FAILED, words, view.endpoint)
+            self._note(deployment, Told(DeploymentState.FAILED, words, view.endpoint, deployment.generation))
             return deployment
         look = Look(
             self._store.now_us(),
@@ -166,10 +190,11 @@ class DeploymentReconciler:
             self._followed(deployment),
             view.seen(judge_name(deployment.name, deployment.canary.number if deployment.canary else 0)),
         )
+        observed = _observed(deployment, seen, view)
         step = advance(deployment, look, self._rules)
         if step.deployment != deployment:
             deployment, view = self._decide(deployment, step), replace(view, is_routed=False)
-        self._note(deployment, *_told(deployment, seen, view))
+        self._note(deployment, Told(*_told(deployment, seen, view), observed))
         return deployment
 
     def _followed(self, deployment: StoredDeployment) -> Target | None:
@@ -201,13 +226,16 @@ class DeploymentReconciler:
                 self.metrics.canary_decided(deployment.name, decision.reason)
         return stored
 
-    def _note(self, deployment: StoredDeployment, state: DeploymentState, message: str, endpoint: Endpoint) -> None:
+    def _note(self, deployment: StoredDeployment, told: Told) -> None:
         if deployment.state is DeploymentState.DELETING:
             return
-        url = f"http://{endpoint.host}:{endpoint.port}/{deployment.name}/v1" if endpoint.host else deployment.endpoint
-        if (state, message, url) != (deployment.state, deployment.message, deployment.endpoint):
-            self._store.note_deployment(deployment.name, state, message, url)
-            log.info("deployment.seen", deployment=deployment.name, state=state, message=message)
+        at = told.endpoint
+        url = f"http://{at.host}:{at.port}/{deployment.name}/v1" if at.host else deployment.endpoint
+        now = (told.state, told.message, url, told.observed_generation)
+        if now != (deployment.state, deployment.message, deployment.endpoint, deployment.observed_generation):
+            self._store.note_deployment(deployment.name, *now)
+            seen = {"state": told.state, "message": told.message, "generation": told.observed_generation}
+            log.info("deployment.seen", deployment=deployment.name, **seen)
 
     def _count(self, deployment: StoredDeployment) -> None:
         canary = None if deployment.state is DeploymentState.DELETING else deployment.canary
@@ -238,15 +266,21 @@ def _told(
     return state, message, view.endpoint
 
 
+def _observed(deployment: StoredDeployment, seen: Mapping[int, Seen], view: ServeView) -> int:
+    """The newest generation that Serve was seen to go by, which is not lost when a replica dies later."""
+    is_there = is_settled(deployment, seen, is_routed=view.is_routed)
+    return deployment.generation if is_there else deployment.observed_generation
+
+
 def _is_of(application: str, deployment: str) -> bool:
     name, found, _ = application.rpartition("--")
     return bool(found) and name == deployment
 
 
-def _unseen(deployment: StoredDeployment, words: str) -> tuple[DeploymentState, str, Endpoint]:
+def _unseen(deployment: StoredDeployment, words: str) -> Told:
     """A deployment whose Serve cannot be asked: what was ready may not be; why one failed stays known."""
-    nowhere = Endpoint("", 0)
+    nowhere, observed = Endpoint("", 0), deployment.observed_generation
     if deployment.state is DeploymentState.FAILED:
-        return DeploymentState.FAILED, deployment.message, nowhere
+        return Told(DeploymentState.FAILED, deployment.message, nowhere, observed)
     is_new = deployment.state is DeploymentState.PENDING
-    return DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING, words, nowhere
+    return Told(DeploymentState.PENDING if is_new else DeploymentState.DEPLOYING, words, nowhere, observed)

@@ -73,6 +73,8 @@ def deployment_to_proto(deployment: StoredDeployment, grpc_port: int | None = No
         creator=deployment.creator,
         etag=etag(deployment),
         revisions=[_revision(each) for each in deployment.revisions],
+        generation=deployment.generation,
+        observed_generation=deployment.observed_generation,
     )
     if deployment.autoscaling is not None:
         message.autoscaling.CopyFrom(_autoscaling(deployment.autoscaling))

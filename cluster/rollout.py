@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cluster.canary import Outcome, Verdict, judge, may_grow, num_live
-from cluster.store.deployment_records import Decision, DeploymentState, Phase, Revision, StoredDeployment, Trial
+from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
 
 WHOLE = 10_000
 """All requests, in basis points."""
@@ -168,41 +168,12 @@ def shares(deployment: StoredDeployment) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def state_of(deployment: StoredDeployment, seen: Mapping[int, Seen]) -> tuple[DeploymentState, str]:
-    """How far the deployment is, with one sentence for people."""
-    main = deployment.live or (deployment.coming[0] if deployment.coming else deployment.newest)
-    found = seen.get(main.number, NOT_SEEN)
-    if deployment.live is not None and found.answers:
-        return DeploymentState.READY, "; ".join([f"{main.model} answers requests", *_beside(deployment)])
-    if found.state is Shown.FAILED:
-        return DeploymentState.FAILED, found.message
-    if found.state is Shown.ABSENT:
-        return DeploymentState.PENDING, found.message
-    return DeploymentState.DEPLOYING, found.message or "replicas are starting"
-
-
-def _beside(deployment: StoredDeployment) -> list[str]:
-    """What else is going on, or how the last try ended."""
-    words = []
-    for each in deployment.coming:
-        if each.phase is Phase.CANARY:
-            words.append(
-                f"canary {each.model} takes {each.weight / 100:g} %, {100 * each.mirror_share:g} % in the dark"
-            )
-        else:
-            words.append(f"{each.model} comes up")
-    newest = deployment.newest
-    if not words and deployment.live is not newest and newest.phase in (Phase.DRAINING, Phase.GONE):
-        words.append(f"{newest.model} was taken back: {newest.message}")
-    return words
-
-
 def _follow(deployment: StoredDeployment, look: Look) -> Step:
     """A move of the alias begins an update, a canary where there is a gate; one back to who answers ends it."""
     target = look.target
     if target is None or not deployment.follow_alias or target.model == deployment.followed:
         return Step(deployment)
-    known = replace(deployment, followed=target.model)
+    known = replace(deployment, followed=target.model, is_untried=bool(target.trouble))
     if target.trouble:
         words = f"{deployment.model} was moved to {target.model}, which does not come: {target.trouble}"
         return Step(known, (Decision("ALIAS_NOT_FOLLOWED", words),))
@@ -298,8 +269,8 @@ def _waiting(revision: Revision, verdict: Verdict, age_s: float) -> Verdict:
 
 
 def _grow(deployment: StoredDeployment, revision: Revision) -> Step:
-    """The next step of its share, where nothing that was seen so far speaks against it."""
-    trial, weight = revision.trial, _next_weight(revision)
+    """The next step of its share, where nothing that was seen so far speaks against it; 0 is held by hand."""
+    trial, weight = revision.trial, _next_weight(revision) if revision.weight else None
     if trial is None or weight is None or not may_grow(trial.gate, trial.evidence, trial.live_at_step):
         return Step(deployment)
     live = num_live(trial.gate, trial.evidence)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from cluster.canary import num_live
 from cluster.errors import InvalidInput, PreconditionFailed, Violation
 from cluster.rollout import WHOLE, Step, Target, begin, changed, give_up, promote
 from cluster.store.deployment_records import Decision, Phase, Revision, StoredDeployment, Trial
@@ -22,8 +23,10 @@ def update(deployment: StoredDeployment, changes: Mapping[str, Any], target: Tar
     wanted = target or _again(deployment)
     needs = any(getattr(now, field) != getattr(deployment, field) for field in _NEEDS_REVISION)
     if target is not None:
-        now = replace(now, followed=target.model)
+        now = replace(now, followed=target.model, is_untried=False)
         needs = needs or target.model != _aim(deployment).model
+    elif now.is_untried and now.gate != deployment.gate:
+        now = replace(now, followed=deployment.resolved_model, is_untried=False)
     words = ", ".join(sorted([*changes, *(["model"] if target else [])]))
     if needs:
         return begin(now, wanted, f"asked to change {words}", actor)
@@ -60,7 +63,7 @@ def set_traffic(deployment: StoredDeployment, weight: int, mirror_share: float |
     if (weight, share) == (canary.weight, canary.mirror_share):
         return Step(deployment)
     words = f"{canary.model} takes {weight / 100:g} %, {100 * share:g} % in the dark"
-    now = changed(deployment, replace(canary, weight=weight, mirror_share=share))
+    now = changed(deployment, replace(canary, weight=weight, mirror_share=share, trial=_from_here(canary.trial)))
     return Step(now, (Decision("TRAFFIC_SET", words, canary.number, actor),))
 
 
@@ -97,6 +100,11 @@ def _check_leaves_some(trial: Trial | None, weight: int, field: str) -> None:
     if trial is not None and weight >= WHOLE:
         words = f"{weight} leaves its gate nothing to compare with; give less than {WHOLE}, or promote the canary"
         raise InvalidInput("INVALID_DEPLOYMENT", f"{field}: {words}", [Violation(field, words)])
+
+
+def _from_here(trial: Trial | None) -> Trial | None:
+    """The next step of its share waits for as many users as if this had been one."""
+    return trial and replace(trial, live_at_step=num_live(trial.gate, trial.evidence))
 
 
 def _canary(deployment: StoredDeployment) -> Revision:

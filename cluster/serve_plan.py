@@ -52,6 +52,12 @@ def judge_name(deployment: str, canary: int) -> str:
     return f"{deployment}--judge{canary}"
 
 
+def is_judge(application: str) -> bool:
+    """Whether this is such a name, and not that of a revision."""
+    deployment, _, number = application.rpartition("--judge")
+    return bool(deployment) and number.isdecimal()
+
+
 def plan(deployments: Sequence[StoredDeployment], manifests: Mapping[str, str], around: Surroundings) -> Plan:
     """`manifests`: sha256 of the manifest of each model version; its replicas then serve no other."""
     living = [each for each in deployments if each.state is not DeploymentState.DELETING]

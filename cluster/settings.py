@@ -132,7 +132,7 @@ class Settings(BaseModel):
     revision_drain_s: Annotated[float, Field(ge=0)] = 5.0
     """How long a revision that gets no more requests is left up before it finishes the last ones and goes."""
     revision_timeout_s: Annotated[float, Field(gt=0)] = 900.0
-    """How long a new revision may take to come up beside one that answers, before it is given up."""
+    """How long a new revision, or a judge that Serve starts again, may take to come up before it is given up."""
     unhealthy_grace_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a revision may have no healthy replica before it has failed; Serve replaces those that die."""
     ray_auth_mode: str = ""

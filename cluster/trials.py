@@ -46,12 +46,19 @@ def _examined(gate: Gate, path: str) -> str:
     file = Path(gate.task_data)
     if not file.is_absolute():
         raise _invalid(f"{path}.task_data", f"{gate.task_data[:200]!r} is no absolute path; write it from / on")
-    if not file.parent.is_dir():
+    if not _is_seen(file.parent):
         return ""  # another machine's: its judge says what is wrong with it
     try:
         return read_task_data(file).sha256
     except TaskDataError as error:
         raise _invalid(f"{path}.task_data", error.message) from error
+
+
+def _is_seen(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # as of one that others may look into
+        return False
 
 
 def _check_tasks(model: StoredModel, teacher: StoredModel, path: str) -> None:
@@ -75,7 +82,8 @@ def task_of(config: dict[str, Any]) -> str | None:
     """`generate`, `classify` or `embed` by a model's config; None where that takes more than a look at names."""
     if "modules.json" in config:
         return "embed"
-    names = [str(name) for name in config.get("architectures") or []]
+    found = config.get("architectures")
+    names = [str(name) for name in found] if isinstance(found, list) else []
     if any(name.endswith("ForSequenceClassification") for name in names):
         return "classify"
     if any(name.endswith(_WRITING) for name in names):
@@ -96,7 +104,8 @@ def _config(model: StoredModel) -> dict[str, Any]:
 
 def _unlike_labels(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The first few labels that one of them has alone."""
-    names = [{str(name) for name in (config.get("id2label") or {}).values()} for config in (one, other)]
+    found = [config.get("id2label") for config in (one, other)]
+    names = [{str(name) for name in each.values()} if isinstance(each, dict) else set() for each in found]
     return sorted(names[0] ^ names[1])[:3] if all(names) else []
 
 

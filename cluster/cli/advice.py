@@ -40,7 +40,10 @@ OF_FAILURE = {
     "STORAGE_FAILED": _STORAGE,
     "HUB_UNREACHABLE": "check the network of the workers, or give a directory; then: athanor job retry {uid}",
     "MAX_RUN_DURATION": "set schedule.max_run_duration higher and go on: {again}",
-    "DEPENDENCY_FAILED": "mend the job that it waits for, then: athanor job retry {uid}",
+    "DEPENDENCY_FAILED": (
+        "mend the job that it waited for and submit that one again, then this one with the new uid: "
+        "athanor job submit -f FILE --set 'spec.schedule.depends_on=[UID]'"
+    ),
     "SECRET_NOT_FOUND": "bring the secret to every node, as docs/security.md says; then: athanor job retry {uid}",
     "SECRET_UNUSABLE": "make the secret one line of at least 8 characters; then: athanor job retry {uid}",
     "SUBMIT_REFUSED": "the message has Ray's own words; athanor doctor",

@@ -18,6 +18,7 @@ from cluster.cli.folding import folded, shortened
 from cluster.cli.job_table import clock, eta, loss, progress_of, speed, state_of, state_text, why
 from cluster.cli.job_view import event_parts, words
 from cluster.cli.output import age, as_document, show, span
+from trainer.job import model_form
 
 if TYPE_CHECKING:
     from athanor.v1 import cluster_service_pb2, job_pb2, job_service_pb2
@@ -103,8 +104,9 @@ def _facts(job: job_pb2.Job) -> Iterator[tuple[str, RenderableType]]:
 
 def _uses(job: job_pb2.Job) -> Iterator[str]:
     yield from (f"{asked} = {found}" for asked, found in sorted(job.resolved_models.items()))
-    awaited = {each for each in models_of(as_document(job)["spec"]) if "@" in each} - set(job.resolved_models)
-    if state_of(job) in ("QUEUED", "PAUSED"):
+    if state_of(job) in ("QUEUED", "PAUSED") and dependencies(job):
+        named = {each for each in models_of(as_document(job)["spec"]) if model_form(each) == "registry"}
+        awaited = named - set(job.resolved_models)
         yield from (f"{asked} = what a job that it depends on publishes" for asked in sorted(awaited))
 
 
@@ -134,8 +136,8 @@ def _ran(job: job_pb2.Job) -> str:
     """Neither waiting nor paused, over all attempts."""
     now, started = datetime.now(UTC), job.start_time.ToDatetime(UTC)
     spans = [(max(each.start_time.ToDatetime(UTC), started), each.end_time) for each in job.attempts]
-    seconds = sum(((end.ToDatetime(UTC) if end.seconds else now) - begun).total_seconds() for begun, end in spans)
-    words = f"{clock(max(seconds, 0))}{'' if job.end_time.seconds else ' so far'}"
+    lasted = [((end.ToDatetime(UTC) if end.seconds else now) - begun).total_seconds() for begun, end in spans]
+    words = f"{clock(sum(max(each, 0) for each in lasted))}{'' if job.end_time.seconds else ' so far'}"
     return f"{words}, since {started.astimezone():%Y-%m-%d %H:%M:%S}"
 
 

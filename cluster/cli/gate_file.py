@@ -36,10 +36,12 @@ def read_gate(path: Path) -> deployment_service_pb2.CanaryGate:
 
 
 def _set(gate: deployment_service_pb2.CanaryGate, name: str, value: Any, folder: Path) -> None:
+    if value is None or value == "":
+        raise typer.BadParameter("is empty; leave the line out")
     if name == "teacher":
-        gate.teacher = str(value)
+        gate.teacher = _text(value)
     elif name == "task_data":
-        gate.task_data = str(folder / Path(str(value)).expanduser())
+        gate.task_data = str(folder / Path(_text(value)).expanduser())
     elif name in _SHARES:
         setattr(gate, name, share(str(value)))
     elif name in _NUMBERS:
@@ -52,6 +54,12 @@ def _set(gate: deployment_service_pb2.CanaryGate, name: str, value: Any, folder:
         gate.max_duration.FromTimedelta(_span(value))
     else:
         raise typer.BadParameter(f"is nothing that a gate has; it has {', '.join(_NAMES)}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise typer.BadParameter(f"{value!r} is no text; put it in quotes if it is")
+    return value
 
 
 def _number(value: Any) -> float:

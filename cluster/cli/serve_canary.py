@@ -25,7 +25,7 @@ from cluster.cli.serve_options import (
     WaitOption,
     gate_of,
 )
-from cluster.cli.serve_outcome import emit_deployment, newest, settled
+from cluster.cli.serve_outcome import end, newest, say_done, settled
 
 if TYPE_CHECKING:
     from athanor.v1 import deployment_service_pb2 as pb
@@ -64,8 +64,8 @@ def canary(
         number = newest(made)
         _say_canary(made)
         made = settled(client, made, number, form, timeout_s) if wait else made
-    _say_next(name, is_judged=is_judged)
-    emit_deployment(form, made)
+    say_done(made, _next(name, is_judged=is_judged), is_over=wait)
+    end(form, made, is_over=wait)
 
 
 def traffic(
@@ -83,8 +83,9 @@ def traffic(
     with connect(address) as client:
         made = client.set_traffic(name, basis_points(weight), mirror_share=mirror)
         made = client.wait_deployment(name, timeout_s=timeout_s) if wait else made
-    say(f"the canary of {name} takes {percent(weight)}; next: `athanor serve promote {name}`, or rollback")
-    emit_deployment(form, made)
+    words = f"the canary of {name} takes {percent(weight)}; next: `athanor serve promote {name}`, or rollback"
+    say_done(made, words, is_over=wait)
+    end(form, made, is_over=wait)
 
 
 def promote(
@@ -98,8 +99,9 @@ def promote(
     with connect(address) as client:
         made = client.promote_deployment(name)
         made = client.wait_deployment(name, timeout_s=timeout_s) if wait else made
-    say(f"{made.resolved_model} answers for {name} now; to go back: `athanor serve rollback {name}`")
-    emit_deployment(form, made)
+    words = f"{made.resolved_model} answers for {name} now; to go back: `athanor serve rollback {name}`"
+    say_done(made, words, is_over=wait)
+    end(form, made, is_over=wait)
 
 
 def rollback(
@@ -122,8 +124,9 @@ def rollback(
             made = settled(client, made, newest(made), form, timeout_s)
         elif wait:
             made = client.wait_deployment(name, timeout_s=timeout_s)
-    say(f"{made.resolved_model} answers for {name}; `athanor serve history {name}` tells the whole story")
-    emit_deployment(form, made)
+    words = f"{made.resolved_model} answers for {name}; `athanor serve history {name}` tells the whole story"
+    say_done(made, words, is_over=wait)
+    end(form, made, is_over=wait)
 
 
 def _say_canary(made: pb.Deployment) -> None:
@@ -133,13 +136,10 @@ def _say_canary(made: pb.Deployment) -> None:
         say(f"{last.model} comes up as revision {last.number} of {made.name}, a canary with {share}")
 
 
-def _say_next(name: str, *, is_judged: bool) -> None:
+def _next(name: str, *, is_judged: bool) -> str:
     if is_judged:
-        say(f"next: its gate decides; `athanor serve describe {name}` shows what it has seen so far")
-    else:
-        say(
-            f"next: `athanor serve traffic {name} 25%`, `athanor serve promote {name}`, `athanor serve rollback {name}`"
-        )
+        return f"next: its gate decides; `athanor serve describe {name}` shows what it has seen so far"
+    return f"next: `athanor serve traffic {name} 25%`, `athanor serve promote {name}`, `athanor serve rollback {name}`"
 
 
 def add_to(app: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,14 +41,16 @@ AutoscaleOption = Annotated[
 ]
 OngoingOption = Annotated[
     float,
-    typer.Option("--target-ongoing", min=0, help="With --autoscale: requests in progress per replica; 0 means 8."),
+    typer.Option(
+        "--target-ongoing", min=0, help="Of scaling by load: requests in progress per replica; 8 unless told otherwise."
+    ),
 ]
 DelayOption = Annotated[
     str,
     typer.Option(
         "--scale-delay",
         metavar="UP:DOWN",
-        help="With --autoscale: how long more must be wanted, and how long fewer must suffice; 30s:10m.",
+        help="Of scaling by load: how long more must be wanted, and how long fewer must suffice; 30s:10m.",
     ),
 ]
 FollowOption = Annotated[
@@ -130,29 +133,59 @@ class GateWish:
         return {option: value for option, value in given.items() if value is not None}
 
 
-def autoscaling_of(given: str, ongoing: float, delay: str) -> deployment_service_pb2.Autoscaling | None:
-    """Of `--autoscale MIN:MAX`; None without it."""
+@dataclass(frozen=True)
+class ScalingWish:
+    """What was said of replicas by load on the command line."""
+
+    bounds: str = ""
+    target_ongoing: float = 0.0
+    delay: str = ""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Those that were given beside --autoscale, by their names."""
+        given = {"--target-ongoing": self.target_ongoing, "--scale-delay": self.delay}
+        return tuple(option for option, value in given.items() if value)
+
+
+def autoscaling_of(
+    wish: ScalingWish, known: deployment_service_pb2.Autoscaling | None = None
+) -> deployment_service_pb2.Autoscaling | None:
+    """Of `--autoscale MIN:MAX` and what goes with it, over what is `known`; None where nothing is said."""
     from athanor.v1 import deployment_service_pb2
 
-    if not given:
-        for option, value in (("--target-ongoing", ongoing), ("--scale-delay", delay)):
-            if value:
-                raise typer.BadParameter("only scaling by load reads this; add --autoscale", param_hint=option)
+    if not wish.bounds and (known is None or not wish.options):
+        for option in wish.options:
+            raise typer.BadParameter("only scaling by load reads this; add --autoscale", param_hint=option)
         return None
+    scaling = deployment_service_pb2.Autoscaling()
+    if known is not None:
+        scaling.CopyFrom(known)
+    if wish.bounds:
+        scaling.min_replicas, scaling.max_replicas = _bounds(wish.bounds)
+    if wish.target_ongoing:
+        scaling.target_ongoing_requests = wish.target_ongoing
+    if wish.delay:
+        up, down = _delays(wish.delay)
+        scaling.scale_up_delay.FromTimedelta(up)
+        scaling.scale_down_delay.FromTimedelta(down)
+    return scaling
+
+
+def _bounds(given: str) -> tuple[int, int]:
     found = _RANGE.fullmatch(given)
     if found is None:
         raise typer.BadParameter(f"{given!r} is no MIN:MAX, e.g. 0:4", param_hint="--autoscale")
-    least, most = map(int, found.groups())
-    scaling = deployment_service_pb2.Autoscaling(min_replicas=least, max_replicas=most, target_ongoing_requests=ongoing)
-    if delay:
-        up, _, down = delay.partition(":")
-        found_up, found_down = spans.read(up), spans.read(down)
-        if found_up is None or found_down is None:
-            words = f"{delay!r} is no UP:DOWN of spans of time, e.g. 30s:10m"
-            raise typer.BadParameter(words, param_hint="--scale-delay")
-        scaling.scale_up_delay.FromTimedelta(found_up)
-        scaling.scale_down_delay.FromTimedelta(found_down)
-    return scaling
+    return int(found[1]), int(found[2])
+
+
+def _delays(given: str) -> tuple[timedelta, timedelta]:
+    up, _, down = given.partition(":")
+    found_up, found_down = spans.read(up), spans.read(down)
+    if found_up is None or found_down is None:
+        words = f"{given!r} is no UP:DOWN of spans of time, e.g. 30s:10m"
+        raise typer.BadParameter(words, param_hint="--scale-delay")
+    return found_up, found_down
 
 
 def engine_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -40,6 +40,20 @@ def row(deployment: pb.Deployment) -> tuple[str | Text, ...]:
 def code_of(deployment: pb.Deployment) -> ExitCode:
     codes = {"READY": ExitCode.OK, "FAILED": ExitCode.ERROR}
     return codes.get(state_of(deployment), ExitCode.NOT_FINISHED)
+
+
+def end(form: Format, deployment: pb.Deployment, *, is_over: bool) -> NoReturn:
+    """With the deployment, and the code for what became of it; nothing became of it yet if the command did not wait."""
+    emit_deployment(form, deployment)
+    raise typer.Exit(code_of(deployment) if is_over else ExitCode.OK)
+
+
+def say_done(deployment: pb.Deployment, words: str, *, is_over: bool) -> None:
+    """What was done, once it is, with what may come next."""
+    if is_over and code_of(deployment) is ExitCode.OK:
+        say(words)
+    else:
+        say(f"next: `athanor serve describe {deployment.name}` says how far it is")
 
 
 def newest(deployment: pb.Deployment) -> int:

@@ -27,7 +27,6 @@ from cluster.client.streams import Stream
 from cluster.job_file import read_job_file
 from cluster.rpc import Cuts, NotFinished, RequestFailed, naming, repeat_async
 
-SETTLED = frozenset({deployment_service_pb2.DEPLOYMENT_STATE_READY, deployment_service_pb2.DEPLOYMENT_STATE_FAILED})
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 P = ParamSpec("P")
@@ -187,12 +186,11 @@ class AsyncAthanorClient:
         wanted.finish(sha256)
 
     async def wait_deployment(self, name: str, *, timeout_s: float) -> deployment_service_pb2.Deployment:
-        """Waits until the deployment answers requests, or has failed; NotFinished when `timeout_s` passes first."""
+        """Waits until it answers as it was last asked to, or has failed; NotFinished when `timeout_s` passes first."""
         deadline = time.monotonic() + timeout_s
-        while (deployment := await self.get_deployment(name)).state not in SETTLED:
+        while not deployment_calls.is_settled(deployment := await self.get_deployment(name)):
             if time.monotonic() > deadline:
-                words = f"; {deployment.message}" if deployment.message else ""
-                raise NotFinished("TIMEOUT", f"{name} does not answer after {timeout_s:g} s{words}")
+                raise NotFinished("TIMEOUT", deployment_calls.unsettled(deployment, timeout_s))
             await asyncio.sleep(0.5)
         return deployment
 

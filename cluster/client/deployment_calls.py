@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from cluster.client.call import Call, Listing, call
 
+_SETTLED = (pb.DEPLOYMENT_STATE_READY, pb.DEPLOYMENT_STATE_FAILED)
 SERVICE = pb.DESCRIPTOR.services_by_name["DeploymentService"]
 
 
@@ -94,3 +95,15 @@ def is_starting(deployment: pb.Deployment, number: int) -> bool:
     """Whether this revision of it is still on its way up."""
     starting = pb.REVISION_PHASE_STARTING
     return any(each.number == number and each.phase == starting for each in deployment.revisions)
+
+
+def is_settled(deployment: pb.Deployment) -> bool:
+    """Whether it answers as it was last asked to, or has failed. A server that counts nothing says 0 of 0."""
+    return deployment.state in _SETTLED and deployment.observed_generation >= deployment.generation
+
+
+def unsettled(deployment: pb.Deployment, timeout_s: float) -> str:
+    """In words, after so long."""
+    is_ready = deployment.state == pb.DEPLOYMENT_STATE_READY
+    what = "answers, and not yet as it was asked to," if is_ready else "does not answer"
+    return f"{deployment.name} {what} after {timeout_s:g} s{'; ' * bool(deployment.message)}{deployment.message}"

@@ -1,8 +1,7 @@
 """Which jobs wait for which others, in SQL: a row for each job that a waiting one still needs.
 
 A job knows the count of its rows (`num_unmet`), so that the queue need not look; -1: one of them will never succeed.
-What those publish that it waits for is handed over to it. Every function works inside a write transaction that its
-caller holds.
+Who gets what those publish is told here too. Every function works inside a write transaction that its caller holds.
 """
 
 from __future__ import annotations
@@ -45,22 +44,24 @@ def models_there(write: Write, new: NewJob) -> dict[str, str]:
     return {text: version for text, version in found.items() if text not in new.resolved_models}
 
 
-def settle(write: Write, job: StoredJob, state: State, published_model: str) -> None:
-    """A job has ended: whoever waits for it waits no more, or in vain."""
+def settle(write: Write, job: StoredJob, state: State, published_model: str) -> dict[str, dict[str, str]]:
+    """A job has ended: whoever waits for it waits no more, or in vain.
+
+    By uid who gets what of it: reference -> version, wherever the alias points later.
+    """
+    found = _heirs(write, job, published_model) if published_model else {}
     waiting = jobs.c.uid.in_(select(dependencies.c.job_uid).where(dependencies.c.on_uid == job.uid))
-    if published_model:
-        _hand_over(write, job, published_model)
     left = jobs.c.num_unmet - 1 if state is State.SUCCEEDED else DOOMED
     write.connection.execute(update(jobs).where(waiting, jobs.c.num_unmet > 0).values(num_unmet=left))
     gone = (dependencies.c.on_uid == job.uid) | (dependencies.c.job_uid == job.uid)
     write.connection.execute(delete(dependencies).where(gone))
+    return found
 
 
-def _hand_over(write: Write, job: StoredJob, published_model: str) -> None:
-    """Whoever waits for it and names what it publishes gets this version, wherever the alias points later."""
+def _heirs(write: Write, job: StoredJob, published_model: str) -> dict[str, dict[str, str]]:
+    """Who waits for it and names what it publishes."""
     waiting = dependencies.c.job_uid == jobs.c.uid
-    query = select(jobs.c.uid, jobs.c.spec, jobs.c.resolved_models).join(dependencies, waiting)
-    for row in write.connection.execute(query.where(dependencies.c.on_uid == job.uid)).all():
-        if found := dict.fromkeys(from_dependency(row.spec, job.spec), published_model):
-            resolved = {**row.resolved_models, **found}
-            write.connection.execute(update(jobs).where(jobs.c.uid == row.uid).values(resolved_models=resolved))
+    query = select(jobs.c.uid, jobs.c.spec).join(dependencies, waiting).where(dependencies.c.on_uid == job.uid)
+    rows = write.connection.execute(query.order_by(jobs.c.seq)).all()
+    found = {row.uid: dict.fromkeys(from_dependency(row.spec, job.spec), published_model) for row in rows}
+    return {uid: models for uid, models in found.items() if models}

@@ -142,11 +142,15 @@ class StoredDeployment:
     follow_alias: bool = False
     followed: str = ""
     """The version that the alias pointed at when it was last looked at: only a move of it begins something."""
+    is_untried: bool = False
+    """Whether `followed` never came because the gate could not judge it: another gate is another look at the alias."""
     autoscaling: Autoscaling | None = None
     gate: Gate | None = None
     engine: Engine | None = None
     generation: int = 1
     """Counts what was changed of it by people or by a decision, not what was seen."""
+    observed_generation: int = 0
+    """The newest one that Serve was seen to go by, or to give up; 0: none yet."""
     revisions: tuple[Revision, ...] = ()
     """Oldest first."""
 

@@ -29,6 +29,8 @@ from cluster.store.deployment_records import (
 from cluster.store.deployment_tables import deployment_events, deployments, revisions
 
 _KEPT = 20
+_SEEN = ("state", "message", "endpoint", "observed_generation")
+"""Written by what was seen, never by a decision."""
 _JUDGED = (Phase.STARTING.value, Phase.CANARY.value)
 
 
@@ -79,9 +81,10 @@ def decide(
 ) -> StoredDeployment:
     """Store what a decision makes of a deployment; Conflict / DEPLOYMENT_CHANGED if it is no longer as it was read."""
     values = _columns(replace(wanted, generation=known.generation + 1, update_time_us=write.now_us))
+    decided = {name: value for name, value in values.items() if name not in _SEEN}
     is_as_read = (deployments.c.name == known.name, deployments.c.generation == known.generation)
     alive = deployments.c.state != DeploymentState.DELETING.value
-    if not write.connection.execute(update(deployments).where(*is_as_read, alive).values(**values)).rowcount:
+    if not write.connection.execute(update(deployments).where(*is_as_read, alive).values(**decided)).rowcount:
         raise Conflict("DEPLOYMENT_CHANGED", f"deployment {known.name!r} changed meanwhile; look again")
     before = {each.number: each for each in known.revisions}
     for each in wanted.revisions:

@@ -60,10 +60,14 @@ class DeploymentStore:
             model_rows.check_there(write.connection, added)
             return deployment_rows.decide(write, known, wanted, decisions)
 
-    def note_deployment(self, name: str, state: DeploymentState, message: str, endpoint: str) -> None:
+    def note_deployment(
+        self, name: str, state: DeploymentState, message: str, endpoint: str, observed_generation: int
+    ) -> None:
+        """Store what was seen of a deployment."""
+        seen = {"message": message, "endpoint": endpoint, "observed_generation": observed_generation}
         with self.database.write() as write:
             write.changed = True
-            deployment_rows.note(write, name, state=state.value, message=message, endpoint=endpoint)
+            deployment_rows.note(write, name, state=state.value, **seen)
 
     def observe_canary(self, name: str, revision: int, token: str, see: Callable[[Trial], Json]) -> None:
         """Let `see` count what a judge has observed; PreconditionFailed / LEASE_LOST when its canary is over."""

@@ -25,8 +25,10 @@ deployments = Table(
     Column("creator", String(40), nullable=False),
     Column("follow_alias", Boolean, nullable=False),
     Column("followed", String(64), nullable=False),
+    Column("is_untried", Boolean, nullable=False),
     *(Column(name, JSON(none_as_null=True)) for name in ("autoscaling", "gate", "engine")),
     Column("generation", BigInteger, nullable=False),
+    Column("observed_generation", BigInteger, nullable=False),
 )
 
 revisions = Table(

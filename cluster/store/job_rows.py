@@ -152,10 +152,20 @@ def apply(write: Write, job: StoredJob, change: Change) -> StoredJob:
         raise Conflict("JOB_CHANGED", f"job {job.uid} changed since it was read")
     _apply_to_attempts(write, job, change)
     if change.state in TERMINAL:
-        dependency_rows.settle(write, job, change.state, values.get("published_model", job.published_model))
+        _end(write, job, change.state, values.get("published_model", job.published_model))
     after = _log(write, job.uid, change.reason, change.message)
     write.moves.append((job, after))
     return after
+
+
+def _end(write: Write, job: StoredJob, state: State, published_model: str) -> None:
+    """It keeps nobody waiting any more, and hands over what it published."""
+    for uid, models in dependency_rows.settle(write, job, state, published_model).items():
+        resolved = {**get_job(write.connection, uid).resolved_models, **models}
+        values = {"resolved_models": resolved, "resource_version": write.next_version(), "update_time_us": write.now_us}
+        write.connection.execute(update(jobs).where(jobs.c.uid == uid).values(**values))
+        named = ", ".join(f"{reference} = {version}" for reference, version in sorted(models.items()))
+        _log(write, uid, "MODEL_CAME", f"{named}, published by {job.uid}")
 
 
 def _place(write: Write, job: StoredJob, values: Mapping[str, Any]) -> dict[str, Any]:

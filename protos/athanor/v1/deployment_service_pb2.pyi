@@ -149,6 +149,8 @@ class Deployment(_message.Message):
     REVISIONS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     GRPC_ENDPOINT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OBSERVED_GENERATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-40 of [a-z0-9-], begins with a letter; also the path of the endpoint."""
     model: _builtins.str
@@ -177,6 +179,10 @@ class Deployment(_message.Message):
     """Output only. Of this version of the deployment, opaque."""
     grpc_endpoint: _builtins.str
     """Output only. host:port of InferenceService; empty where it is not offered over gRPC, or not known yet."""
+    generation: _builtins.int
+    """Output only. Counts what people and decisions changed."""
+    observed_generation: _builtins.int
+    """Output only. The newest generation that the gateway and all replicas that answer were seen to go by, or that Ray gave up: what was asked is there when it has reached `generation`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -224,10 +230,12 @@ class Deployment(_message.Message):
         revisions: _abc.Iterable[Global___Revision] | None = ...,
         engine: Global___EngineOptions | None = ...,
         grpc_endpoint: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        observed_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "create_time", b"create_time", "engine", b"engine", "gate", b"gate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "engine", b"engine", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "gpus_per_replica", b"gpus_per_replica", "grpc_endpoint", b"grpc_endpoint", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "cpus_per_replica", b"cpus_per_replica", "create_time", b"create_time", "creator", b"creator", "endpoint", b"endpoint", "engine", b"engine", "etag", b"etag", "follow_alias", b"follow_alias", "gate", b"gate", "generation", b"generation", "gpus_per_replica", b"gpus_per_replica", "grpc_endpoint", b"grpc_endpoint", "message", b"message", "model", b"model", "name", b"name", "num_replicas", b"num_replicas", "observed_generation", b"observed_generation", "project", b"project", "resolved_model", b"resolved_model", "revisions", b"revisions", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -141,7 +141,6 @@ OLD_CANARY = {
     **{"deployment": "desk", "number": 2, "model": "m@2", "path": "/m/2", "cpus_per_replica": 1.0},
     **{"gpus_per_replica": 0.0, "phase": "CANARY", "is_canary": True, "weight": 500, "mirror_share": 0.5},
     **{"was_live": False, "evidence": "{}", "message": "", "create_time_us": CREATED_US, "phase_time_us": CREATED_US},
-    "unrouted_time_us": 0,
     "trial": json.dumps({"gate": OLD_GATE, "teacher": "t@1", "teacher_path": "/t", "token": "secret"}),
 }
 
@@ -168,6 +167,21 @@ def test_canaries_of_before_are_judged_on_and_go_down_again_as_they_were(engine:
     store.close()
     migrate(engine, "0003")
     assert rows(engine, "revisions") == before
+
+
+def test_tables_whose_0003_knew_when_a_revision_got_no_more_requests_go_up_too(
+    engine: Engine, database_url: str
+) -> None:
+    migrate(engine, "0003")
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE revisions ADD COLUMN unrouted_time_us BIGINT DEFAULT 0 NOT NULL"))
+        insert_row(connection, "deployments", OLD_DEPLOYMENT)
+        insert_row(connection, "revisions", OLD_CANARY | {"unrouted_time_us": CREATED_US})
+    store = Store.open(database_url)
+    assert [each.unrouted_time_us for each in store.get_deployment("desk").revisions] == [CREATED_US]
+    store.close()
+    migrate(engine, "0003")
+    assert "unrouted_time_us" not in {each["name"] for each in inspect(engine).get_columns("revisions")}
 
 
 def test_to_where_it_is_nothing_moves(engine: Engine) -> None:

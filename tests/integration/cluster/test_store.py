@@ -390,12 +390,12 @@ def test_deployments(store: Store) -> None:
     store.create_deployment(deployment())
     with pytest.raises(AlreadyExists):
         store.create_deployment(deployment())
-    store.note_deployment("desk", DeploymentState.READY, "answers", "http://x/desk/v1")
+    store.note_deployment("desk", DeploymentState.READY, "answers", "http://x/desk/v1", 1)
     assert store.get_deployment("desk").state is DeploymentState.READY
     store.forget_deployment("desk")
     assert store.get_deployment("desk").endpoint == "http://x/desk/v1", "only what is being deleted is forgotten"
     store.delete_deployment("desk")
-    store.note_deployment("desk", DeploymentState.READY, "too late", "")
+    store.note_deployment("desk", DeploymentState.READY, "too late", "", 2)
     assert store.list_deployments()[0].state is DeploymentState.DELETING
     with pytest.raises(AlreadyExists, match="being deleted"):
         store.create_deployment(deployment())

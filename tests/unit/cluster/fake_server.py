@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -71,9 +71,13 @@ class FakeControlPlane(
     models: dict[str, model_service_pb2.ModelVersion] = field(default_factory=dict)
     deployments: dict[str, deployment_service_pb2.Deployment] = field(default_factory=dict)
     next_revision: deployment_service_pb2.Revision | None = None
-    asked: list[Message] = field(default_factory=list)
-    """What was wished of deployments, as it came."""
     """What the next update brings."""
+    meanwhile: list[Callable[[deployment_service_pb2.Deployment], object]] = field(default_factory=list)
+    """What others do to a deployment before an update of it is there, the last one first."""
+    looks_behind: int = 0
+    """After a wish the gateway of a deployment goes by it from the look after so many on."""
+    looks: int = 0
+    """At deployments, since the last wish."""
     created: list[job_service_pb2.CreateJobRequest] = field(default_factory=list)
     cursors: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -252,7 +256,11 @@ class FakeControlPlane(
 
     def GetDeployment(self, request, context):
         self._seen(context)
-        return deployment_service_pb2.GetDeploymentResponse(deployment=self._deployment(request.name, context))
+        deployment = self._deployment(request.name, context)
+        if self.looks >= self.looks_behind:
+            deployment.observed_generation = deployment.generation
+        self.looks += 1
+        return deployment_service_pb2.GetDeploymentResponse(deployment=deployment)
 
     def ListDeployments(self, request, context):
         self._seen(context)
@@ -264,26 +272,27 @@ class FakeControlPlane(
 
     def Rollback(self, request, context):
         self._seen(context)
-        self._next_revision(request.name)
-        return deployment_service_pb2.RollbackResponse(deployment=self.deployments[request.name])
+        return deployment_service_pb2.RollbackResponse(deployment=self._wished(request.name))
 
     def Promote(self, request, context):
         self._seen(context)
-        return deployment_service_pb2.PromoteResponse(deployment=self.deployments[request.name])
+        return deployment_service_pb2.PromoteResponse(deployment=self._wished(request.name))
 
     def SetTraffic(self, request, context):
         self.asked.append(request)
-        return deployment_service_pb2.SetTrafficResponse(deployment=self.deployments[request.name])
+        return deployment_service_pb2.SetTrafficResponse(deployment=self._wished(request.name))
 
     def StartCanary(self, request, context):
         self.asked.append(request)
-        self._next_revision(request.name)
-        return deployment_service_pb2.StartCanaryResponse(deployment=self.deployments[request.name])
+        return deployment_service_pb2.StartCanaryResponse(deployment=self._wished(request.name))
 
     def UpdateDeployment(self, request, context):
         self.asked.append(request)
-        self._next_revision(request.deployment.name)
-        return deployment_service_pb2.UpdateDeploymentResponse(deployment=self.deployments[request.deployment.name])
+        if self.meanwhile:
+            self.meanwhile.pop()(self.deployments[request.deployment.name])
+        if request.etag not in ("", self.deployments[request.deployment.name].etag):
+            refuse(context, code_pb2.ABORTED, "ETAG_MISMATCH", "somebody changed it")
+        return deployment_service_pb2.UpdateDeploymentResponse(deployment=self._wished(request.deployment.name))
 
     def DeleteDeployment(self, request, context):
         self._seen(context)
@@ -295,9 +304,12 @@ class FakeControlPlane(
             refuse(context, code_pb2.NOT_FOUND, "DEPLOYMENT_NOT_FOUND", f"there is no deployment {name!r}")
         return self.deployments[name]
 
-    def _next_revision(self, name):
+    def _wished(self, name):
+        deployment = self.deployments[name]
+        deployment.generation, self.looks = deployment.generation + 1, 0
         if self.next_revision is not None:
-            self.deployments[name].revisions.append(self.next_revision)
+            deployment.revisions.append(self.next_revision)
+        return deployment
 
 
 def serving(plane: FakeControlPlane) -> tuple[grpc.Server, str]:

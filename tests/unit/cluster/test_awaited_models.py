@@ -10,7 +10,9 @@ from fakes import FakeDriver, World
 
 from cluster import wishes
 from cluster.awaited_models import from_dependency
+from cluster.errors import Conflict
 from cluster.lifecycle import State
+from cluster.store.records import Change
 from cluster.wire import job_to_proto
 
 TEACHER: dict[str, Any] = {"publish": {"model": "teacher", "alias": "best"}}
@@ -51,7 +53,14 @@ async def test_it_gets_the_very_version_that_the_other_publishes(wide: World) ->
     teacher = wide.create("teacher", **TEACHER)
     student = wide.create("student", teachers=[{"model": "teacher@best"}], schedule={"depends_on": [teacher]})
     wide.wish(student, wishes.pause, "not yet")
+    before = wide.job(student)
     await run_to_its_end(wide, teacher)
+    assert wide.job(student).resource_version > before.resource_version, "it is another content than before"
+    with pytest.raises(Conflict):
+        wide.store.transition(before, Change("UPDATED", "decided on what it was"))
+    *_, event = wide.store.job_events(student)
+    assert (event.reason, event.message) == ("MODEL_CAME", f"teacher@best = teacher@2, published by {teacher}")
+    assert event.job.resolved_models == {"teacher@best": "teacher@2"}
     assert wide.job(student).resolved_models == {"teacher@best": "teacher@2"}
     assert dict(job_to_proto(wide.job(student)).resolved_models) == {"teacher@best": "teacher@2"}
     await run_to_its_end(wide, wide.create("new", **TEACHER))

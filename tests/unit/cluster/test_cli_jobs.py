@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,7 @@ def test_describe_names_what_a_job_waits_for_and_counts_no_pause(
     json_format.ParseDict(spec, job.spec)
     job.resolved_models["base@1"] = "base@1"
     job.start_time.seconds = 1010
-    for number, (start, end) in enumerate([(1000, 1030), (9000, 9005)], start=1):
+    for number, (start, end) in enumerate([(100, 800), (1000, 1030), (9000, 9005)], start=1):  # the first one never ran
         attempt = job.attempts.add(number=number, ray_job_id=f"{UID}-{number}", reason="PAUSED")
         attempt.start_time.seconds, attempt.end_time.seconds = start, end
     told = " ".join(shell.run("job", "describe", "bot")[1].split())
@@ -195,6 +196,14 @@ def test_describe_names_what_a_job_waits_for_and_counts_no_pause(
     assert "Ran 0:25 so far, since" in told
     assert "Uses base@1 = base@1, teacher@best = what a job that it depends on publishes" in told
     assert told.endswith("have succeeded; see them with: athanor job describe teacher-abcdefgh")
+
+
+def test_a_directory_is_no_model_that_is_waited_for(shell: Shell, job: job_pb2.Job) -> None:
+    job.state = job_pb2.JOB_STATE_QUEUED
+    json_format.ParseDict({"student": {"model": "/data/models@v2/base"}}, job.spec)
+    for depends_on in ([], ["teacher-abcdefgh"]):
+        json_format.ParseDict({"schedule": {"depends_on": depends_on}}, job.spec)
+        assert "what a job that it depends on" not in shell.run("job", "describe", "bot")[1]
 
 
 def test_every_reason_to_wait_has_a_word_of_advice() -> None:
@@ -210,6 +219,17 @@ def test_advice_names_the_job_and_commands_that_there_are() -> None:
     for sentence in sentences:
         for part in sentence.split("athanor job ")[1:]:
             assert part.split()[0] in commands
+
+
+def test_a_job_whose_dependency_failed_is_submitted_again_with_another(
+    shell: Shell, plane: FakeControlPlane, job: job_pb2.Job
+) -> None:
+    job.state, job.reason = job_pb2.JOB_STATE_FAILED, "DEPENDENCY_FAILED"
+    advised = advice.next_steps(job)[0]
+    assert "job retry" not in advised
+    command = advised[advised.index("athanor") :].replace("FILE", shell.job_file()).replace("UID", "teacher-abcdefgh")
+    assert shell.run(*shlex.split(command)[1:])[0] == 0
+    assert advice.dependencies(plane.created[-1].job) == ["teacher-abcdefgh"]
 
 
 def test_a_retry_from_a_checkpoint_is_advised_where_there_is_one(job: job_pb2.Job) -> None:

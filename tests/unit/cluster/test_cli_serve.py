@@ -9,6 +9,7 @@ import pytest
 from athanor.v1 import deployment_service_pb2 as pb
 from command_line import Shell
 from fake_server import FakeControlPlane
+from google.protobuf.duration_pb2 import Duration
 
 from cluster.cli.percent import percent, share
 
@@ -139,6 +140,11 @@ def test_a_gate_from_a_file(shell: Shell, plane: FakeControlPlane, bot, tmp_path
         ("min_observations: 1.5", "1.5 is no whole number"),
         ("steps: 5", "5 is no list"),
         ("max_duration: long", "no span of time"),
+        ("teacher:", "teacher: is empty; leave the line out"),
+        ("task_data:", "task_data: is empty; leave the line out"),
+        ("max_task_loss:", "max_task_loss: is empty; leave the line out"),
+        ("teacher: 5", "5 is no text"),
+        ("task_data: [a.csv]", "['a.csv'] is no text"),
         ("{", "cannot be read"),
     ],
 )
@@ -156,6 +162,31 @@ def test_replicas_by_load_come_and_go_after_the_times_that_were_said(shell: Shel
     assert (scaling.scale_up_delay.seconds, scaling.scale_down_delay.seconds) == (5, 120)
 
 
+def test_what_is_said_of_scaling_is_changed_in_what_there_is(shell: Shell, plane: FakeControlPlane, bot) -> None:
+    plane.next_revision = None
+    code, _, err = shell.run("serve", "update", "bot", "--scale-delay", "5s:2m")
+    assert (code, "--autoscale" in err) == (2, True)
+    delays = {"scale_up_delay": Duration(seconds=5), "scale_down_delay": Duration(seconds=120)}
+    known = pb.Autoscaling(min_replicas=0, max_replicas=4, target_ongoing_requests=2.0, **delays)
+    bot.autoscaling.CopyFrom(known)
+
+    def asked(*words: str) -> pb.Autoscaling:
+        assert shell.run("serve", "update", "bot", *words)[0] == 0
+        assert [*plane.asked[-1].update_mask.paths] == ["autoscaling"]
+        return plane.asked[-1].deployment.autoscaling
+
+    assert asked("--autoscale", "1:8") == pb.Autoscaling(
+        min_replicas=1, max_replicas=8, target_ongoing_requests=2.0, **delays
+    )
+    found = asked("--scale-delay", "1m:1h")
+    assert (found.max_replicas, found.scale_up_delay.seconds, found.scale_down_delay.seconds) == (4, 60, 3600)
+    assert asked("--target-ongoing", "3").target_ongoing_requests == 3
+    assert shell.run("serve", "update", "bot", "--replicas", "2")[0] == 0
+    assert {*plane.asked[-1].update_mask.paths} == {"num_replicas", "autoscaling"}
+    assert not plane.asked[-1].deployment.HasField("autoscaling")
+    assert shell.run("serve", "update", "bot", "--replicas", "2", "--scale-delay", "5s:2m")[0] == 2
+
+
 def test_the_gate_of_a_deployment_is_changed_where_it_is_or_taken_away(
     shell: Shell, plane: FakeControlPlane, bot
 ) -> None:
@@ -171,6 +202,26 @@ def test_the_gate_of_a_deployment_is_changed_where_it_is_or_taken_away(
     assert ([*plane.asked[-1].update_mask.paths], plane.asked[-1].deployment.HasField("gate")) == (["gate"], False)
     assert shell.run("serve", "update", "bot", "--no-gate", "--teacher", "big@1")[0] == 2
     assert shell.run("serve", "update", "bot")[0] == 2
+
+
+def test_what_somebody_else_changes_meanwhile_is_kept(shell: Shell, plane: FakeControlPlane, bot) -> None:
+    plane.next_revision = None
+    bot.gate.CopyFrom(pb.CanaryGate(teacher="big@1"))
+    bot.etag = "1"
+
+    def someone(deployment: pb.Deployment) -> None:
+        deployment.gate.max_error_rate, deployment.etag = 0.01, "2"
+
+    plane.meanwhile = [someone]
+    assert shell.run("serve", "update", "bot", "--mirror", "50%")[0] == 0
+    assert [each.etag for each in plane.asked] == ["1", "2"]
+    gate = pb.CanaryGate(teacher="big@1", max_error_rate=0.01, mirror_share=0.5)
+    assert plane.asked[-1].deployment.gate == gate
+    assert shell.run("serve", "update", "bot", "--cpus", "2")[0] == 0
+    assert plane.asked[-1].etag == "", "this goes into nothing that was read"
+    plane.meanwhile = [lambda deployment: setattr(deployment, "etag", deployment.etag + "!")] * 100
+    code, _, err = shell.run("serve", "update", "bot", "--mirror", "20%")
+    assert (code, "somebody changed it" in err) == (1, True)
 
 
 def test_limits_of_an_engine_are_added_to_those_it_has(shell: Shell, plane: FakeControlPlane, bot) -> None:
@@ -192,14 +243,36 @@ def test_the_project_is_that_of_the_environment(shell: Shell, plane: FakeControl
     assert [plane.deployments[name].project for name in ("one", "two")] == ["research", "other"]
 
 
-@pytest.mark.parametrize("words", ["traffic bot 25%", "promote bot", "rollback bot", "delete bot"])
-def test_what_is_done_to_a_deployment_is_told_in_any_form(
+def test_that_it_is_taken_down_is_told_in_any_form(shell: Shell, plane: FakeControlPlane, bot) -> None:
+    code, out, err = shell.run("serve", "delete", "bot", "-o", "yaml")
+    assert (code, out, err) == (0, "name: bot\nstate: GONE\n", "bot is being taken down\n")
+
+
+WISHES = ("update bot --replicas 4", "canary bot -m bot@2", "traffic bot 25%", "promote bot", "rollback bot")
+
+
+@pytest.mark.parametrize("words", WISHES)
+def test_a_command_ends_when_the_gateway_goes_by_what_it_asked(
     shell: Shell, plane: FakeControlPlane, bot, words: str
 ) -> None:
-    plane.next_revision = None
-    code, out, err = shell.run("serve", *words.split(), "-o", "yaml")
+    plane.next_revision, plane.looks_behind = None, 1
+    code, out, _ = shell.run("serve", *words.split(), "-o", "yaml")
     assert (code, out.startswith("name: bot\n")) == (0, True)
-    assert err
+    assert plane.looks > plane.looks_behind
+    assert "observed_generation: '1'" in out
+    plane.looks_behind = 10**9
+    code, _, err = shell.run("serve", *words.split(), "--timeout", "0")
+    assert (code, "bot answers, and not yet as it was asked to, after 0 s" in err) == (124, True)
+    assert shell.run("serve", *words.split(), "--detach")[0] == 0
+
+
+@pytest.mark.parametrize("words", WISHES)
+def test_a_command_that_ends_with_a_deployment_that_failed_is_exit_code_1(
+    shell: Shell, plane: FakeControlPlane, bot, words: str
+) -> None:
+    plane.next_revision, bot.state = None, pb.DEPLOYMENT_STATE_FAILED
+    code, _, err = shell.run("serve", *words.split())
+    assert (code, "answers for" in err, "takes 25%" in err) == (1, False, False)
 
 
 def test_going_back_waits_for_the_version_that_comes_up_again(shell: Shell, plane: FakeControlPlane, bot) -> None:

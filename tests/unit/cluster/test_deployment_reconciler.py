@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
+import structlog
+from athanor.v1 import deployment_service_pb2 as pb
 from fakes import World
 
 from cluster import rollout_wishes
@@ -14,6 +17,7 @@ from cluster.errors import RayError, RayRefused, RayUnreachable
 from cluster.metrics import Metrics
 from cluster.rollout import Seen, Shown, Target
 from cluster.serve_plan import Plan
+from cluster.services.deployment_wishes import DeploymentWishes
 from cluster.store.deployment_records import DeploymentState, Gate, Phase, StoredDeployment
 from cluster.store.model_rows import NewModel
 
@@ -30,6 +34,7 @@ class Serving:
     def __init__(self) -> None:
         self.state: Shown | RayError = Shown.READY
         self.shown: dict[str, Seen] = {}
+        self.is_routed = True
         self.plan = Plan()
         self.meanwhile: Callable[[], object] = lambda: None
         """Happens between a look at Serve and what is written then."""
@@ -45,7 +50,8 @@ class Serving:
             await before_write()
         self.plan = plan
         seen = Seen(self.state, "no such model", 1 if self.state is Shown.READY else 0)
-        return ServeView(WHERE, {each["name"]: seen for each in plan.applications} | self.shown, is_routed=True)
+        shown = {each["name"]: seen for each in plan.applications} | self.shown
+        return ServeView(WHERE, shown, is_routed=self.is_routed)
 
 
 @pytest.fixture
@@ -97,6 +103,32 @@ async def test_it_is_ready_when_the_gateway_knows_it_too(world: World, serving, 
     assert world.store.get_deployment("bot").state is READY
 
 
+async def test_what_was_asked_is_observed_when_the_gateway_goes_by_it(world: World, serving, reconciler) -> None:
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    before = world.store.get_deployment("bot")
+    assert (before.generation, before.observed_generation) == (2, 2)
+    wished = world.store.decide_deployment(before, replace(before, num_replicas=4), [])
+    serving.is_routed = False
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.state, stored.generation, stored.observed_generation) == (READY, 3, 2)
+    serving.is_routed, serving.shown = True, {"bot--r1": Seen(Shown.STARTING, "starting: 1 of 4", num_running=1)}
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.message, stored.observed_generation) == ("m@1 answers requests; starting: 1 of 4", 2)
+    serving.shown = {}
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.state, stored.observed_generation) == (READY, 3)
+    again = world.store.decide_deployment(replace(wished, observed_generation=2), replace(wished, num_replicas=2), [])
+    assert again.observed_generation == 3, "what was seen is no decision's"
+    serving.state = Shown.FAILED
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.state, stored.observed_generation) == (FAILED, 4)
+
+
 async def test_a_plan_that_is_old_by_now_is_not_brought_to_serve(world: World, serving, reconciler) -> None:
     """As of a leader that stood still while another one took over."""
     world.store.create_deployment(BOT)
@@ -142,6 +174,27 @@ async def test_an_alias_that_moves_brings_the_next_revision(world: World, servin
     assert {each["name"] for each in serving.plan.applications} >= {"bot--r2"}
 
 
+async def test_one_that_cannot_be_tended_keeps_nobody_from_the_others(
+    world: World, serving, reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.store.create_deployment(BOT)
+    world.store.create_deployment(replace(BOT, name="other"))
+    step = reconciler._step
+
+    def broken(deployment: StoredDeployment, view: ServeView) -> StoredDeployment:
+        if deployment.name == "bot":
+            raise TypeError("a mistake of ours")
+        return step(deployment, view)
+
+    monkeypatch.setattr(reconciler, "_step", broken)
+    with structlog.testing.capture_logs() as logs:
+        await rounds(reconciler)
+    assert world.store.get_deployment("other").state is READY
+    assert [(each["event"], each["deployment"]) for each in logs if each["log_level"] == "error"] == [
+        ("deployment.crashed", "bot")
+    ] * 2
+
+
 async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: World, serving, reconciler) -> None:
     world.store.set_alias("m", "champion", 1, None, "ann")
     wish = {**vars(BOT), "model": "m@champion", "follow_alias": True, "followed": "m@1", "gate": Gate()}
@@ -154,6 +207,11 @@ async def test_an_alias_is_not_followed_into_a_gate_without_a_teacher(world: Wor
     newest = world.store.deployment_decisions("bot", None, 10)[0].decision
     assert newest.reason == "ALIAS_NOT_FOLLOWED"
     assert "no teacher" in newest.message
+    mended = pb.UpdateDeploymentRequest(deployment=pb.Deployment(name="bot", gate=pb.CanaryGate(teacher="m@1")))
+    mended.update_mask.paths.append("gate")
+    DeploymentWishes(world.settings, world.store).update(mended)
+    await rounds(reconciler, 2)
+    assert world.store.get_deployment("bot").canary.model == "m@2", "with a gate that can judge it, it comes"
 
 
 async def test_a_canary_is_seen_by_prometheus_until_it_is_over(world: World, serving, reconciler) -> None:
@@ -189,12 +247,34 @@ async def test_a_canary_that_is_deleted_with_its_deployment_is_seen_no_more(worl
     assert value("athanor_canary_weight", {"deployment": "bot"}) is None
 
 
-def test_an_unhealthy_application_has_failed_after_its_grace() -> None:
+@pytest.mark.parametrize(
+    ("name", "grace_s"), [("bot--r1", 60.0), ("bot--judge2", 900.0), ("bot--judge2--r1", 60.0), ("judge2--r1", 60.0)]
+)
+def test_an_unhealthy_application_has_failed_after_its_grace(name: str, grace_s: float) -> None:
     now_s = [0.0]
-    patience = Patience(60.0, lambda: now_s[0])
-    ill = {"bot--r1": Seen(Shown.UNHEALTHY, "dies", 1)}
-    for at_s, state in ((0.0, Shown.UNHEALTHY), (59.0, Shown.UNHEALTHY), (60.0, Shown.FAILED)):
+    patience = Patience(60.0, 900.0, lambda: now_s[0])
+    ill = {name: Seen(Shown.UNHEALTHY, "dies", 1)}
+    for at_s, state in ((0.0, Shown.UNHEALTHY), (grace_s - 1, Shown.UNHEALTHY), (grace_s, Shown.FAILED)):
         now_s[0] = at_s
-        assert patience.judge(ill)["bot--r1"].state is state
-    assert patience.judge({"bot--r1": Seen(Shown.READY)})["bot--r1"].state is Shown.READY
-    assert patience.judge(ill)["bot--r1"].state is Shown.UNHEALTHY, "its time begins anew"
+        assert patience.judge(ill)[name].state is state
+    assert patience.judge({name: Seen(Shown.READY)})[name].state is Shown.READY
+    assert patience.judge(ill)[name].state is Shown.UNHEALTHY, "its time begins anew"
+
+
+async def test_a_judge_that_loads_its_teacher_again_ends_no_canary(world: World, serving, reconciler) -> None:
+    world.store.create_deployment(BOT)
+    await rounds(reconciler)
+    now_s = [0.0]
+    settings = world.settings
+    reconciler._patience = Patience(settings.unhealthy_grace_s, settings.revision_timeout_s, lambda: now_s[0])
+    asked = pb.StartCanaryRequest(name="bot", model="m@2", gate=pb.CanaryGate(teacher="m@1"))
+    DeploymentWishes(settings, world.store).start_canary(asked)
+    await rounds(reconciler)
+    serving.shown = {"bot--judge2": Seen(Shown.UNHEALTHY, "loads its teacher")}
+    for now_s[0] in (0.0, settings.revision_timeout_s - 1):
+        await reconciler.round()
+        assert world.store.get_deployment("bot").canary.phase is Phase.CANARY
+    now_s[0] = settings.revision_timeout_s
+    await reconciler.round()
+    stored = world.store.get_deployment("bot")
+    assert (stored.canary, "its judge has failed" in stored.newest.message) == (None, True)

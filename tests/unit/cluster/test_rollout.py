@@ -8,7 +8,8 @@ import pytest
 
 from cluster import canary, rollout_wishes
 from cluster.errors import InvalidInput, PreconditionFailed
-from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares, state_of
+from cluster.rollout import NOT_SEEN, Look, Rules, Seen, Shown, Step, Target, advance, shares
+from cluster.rollout_state import is_settled, state_of
 from cluster.store.deployment_records import (
     DeploymentState,
     Engine,
@@ -374,6 +375,16 @@ def test_an_alias_without_a_teacher_to_judge_by_is_told_once(following):
     assert (following.reasons, following.phases) == (["ALIAS_NOT_FOLLOWED"], [Phase.LIVE])
 
 
+def test_a_gate_that_is_mended_tries_what_it_could_not_judge(following):
+    following.look(READY, target=replace(target(2), trouble="no teacher"))
+    following.wish(rollout_wishes.update(following.deployment, {"gate": GATE}, None, "ann"))
+    following.look(READY, target=target(2, gate=GATE))
+    assert following.deployment.canary.model == "m@2"
+    following.wish(rollout_wishes.roll_back(following.deployment, "ann"))
+    following.wish(rollout_wishes.update(following.deployment, {"gate": STEPS}, None, "ann"))
+    assert following.deployment.followed == "m@2", "what was tried is not tried again"
+
+
 def test_going_back_by_hand_holds_until_the_alias_moves_again(following):
     following.look(READY, target=target(2))
     following.look(READY, READY, target=target(2))
@@ -450,6 +461,24 @@ def test_a_share_that_was_set_by_hand_goes_on_from_there(live):
     assert shares(live.deployment)[2] == 5000
 
 
+def test_a_share_that_was_lowered_by_hand_waits_for_users_again_and_none_is_held(live):
+    ramp(live)
+    for _ in range(2):
+        live.observe(*[good()] * 100, *users(10))
+        live.look(READY, READY)
+    assert shares(live.deployment)[2] == 5000
+    live.wish(rollout_wishes.set_traffic(live.deployment, 500, None, "ann"))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 500, "those that came before were counted"
+    live.wish(rollout_wishes.set_traffic(live.deployment, 0, None, "ann"))
+    live.observe(*users(10))
+    assert (live.look(READY, READY)[1], shares(live.deployment)[2]) == (Phase.CANARY, 0)
+    live.wish(rollout_wishes.set_traffic(live.deployment, 500, None, "ann"))
+    live.observe(*users(10))
+    live.look(READY, READY)
+    assert shares(live.deployment)[2] == 2500
+
+
 def test_a_canary_without_a_gate_may_be_asked_in_the_dark(live):
     wish = replace(target(2), mirror_share=0.25)
     live.wish(rollout_wishes.start_canary(live.deployment, wish, 0, "ann"))
@@ -461,3 +490,20 @@ def test_another_engine_comes_as_another_revision(live):
     live.wish(rollout_wishes.update(live.deployment, {"engine": engine}, None, "ann"))
     assert live.phases == [Phase.LIVE, Phase.STARTING]
     assert [each.engine for each in live.deployment.revisions] == [None, engine]
+
+
+def test_what_was_asked_is_there_when_the_gateway_and_the_replicas_go_by_it(live):
+    start_canary(live, 2, weight=500)
+    assert is_settled(live.deployment, {1: READY, 2: STARTING}, is_routed=True), "what comes up is asked for alone"
+    live.look(READY, READY)
+    seen = {1: READY, 2: READY}
+    assert is_settled(live.deployment, seen, is_routed=True)
+    assert not is_settled(live.deployment, seen, is_routed=False)
+    grows = Seen(Shown.STARTING, "starting: 2 of 4 replicas", num_running=2)
+    for number in seen:
+        assert not is_settled(live.deployment, seen | {number: grows}, is_routed=True)
+    state, words = state_of(live.deployment, seen | {1: grows})
+    assert (state, words.split("; ")[1]) == (DeploymentState.READY, "starting: 2 of 4 replicas")
+    live.wish(rollout_wishes.roll_back(live.deployment, "ann"))
+    assert "m@2 was taken back" in state_of(live.deployment, {1: grows})[1], "that is told besides"
+    assert is_settled(live.deployment, {1: FAILED}, is_routed=False), "there is nothing to wait for"

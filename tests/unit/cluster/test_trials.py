@@ -78,8 +78,9 @@ def test_examples_that_can_be_read_are_checked_and_remembered(world, publish, tm
 
 
 def test_examples_on_another_machine_are_its_judges_to_check(world, publish):
-    gate = Gate(teacher="model@1", task_data="/not/of/this/machine/test.csv")
-    assert begin_trial(world.store, gate, publish("model")).task_sha256 == ""
+    model = publish("model")
+    for path in ("/not/of/this/machine/test.csv", f"/{'long' * 100}/test.csv"):
+        assert begin_trial(world.store, Gate(teacher="model@1", task_data=path), model).task_sha256 == ""
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,20 @@ def test_examples_on_another_machine_are_its_judges_to_check(world, publish):
         ({"architectures": ["LlamaForCausalLM"], "modules.json": True}, "embed"),
         ({"architectures": ["FancyForConditionalGeneration"]}, None),
         ({}, None),
+        ({"architectures": 5}, None),
+        ({"architectures": "LlamaForCausalLM"}, None),
     ],
 )
 def test_what_a_model_is_for_is_told_by_its_config_or_left_open(config, task):
     assert task_of(config) == task
+
+
+@pytest.mark.parametrize("labels", [["arrival", "top_up"], "arrival", 5])
+def test_labels_that_cannot_be_read_keep_nobody_from_a_trial(world, publish, labels):
+    classifies = ["BertForSequenceClassification"]
+    publish("teacher", architectures=classifies, id2label=LABELS)
+    model = publish("model", architectures=classifies, id2label=labels)
+    assert begin_trial(world.store, Gate(teacher="teacher@1"), model).teacher == "teacher@1"
 
 
 def test_no_model_that_writes_is_taken_for_another():

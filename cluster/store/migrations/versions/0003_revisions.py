@@ -55,7 +55,6 @@ def upgrade() -> None:
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column("create_time_us", TIME, nullable=False),
         sa.Column("phase_time_us", TIME, nullable=False),
-        sa.Column("unrouted_time_us", TIME, nullable=False),
         sa.PrimaryKeyConstraint("deployment", "number", name="pk_revisions"),
     )
     op.create_index("ix_revisions_model", "revisions", ["model"])
@@ -88,8 +87,7 @@ def _first_revisions() -> None:
     """What was deployed before comes up again as the first revision of its deployment."""
     op.execute(
         "INSERT INTO revisions (deployment, number, model, path, cpus_per_replica, gpus_per_replica, phase, is_canary,"
-        " weight, mirror_share, was_live, trial, evidence, message, create_time_us, phase_time_us,"
-        " unrouted_time_us)"
+        " weight, mirror_share, was_live, trial, evidence, message, create_time_us, phase_time_us)"
         " SELECT name, 1, resolved_model, path, cpus_per_replica, gpus_per_replica, 'STARTING', false,"
-        " 0, 0.0, false, NULL, '{}', '', create_time_us, create_time_us, 0 FROM deployments"
+        " 0, 0.0, false, NULL, '{}', '', create_time_us, create_time_us FROM deployments"
     )
