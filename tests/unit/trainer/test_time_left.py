@@ -1,5 +1,7 @@
 """The time that is left is smooth, follows a change of speed, and is silent before there is something to say."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,7 @@ def test_a_cost_that_comes_back_now_and_then_is_told_in_full_and_never_all_at_on
         now += 61.0 if (step + 1) % every == 0 else 1.0
     assert said[every - 1] == pytest.approx(1000.0)
     assert 1000.0 < said[every] <= 1126.0, "the first one"
-    assert all(after <= before * 1.1251 for before, after in zip(said[6:], said[7:], strict=False))
+    assert all(after <= before * 1.1251 for before, after in pairwise(said[6:]))
     truth = 1000.0 * (every + 60) / every
     assert said[-1] == pytest.approx(truth, rel=0.05)
     assert said[-every // 2] == pytest.approx(truth, rel=0.05)
