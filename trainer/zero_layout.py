@@ -122,6 +122,11 @@ class _WholeGradients(_Partitioned):
     def gradients(self) -> list[Tensor]:
         return list(self.engine.optimizer.fp32_groups_gradient_flat_partition)
 
+    def before_reduction(self) -> None:
+        """DeepSpeed would clip, on each worker, only what that worker itself found a gradient of."""
+        for has_gradients in self.engine.optimizer.fp32_groups_has_gradients:
+            has_gradients[:] = [True] * len(has_gradients)
+
 
 class _PartitionedWeights(_Partitioned):
     """Stage 3: the weights of the forward pass are parted too."""

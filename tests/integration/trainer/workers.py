@@ -164,7 +164,10 @@ SLOPES = (1.0, *[2.0**-9] * 64)
 
 
 def add_gradients_up(peers: Peers, settings: dict[str, dict[str, Any]], directory: Path) -> None:
-    """One step of `SLOPES` in every stage; each worker's share of the first moments goes to a file."""
+    """One step of `SLOPES` in every stage; each worker's share of the first moments goes to a file.
+
+    And the norm, and how many gradients lie beside the weights when all have been added up.
+    """
     from safetensors.torch import save_file
 
     from trainer.engine import ENGINES
@@ -173,11 +176,12 @@ def add_gradients_up(peers: Peers, settings: dict[str, dict[str, Any]], director
     for name, changes in settings.items():
         training = TrainingSpec(max_steps=1, **changes)
         torch.manual_seed(0)
-        engine = ENGINES["deepspeed"](Incline(), training, peers)
+        engine = ENGINES["deepspeed"](Incline(peers, training), training, peers)
         for at, slope in enumerate(SLOPES):
             sums = engine.forward(slope, [], None)
             engine.backward(sums["loss"], last=at == len(SLOPES) - 1)
-        found = {"norm": torch.tensor(engine.grad_norm(), dtype=torch.float64)}
+        beside = sum(weight.numel() for weight in engine._learner.parameters() if weight.grad is not None)
+        found = {"norm": torch.tensor(engine.grad_norm(), dtype=torch.float64), "beside": torch.tensor(beside)}
         engine.step(0.1)
         found |= {key: value for key, value in engine.state().items() if key.endswith("exp_avg")}
         save_file(found, directory / f"{name}-{peers.rank}.safetensors")
@@ -192,15 +196,24 @@ def add_up_and_fit(
 
 
 class Incline(torch.nn.Module):
-    """Stands where a learner does: its gradient is what it is given, everywhere."""
+    """Stands where a learner does: its gradient is what it is given, everywhere.
 
-    def __init__(self) -> None:
+    A part of it only the first worker has a gradient of, in the layouts in which DeepSpeed lets that be.
+    """
+
+    def __init__(self, peers: Peers, training: Any) -> None:
         super().__init__()
         self.inner = torch.nn.Linear(6, 4)
+        self.one_sided = torch.nn.Linear(4, 2)
+        askers = 1 if training.zero_stage < 2 and training.offload_optimizer == "none" else peers.world
+        self.asks, self.share = peers.rank < askers, peers.world / askers
 
     def forward(self, slope: float, _answers: Any, _step: Any) -> dict[str, torch.Tensor]:
         ones = torch.ones(1, 6, dtype=self.inner.weight.dtype)
-        return {"loss": (self.inner(ones) * slope).sum().float()}
+        loss = (self.inner(ones) * slope).sum().float()
+        if self.asks:
+            loss = loss + (self.one_sided(ones[:, :4]) * slope * self.share).sum().float()
+        return {"loss": loss}
 
 
 def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
