@@ -180,6 +180,28 @@ def test_every_kind_of_model_and_file_answers_as_the_whole(tmp_path):
             assert held["matrices"] == 0, name
 
 
+def pieces(size: int) -> Any:
+    return lambda hidden, _: [slice(at, at + size) for at in range(0, len(hidden), size)] or [slice(0, 0)]
+
+
+def fetched(teacher: TeacherModel, batch: Batch, size: int) -> int:
+    """How often shards fetch of each other to score a batch in pieces of so many rows."""
+    import trainer.teacher as teaching
+
+    teaching.blocks = pieces(size)
+    fetches: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if teacher._peers.world > 1:
+            from deepspeed.comm import comm
+
+            real = comm.cdb.all_gather_into_tensor
+            patch.setattr(
+                comm.cdb, "all_gather_into_tensor", lambda *args, **named: fetches.append(1) or real(*args, **named)
+            )
+        teacher.score(batch)
+    return len(fetches)
+
+
 def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
     """A head that no `Head` describes, asked in pieces: the shards have different numbers of them."""
     import trainer.teacher as teaching
@@ -194,7 +216,7 @@ def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
         return loaded
 
     teaching.load_model, teaching.load_sharded = folded(teaching.load_model), folded(teaching.load_sharded)
-    teaching.blocks = lambda hidden, _: [slice(at, at + 4) for at in range(0, len(hidden), 4)] or [slice(0, 0)]
+    teaching.blocks = pieces(4)
     teacher = TeacherModel(
         str(model), dtype="float32", rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,))
     )
@@ -202,6 +224,7 @@ def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
     batch = collate([(0, 1), (2,)] if peers.is_first else [(3,)], SAMPLES, 0)
     found = {name: value for name, value in payloads(teacher, batch).items() if not name.startswith("taps")}
     found["scores"] = torch.tensor(teacher.score(batch), dtype=torch.float64)
+    found["fetched"] = torch.tensor([fetched(teacher, batch, size) for size in (1, 4, 1000)])
     save_file(found, directory / f"folded-{peers.world}-{peers.rank}.safetensors")
 
 
@@ -210,6 +233,9 @@ def test_shards_with_a_head_of_their_own_answer_as_the_whole(tmp_path):
     for world in (1, 2):
         assert run_workers(ask_folded, world, tmp_path, tmp_path / "model", tmp_path) == [0] * world
     whole, shard = (load_file(tmp_path / f"folded-{world}-0.safetensors") for world in (1, 2))
+    assert whole.pop("fetched").tolist() == [0, 0, 0]
+    in_rows, in_fours, at_once = shard.pop("fetched").tolist()
+    assert in_rows == in_fours == at_once > 0, "the head is fetched once, however many pieces it is asked in"
     assert [key for key in whole if not torch.equal(shard[key], whole[key])] == []
 
 
