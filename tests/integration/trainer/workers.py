@@ -74,6 +74,12 @@ def _enter(rank: int, world: int, store: Path, work: Callable[..., None], args: 
         dist.destroy_process_group()  # its threads must not outlive the interpreter, which would abort
 
 
+def in_turn(peers: Peers, works: list[tuple[Any, ...]]) -> None:
+    """Each `(work, *args)` by the same processes, which take longer to begin than most works take."""
+    for work, *args in works:
+        work(peers, *args)
+
+
 def fit_all(peers: Peers, jobs: list[JobContext], engine: str = "deepspeed") -> None:
     """Every job's student to its end."""
     from trainer.fit import fit
@@ -93,12 +99,6 @@ def fit_with_a_stop(peers: Peers, jobs: list[JobContext]) -> None:
             fit(ctx, "student", peers, None, Silent())
         else:
             raise AssertionError("it was to stop")
-
-
-def fit_whole_and_cut(peers: Peers, whole: list[JobContext], cut: list[JobContext]) -> None:
-    """Some to their ends, some with a stop: by the same processes, which take longer to begin than to learn."""
-    fit_all(peers, whole)
-    fit_with_a_stop(peers, cut)
 
 
 def fit_until_killed(peers: Peers, ctx: JobContext, step: int) -> None:
@@ -188,13 +188,6 @@ def add_gradients_up(peers: Peers, settings: dict[str, dict[str, Any]], director
         engine.close()
 
 
-def add_up_and_fit(
-    peers: Peers, sums: dict[str, Any], directory: Path, whole: list[JobContext], cut: list[JobContext]
-) -> None:
-    add_gradients_up(peers, sums, directory)
-    fit_whole_and_cut(peers, whole, cut)
-
-
 class Incline(torch.nn.Module):
     """Stands where a learner does: its gradient is what it is given, everywhere.
 
@@ -217,7 +210,7 @@ class Incline(torch.nn.Module):
 
 
 def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
-    """What positions are turned by is, under the engine, what it was before."""
+    """What positions are turned by, before and under the engine, goes to `frequencies` beside each job."""
     from trainer.engine import ENGINES
     from trainer.fit import first_model
     from trainer.learner import Learner
@@ -229,5 +222,5 @@ def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
         before = model.model.rotary_emb.inv_freq.clone()
         engine = ENGINES["deepspeed"](Learner(model, CrossEntropy(8)), ctx.spec.training, peers)
         assert model.lm_head.weight.dtype == torch.bfloat16
-        assert torch.equal(model.model.rotary_emb.inv_freq, before)
+        torch.save([before, model.model.rotary_emb.inv_freq], ctx.job_dir / "frequencies")
         engine.close()
