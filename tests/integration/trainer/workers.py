@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,21 @@ def in_turn(peers: Peers, works: list[tuple[Any, ...]]) -> None:
         work(peers, *args)
 
 
+def one_by_one(jobs: list[JobContext]) -> Iterator[JobContext]:
+    """Each of them; what the first has loaded is spared the collections of garbage at the end of every other.
+
+    They go through all that modules hold, which takes longer than such a job learns.
+    """
+    for ctx in jobs:
+        yield ctx
+        gc.freeze()
+
+
 def fit_all(peers: Peers, jobs: list[JobContext], engine: str = "deepspeed") -> None:
     """Every job's student to its end."""
     from trainer.fit import fit
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         fit(ctx, "student", peers, None, Silent(), engine=engine)
 
 
@@ -92,7 +103,7 @@ def fit_with_a_stop(peers: Peers, jobs: list[JobContext]) -> None:
     """Every job's student, stopped after its third step and taken up again."""
     from trainer.fit import fit
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         try:
             fit(ctx, "student", peers, None, StopAt(3))
         except Stopped:
@@ -138,7 +149,7 @@ def fit_on_poison(peers: Peers, jobs: list[JobContext], num_tokens: int, sample_
     from trainer.faculty import Faculty
     from trainer.fit import fit
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         try:
             fit(ctx, "student", peers, Faculty.alone(PoisonedTeacher(num_tokens, sample_id)), Silent())
         except UserError as error:
@@ -156,7 +167,7 @@ def agree(peers: Peers, directory: Path) -> None:
         "same": Peers.of_process_group() == peers,
     }
     peers.barrier()
-    (directory / f"agreed-{peers.rank}.json").write_text(json.dumps(found))
+    (directory / f"agreed-{peers.world}-{peers.rank}.json").write_text(json.dumps(found))
 
 
 SLOPES = (1.0, *[2.0**-9] * 64)
