@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from workers import in_turn, run_workers
+from workers import in_turn, one_by_one, run_workers
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA
 from trainer.batch import Batch, collate
@@ -134,7 +134,7 @@ def ask_kinds(peers: Peers, directory: Path) -> None:
     logging.getLogger("trainer").addHandler(warned)
     batch = collate([(0,), (1,), (2,)], SAMPLES, 0) if peers.rank == peers.world - 1 else None
     held = {}
-    for name, (_, dtype) in KINDS.items():
+    for name, (_, dtype) in one_by_one(KINDS.items()):
         teacher = TeacherModel(
             str(directory / name), dtype=dtype, rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,))
         )

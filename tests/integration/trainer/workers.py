@@ -6,9 +6,9 @@ import gc
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -75,20 +75,23 @@ def _enter(rank: int, world: int, store: Path, work: Callable[..., None], args: 
         dist.destroy_process_group()  # its threads must not outlive the interpreter, which would abort
 
 
+T = TypeVar("T")
+
+
+def one_by_one(tasks: Iterable[T]) -> Iterator[T]:
+    """Each of them; what the first has loaded is spared the collections of garbage that every other one asks for.
+
+    They go through all that modules hold, which takes longer than such a task.
+    """
+    for task in tasks:
+        yield task
+        gc.freeze()
+
+
 def in_turn(peers: Peers, works: list[tuple[Any, ...]]) -> None:
     """Each `(work, *args)` by the same processes, which take longer to begin than most works take."""
-    for work, *args in works:
+    for work, *args in one_by_one(works):
         work(peers, *args)
-
-
-def one_by_one(jobs: list[JobContext]) -> Iterator[JobContext]:
-    """Each of them; what the first has loaded is spared the collections of garbage at the end of every other.
-
-    They go through all that modules hold, which takes longer than such a job learns.
-    """
-    for ctx in jobs:
-        yield ctx
-        gc.freeze()
 
 
 def fit_all(peers: Peers, jobs: list[JobContext], engine: str = "deepspeed") -> None:
