@@ -177,7 +177,7 @@ def deepspeed_config(training: TrainingSpec) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": training.max_grad_norm,
-        "bf16": {"enabled": training.precision == "bf16"},
+        "bf16": {"enabled": training.precision == "bf16", "immediate_grad_update": True},  # holds none in bf16 besides
         **_sums_in_float32(training),
         "zero_optimization": {"stage": training.zero_stage, "overlap_comm": torch.cuda.is_available(), **offload},
         "zero_allow_untested_optimizer": True,

@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,21 @@ def stage3(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
             "memory_efficient_linear": False,  # it replaces torch's own for good, and rounds biases in another way
         },
     }
+
+
+@contextmanager
+def held_whole(*tensors: Tensor | None) -> Iterator[None]:
+    """Collective where they are parted: whole until the block ends, for modules that use them too."""
+    parted: list[Any] = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+    with import_deepspeed().zero.GatheredParameters(parted) if parted else nullcontext():
+        before = [tensor.is_external_param for tensor in parted]
+        for tensor in parted:
+            tensor.is_external_param = True  # all others are dropped as soon as the module is done that has them
+        try:
+            yield
+        finally:
+            for tensor, was in zip(parted, before, strict=True):
+                tensor.is_external_param = was
 
 
 def layer_elements(model: nn.Module) -> int:

@@ -37,7 +37,7 @@ from trainer.models import (
 )
 from trainer.own_logits import logits_of_hidden
 from trainer.peers import Peers
-from trainer.sharded_loading import load_sharded, stage3
+from trainer.sharded_loading import held_whole, load_sharded, stage3
 from trainer.taps import reads_attention, shape_of, tap_attention, tapped
 from trainer.tokenizer import load_tokenizer
 from trainer.wanted import LAST_HIDDEN, TeacherFacts, Wanted
@@ -280,8 +280,10 @@ class TeacherModel:
         elif self._head_stands_alone:
             parts = list(blocks(hidden_ND, num_tokens))
             idle = [slice(0, 0)] * (self._peers.max(len(parts)) - len(parts))  # shards keep step
-            for rows in (*parts, *idle):
-                yield self._forward(_OwnHead(hidden_ND[rows]))[0][:, :num_tokens]
+            head = split(self._root.model).head
+            with held_whole(head.weight_VD, head.bias_V):
+                for rows in (*parts, *idle):
+                    yield self._forward(_OwnHead(hidden_ND[rows]))[0][:, :num_tokens]
         else:
             yield self._forward(_OwnLogits(batch))[0][:, :num_tokens]
 
@@ -327,8 +329,7 @@ def _sharded(root: nn.Module, config: dict[str, Any]) -> nn.Module:
 
 def _gathered(head: Head) -> Head:
     """Collective; the whole lives as long as what is given back, however the parameters are parted again."""
-    parts = [part for part in (head.weight_VD, head.bias_V) if part is not None]
-    with import_deepspeed().zero.GatheredParameters(parts):
+    with held_whole(head.weight_VD, head.bias_V):
         return _detached(head)
 
 

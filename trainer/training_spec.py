@@ -34,7 +34,7 @@ class TrainingSpec(Strict):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps float32 master weights, and adds the gradients of micro-batches up in float32."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage. In bf16 stage 2 holds less than 1, which keeps float32 gradients whole on every worker."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """`cpu` keeps master weights and optimizer state in the memory of the host and updates there; ZeRO 1 to 3."""
     gradient_checkpointing: bool = False

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from trainer.spec import TrainingSpec
 
+_FLOAT32_SUMS = hasattr(torch.Tensor, "grad_dtype")
+"""Before 2.10 torch knows no gradients of another precision than their tensor's."""
+
 
 class Layout(Protocol):
     """Where a ZeRO stage keeps float32 masters and final gradients."""
@@ -54,18 +57,16 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Stage 0 in bf16: whole float32 masters beside the weights, whose gradients torch adds up in float32.
-
-    Before 2.10 torch knows no gradients of another precision than their tensor's, and adds them up in bf16.
-    """
+    """Stage 0 in bf16: whole float32 masters beside the weights, whose gradients torch adds up in float32 if it can."""
 
     engine: Any
     adamw: torch.optim.AdamW
     is_sharded = False
 
     def __post_init__(self) -> None:
-        for weight in self._weights():
-            weight.grad_dtype = torch.float32
+        if _FLOAT32_SUMS:
+            for weight in self._weights():
+                weight.grad_dtype = torch.float32
 
     def masters(self) -> list[Tensor]:
         return [master for group in self.engine.optimizer.fp32_groups for master in group]
@@ -79,10 +80,13 @@ class _Mixed:
             weight.copy_(master)
 
     def before_reduction(self) -> None:
-        """DeepSpeed would fill in what has no gradient (experts that nobody asked) in the precision of the weights."""
+        """DeepSpeed would fill in what has no gradient (experts that nobody asked) in the precision of the weights.
+
+        Which is right where torch takes no other.
+        """
         for weight in self._weights():
             if weight.grad is None:
-                weight.grad = torch.zeros_like(weight, dtype=torch.float32)
+                weight.grad = torch.zeros_like(weight, dtype=torch.float32 if _FLOAT32_SUMS else None)
 
     def _weights(self) -> list[Tensor]:
         return [weight for group in self.engine.optimizer.fp16_groups for weight in group]
@@ -117,6 +121,11 @@ class _WholeGradients(_Partitioned):
 
     def gradients(self) -> list[Tensor]:
         return list(self.engine.optimizer.fp32_groups_gradient_flat_partition)
+
+    def before_reduction(self) -> None:
+        """DeepSpeed would clip, on each worker, only what that worker itself found a gradient of."""
+        for has_gradients in self.engine.optimizer.fp32_groups_has_gradients:
+            has_gradients[:] = [True] * len(has_gradients)
 
 
 class _PartitionedWeights(_Partitioned):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from drivers import STUDENT, TRAINING, Driver, write_attempt
 
 from cluster.driver.attempt import SUCCEEDED, Attempt
+from cluster.ray_head import RayHead
 from tests.integration.trainer.workers import run_workers
 from tests.tiny_jobs import write_chats
 from trainer.atomic import sha256_file
@@ -75,14 +77,37 @@ def spec_of(way: dict[str, Any], teachers: list[Path], directory: Path) -> dict[
     }
 
 
-def fit_locally(peers: Peers, ctx: JobContext) -> None:
-    """The same job by teachers in each worker's own process."""
+@dataclass(frozen=True)
+class Way:
+    """One job twice: an attempt that is there to be run, and what local teachers have made of it."""
+
+    attempt: Attempt
+    local: JobContext
+
+
+@pytest.fixture(scope="module")
+def ways(ray_cluster: RayHead, teachers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Way]:
+    """All local ones by the same two processes, which take longer to begin than to learn."""
+    root = tmp_path_factory.mktemp("ways")
+    found = {}
+    for name, way in WAYS.items():
+        (root / name).mkdir()
+        attempt = write_attempt(root / name / "ray", spec_of(way, teachers, root / name))
+        found[name] = Way(attempt, JobContext(root / name / "local", "Distill", attempt.ctx.spec))
+        prepare(found[name].local)
+    assert run_workers(fit_locally, 2, root, [way.local for way in found.values()]) == [0, 0]
+    return found
+
+
+def fit_locally(peers: Peers, jobs: list[JobContext]) -> None:
+    """The same jobs by teachers in each worker's own process."""
     from trainer.faculty import Faculty
     from trainer.fit import fit
     from trainer.teacher import LocalTeacher, TeacherModel
 
-    connected = [LocalTeacher(TeacherModel(path, dtype="float32")) for path in ctx.teachers]
-    fit(ctx, "student", peers, Faculty.of(ctx.spec, ctx.teachers, connected.__getitem__), Silent())
+    for ctx in jobs:
+        connected = [LocalTeacher(TeacherModel(path, dtype="float32")) for path in ctx.teachers]
+        fit(ctx, "student", peers, Faculty.of(ctx.spec, ctx.teachers, connected.__getitem__), Silent())
 
 
 def lines(ctx: JobContext) -> list[Any]:
@@ -92,17 +117,14 @@ def lines(ctx: JobContext) -> list[Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_workers_learn_from_actors_what_they_learn_from_local_teachers(
-    way: str, teachers: list[Path], drive: Callable[[Attempt], Driver], tmp_path: Path
+    way: str, ways: dict[str, Way], drive: Callable[[Attempt], Driver]
 ) -> None:
-    spec = spec_of(WAYS[way], teachers, tmp_path)
-    driver = drive(write_attempt(tmp_path / "ray", spec))
+    local = ways[way].local
+    driver = drive(ways[way].attempt)
     record = driver.ended()
     assert record is not None, driver.log
     assert record.outcome == SUCCEEDED, driver.log
     ctx = driver.attempt.ctx
-    local = JobContext(tmp_path / "local", "Distill", ctx.spec)
-    prepare(local)
-    assert run_workers(fit_locally, 2, tmp_path, local) == [0, 0]
     assert lines(ctx) == lines(local)
     paths = [one.model_dir("student") / "model.safetensors" for one in (ctx, local)]
     assert sha256_file(paths[0]) == sha256_file(paths[1])

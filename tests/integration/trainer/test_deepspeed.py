@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from workers import (
     SLOPES,
-    add_up_and_fit,
+    add_gradients_up,
     fit_all,
     fit_until_killed,
-    fit_whole_and_cut,
+    fit_with_a_stop,
+    in_turn,
     keep_frequencies,
     run_workers,
 )
@@ -71,81 +72,136 @@ def assert_close(one: JobContext, other: JobContext, *, weight: float, loss: flo
     assert [x for pair in losses(one) for x in pair] == pytest.approx([x for p in losses(other) for x in p], rel=loss)
 
 
-@pytest.fixture(scope="module")
-def by_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobContext]:
-    """By the plain engine, whole."""
-    root = tmp_path_factory.mktemp("torch")
-    jobs = {name: ctx for name, ctx in make_jobs(root).items() if name.endswith("-0")}
-    assert run_workers(fit_all, 1, root, list(jobs.values()), "torch") == [0]
-    return jobs
+Jobs = dict[str, JobContext]
+
+
+@dataclass(frozen=True)
+class Twice:
+    """The same jobs whole, and stopped and taken up again."""
+
+    whole: Jobs
+    cut: Jobs
+
+    def works(self) -> list[tuple[Any, ...]]:
+        return [(fit_all, list(self.whole.values())), (fit_with_a_stop, list(self.cut.values()))]
+
+
+def twice(root: Path, cases: dict[str, dict[str, Any]], **changes: dict[str, Any]) -> Twice:
+    return Twice(make_jobs(root / "whole", cases, **changes), make_jobs(root / "cut", cases, **changes))
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Every case by the same workers: whole, with gradient checkpointing, stopped and resumed, and one step of sums."""
+    """All that was done by the same workers: one start of theirs takes as long as dozens of these jobs."""
 
-    whole: dict[str, JobContext]
-    checkpointed: dict[str, JobContext]
-    cut: dict[str, JobContext]
-    sums: Path
+    root: Path
+    """And what one step of sums has left."""
+    plain: Twice
+    checkpointed: Jobs
+    host: Twice
+    wrapped: Twice
     world: int
 
+    @classmethod
+    def planned(cls, root: Path, world: int) -> Learned:
+        wrapped = twice(root / "wrapped", {"fp32-2": CASES["fp32-2"]}, data={"packing_strategy": "wrapped"})
+        checkpointed, host = make_jobs(root / "checkpointed", CHECKPOINTED), twice(root / "host", OFFLOADED)
+        return cls(root, twice(root / "plain", CASES), checkpointed, host, wrapped, world)
 
-def learned(root: Path, world: int) -> Learned:
-    jobs = Learned(
-        make_jobs(root / "whole"), make_jobs(root / "checkpointed", CHECKPOINTED), make_jobs(root / "cut"), root, world
-    )
-    whole = [*jobs.whole.values(), *jobs.checkpointed.values()]
-    assert run_workers(add_up_and_fit, world, root, ADDED, root, whole, list(jobs.cut.values())) == [0] * world
-    return jobs
+    def works(self) -> list[tuple[Any, ...]]:
+        fits = [*self.plain.works(), *self.host.works(), *self.wrapped.works()]
+        return [(add_gradients_up, ADDED, self.root), *fits, (fit_all, list(self.checkpointed.values()))]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one worker does besides."""
+
+    learned: Learned
+    by_torch: Jobs
+    """By the plain engine, whole, before DeepSpeed is there."""
+    tied: Twice
 
 
 @pytest.fixture(scope="module")
-def by_one(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    return learned(tmp_path_factory.mktemp("alone"), 1)
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    root = tmp_path_factory.mktemp("alone")
+    by_torch = make_jobs(root / "torch", {name: CASES[name] for name in ("fp32-0", "bf16-0")})
+    whole_fp32 = {name: training for name, training in CASES.items() if name.startswith("fp32")}
+    done = Alone(Learned.planned(root, 1), by_torch, twice(root / "tied", whole_fp32, student=TIED))
+    in_bf16 = [ctx for name, ctx in done.learned.plain.whole.items() if name.startswith("bf16")]
+    first, last = (fit_all, list(by_torch.values()), "torch"), (keep_frequencies, in_bf16)
+    assert run_workers(in_turn, 1, root, [first, *done.learned.works(), *done.tied.works(), last]) == [0]
+    return done
+
+
+@dataclass(frozen=True)
+class Together:
+    """What two workers do besides: at the end the first of them is killed."""
+
+    learned: Learned
+    killed: JobContext
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    return learned(tmp_path_factory.mktemp("together"), 2)
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    root = tmp_path_factory.mktemp("together")
+    done = Together(Learned.planned(root, 2), make_jobs(root / "killed", {"fp32-2": CASES["fp32-2"]})["fp32-2"])
+    codes = run_workers(in_turn, 2, root, [*done.learned.works(), (fit_until_killed, done.killed, 5)])
+    assert codes[0] == -signal.SIGKILL
+    return done
 
 
 @pytest.fixture
-def alone(by_one: Learned) -> dict[str, JobContext]:
+def by_one(one_worker: Alone) -> Learned:
+    return one_worker.learned
+
+
+@pytest.fixture
+def by_two(two_workers: Together) -> Learned:
+    return two_workers.learned
+
+
+@pytest.fixture
+def alone(by_one: Learned) -> Jobs:
     """By one worker, whole."""
-    return by_one.whole
+    return by_one.plain.whole
 
 
 @pytest.fixture
-def together(by_two: Learned) -> dict[str, JobContext]:
+def together(by_two: Learned) -> Jobs:
     """By two workers, whole."""
-    return by_two.whole
+    return by_two.plain.whole
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_deepspeed_equals_plain_torch_on_one_worker(alone, by_torch, stage):
+def test_deepspeed_equals_plain_torch_on_one_worker(alone, one_worker, stage):
+    by_torch = one_worker.by_torch
     # Adam divides by the root of squared gradients: rounding of clipping shows in the weights as about 1e-5.
     assert_close(alone[f"fp32-{stage}"], by_torch["fp32-0"], weight=5e-5, loss=1e-5)
     assert_close(alone[f"bf16-{stage}"], by_torch["bf16-0"], weight=1e-3, loss=0.005)
 
 
-def test_bfloat16_leaves_rotary_frequencies_as_the_served_model_has_them(tmp_path):
-    jobs = [ctx for name, ctx in make_jobs(tmp_path).items() if name.startswith("bf16")]
-    assert run_workers(keep_frequencies, 1, tmp_path, jobs) == [0]
+def test_bfloat16_leaves_rotary_frequencies_as_the_served_model_has_them(alone):
+    for stage in range(4):
+        before, kept = torch.load(alone[f"bf16-{stage}"].job_dir / "frequencies")
+        assert torch.equal(kept, before)
 
 
 @pytest.mark.parametrize("workers", ["by_one", "by_two"])
 def test_gradients_of_micro_batches_add_up_in_float32_and_are_clipped_as_one(workers, request):
     jobs: Learned = request.getfixturevalue(workers)
     for name in ADDED:
-        shares = [load_file(jobs.sums / f"{name}-{rank}.safetensors") for rank in range(jobs.world)]
+        shares = [load_file(jobs.root / f"{name}-{rank}.safetensors") for rank in range(jobs.world)]
         norms = [share.pop("norm").item() for share in shares]
-        assert norms == pytest.approx([sum(SLOPES) * 28**0.5] * jobs.world, rel=1e-6), name
+        beside = [share.pop("beside").item() for share in shares]
+        assert norms == pytest.approx([sum(SLOPES) * 38**0.5] * jobs.world, rel=1e-6), name
         parts = shares[:1] if name[-1] == "0" else shares
         moments = torch.cat([part.flatten() for share in parts for part in share.values()])
         moments = moments[moments != 0.0]  # shares are padded
-        assert len(moments) == 28, name
-        torch.testing.assert_close(moments, torch.full((28,), 0.1 / 28**0.5), rtol=1e-4, atol=0.0, msg=name)
+        assert len(moments) == 38, name
+        assert name != "bf16-1" or beside == [0] * jobs.world, "added up in float32, and kept in bfloat16 besides"
+        torch.testing.assert_close(moments, torch.full((38,), 0.1 / 38**0.5), rtol=1e-4, atol=0.0, msg=name)
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -157,54 +213,45 @@ def test_two_workers_equal_one(alone, together, stage):
 @pytest.mark.parametrize("workers", ["by_one", "by_two"])
 def test_stopped_and_resumed_equals_never_stopped_in_every_stage(workers, request):
     jobs: Learned = request.getfixturevalue(workers)
-    for name, ctx in jobs.cut.items():
-        assert_same_bits(ctx, jobs.whole[name])
+    for name, ctx in jobs.plain.cut.items():
+        assert_same_bits(ctx, jobs.plain.whole[name])
 
 
-def test_killed_and_resumed_equals_never_killed(together, tmp_path):
-    """Other stages and single workers: `make chaos`."""
-    ctx = make_jobs(tmp_path)["fp32-2"]
-    codes = run_workers(fit_until_killed, 2, tmp_path, ctx, 5)
-    assert codes[0] == -signal.SIGKILL
+def test_killed_and_resumed_equals_never_killed(together, two_workers, tmp_path):
+    """By new processes. Other stages and single workers: `make chaos`."""
+    ctx = two_workers.killed
     assert not ctx.model_dir("student").exists()
     assert max(path.name for path in ctx.checkpoints_dir("student").iterdir()) == "step-00000004"
     assert run_workers(fit_all, 2, tmp_path, [ctx]) == [0, 0]
     assert_same_bits(ctx, together["fp32-2"])
 
 
-def test_tied_weights_are_learned_and_resumed_in_every_stage(tmp_path):
-    whole, cut = make_jobs(tmp_path / "whole", student=TIED), make_jobs(tmp_path / "cut", student=TIED)
-    names = [f"fp32-{stage}" for stage in range(4)]
-    jobs = [[whole[name] for name in names], [cut[name] for name in names]]
-    assert run_workers(fit_whole_and_cut, 1, tmp_path, *jobs) == [0]
-    for name in names:
-        assert_same_bits(cut[name], whole[name])
-        assert_close(whole[name], whole["fp32-0"], weight=5e-5, loss=1e-5)
+def test_tied_weights_are_learned_and_resumed_in_every_stage(one_worker):
+    tied: Twice = one_worker.tied
+    assert tied.whole.keys() == {f"fp32-{stage}" for stage in range(4)}
+    for name, ctx in tied.whole.items():
+        assert_same_bits(tied.cut[name], ctx)
+        assert_close(ctx, tied.whole["fp32-0"], weight=5e-5, loss=1e-5)
 
 
 @pytest.mark.parametrize("workers", ["by_one", "by_two"])
 def test_gradient_checkpointing_changes_no_bit_in_any_stage(workers, request):
     jobs: Learned = request.getfixturevalue(workers)
     for name, ctx in jobs.checkpointed.items():
-        assert_same_bits(ctx, jobs.whole[name])
+        assert_same_bits(ctx, jobs.plain.whole[name])
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_an_optimizer_on_the_host_learns_the_same_and_is_resumed_to_the_bit(alone, together, world, tmp_path):
-    whole, cut = make_jobs(tmp_path / "whole", OFFLOADED), make_jobs(tmp_path / "cut", OFFLOADED)
-    assert run_workers(fit_whole_and_cut, world, tmp_path, list(whole.values()), list(cut.values())) == [0] * world
-    for name, ctx in whole.items():
-        assert_same_bits(cut[name], ctx)
-        plain = (alone if world == 1 else together)[name]
+@pytest.mark.parametrize("workers", ["by_one", "by_two"])
+def test_an_optimizer_on_the_host_learns_the_same_and_is_resumed_to_the_bit(workers, request):
+    jobs: Learned = request.getfixturevalue(workers)
+    for name, ctx in jobs.host.whole.items():
+        assert_same_bits(jobs.host.cut[name], ctx)
         # DeepSpeed takes the norm that it clips by tensor by tensor there: it is rounded elsewhere.
         tolerance = {"weight": 5e-5, "loss": 1e-5} if name.startswith("fp32") else {"weight": 0.004, "loss": 0.01}
-        assert_close(ctx, plain, **tolerance)
+        assert_close(ctx, jobs.plain.whole[name], **tolerance)
 
 
-def test_two_workers_learn_wrapped_rows_as_one_does_and_are_resumed(tmp_path):
-    cases, wrapped = {"fp32-2": CASES["fp32-2"]}, {"packing_strategy": "wrapped"}
-    one, two, cut = (make_jobs(tmp_path / name, cases, data=wrapped)["fp32-2"] for name in ("one", "two", "cut"))
-    assert run_workers(fit_all, 1, tmp_path, [one]) == [0]
-    assert run_workers(fit_whole_and_cut, 2, tmp_path, [two], [cut]) == [0, 0]
-    assert_close(two, one, weight=5e-5, loss=1e-5)
-    assert_same_bits(cut, two)
+def test_two_workers_learn_wrapped_rows_as_one_does_and_are_resumed(by_one, by_two):
+    assert_close(by_two.wrapped.whole["fp32-2"], by_one.wrapped.whole["fp32-2"], weight=5e-5, loss=1e-5)
+    for jobs in (by_one, by_two):
+        assert_same_bits(jobs.wrapped.cut["fp32-2"], jobs.wrapped.whole["fp32-2"])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from workers import run_workers
+from workers import in_turn, one_by_one, run_workers
 
 from tests.tiny_jobs import TINY_GPT2, TINY_LLAMA
 from trainer.batch import Batch, collate
@@ -88,21 +88,6 @@ def ask(peers: Peers, model: Path, dtype: str, directory: Path) -> None:
     save_file(found, directory / f"{peers.world}-both-{peers.rank}.safetensors")
 
 
-@pytest.mark.parametrize(("dtype", "tied"), [("float32", False), ("bfloat16", True)])
-def test_shards_answer_as_the_whole(dtype, tied, tmp_path):
-    tokenizer = train_tokenizer(["where is my card"], 300)
-    model = fresh_model({**TINY_LLAMA, "initializer_range": 0.3, "tie_word_embeddings": tied}, tokenizer, 1)
-    write_model(tmp_path / "model", model, dict(model.named_parameters()), tokenizer)
-    for world in (1, 2):
-        assert run_workers(ask, world, tmp_path, tmp_path / "model", dtype, tmp_path) == [0] * world
-    whole = load_file(tmp_path / "1-0.safetensors")
-    assert whole["written"].numel() > len(PROMPTS) + 10
-    for name in ("2-0", "2-1", "2-both-0"):
-        shards = load_file(tmp_path / f"{name}.safetensors")
-        assert all(torch.equal(shards[key], whole[key]) for key in whole), name
-    assert load_file(tmp_path / "2-both-1.safetensors")["scores"].shape == (1, 2)
-
-
 QWEN2 = {**TINY_LLAMA, "model_type": "qwen2"}
 MIXTRAL = {**TINY_LLAMA, "model_type": "mixtral", "num_local_experts": 4, "vocab_size": 300}
 BLOOM = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
@@ -145,11 +130,11 @@ def weights_held(model: nn.Module) -> dict[str, int]:
 
 def ask_kinds(peers: Peers, directory: Path) -> None:
     """Every kind of model is asked by the last shard; what was warned of and what is held go to files."""
-    warned = directory / f"warned-{peers.world}-{peers.rank}"
-    logging.getLogger("trainer").addHandler(logging.FileHandler(warned))
+    warned = logging.FileHandler(directory / f"warned-{peers.world}-{peers.rank}")
+    logging.getLogger("trainer").addHandler(warned)
     batch = collate([(0,), (1,), (2,)], SAMPLES, 0) if peers.rank == peers.world - 1 else None
     held = {}
-    for name, (_, dtype) in KINDS.items():
+    for name, (_, dtype) in one_by_one(KINDS.items()):
         teacher = TeacherModel(
             str(directory / name), dtype=dtype, rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,))
         )
@@ -158,26 +143,30 @@ def ask_kinds(peers: Peers, directory: Path) -> None:
             save_file(found, directory / f"{name}-{peers.world}.safetensors")
         if peers.world > 1:
             held[name] = weights_held(teacher._root)
+    logging.getLogger("trainer").removeHandler(warned)
     (directory / f"held-{peers.world}-{peers.rank}").write_text(json.dumps(held))
 
 
-def test_every_kind_of_model_and_file_answers_as_the_whole(tmp_path):
-    for name in KINDS:
-        write_kind(tmp_path / name, name)
-    assert (tmp_path / "indexed" / "model.safetensors.index.json").is_file()
-    for world in (1, 3):
-        assert run_workers(ask_kinds, world, tmp_path, tmp_path) == [0] * world
-    for name in KINDS:
-        whole, shards = (load_file(tmp_path / f"{name}-{world}.safetensors") for world in (1, 3))
-        assert [key for key in whole if not torch.equal(shards[key], whole[key])] == [], name
-    assert (tmp_path / "warned-1-0").read_text() == ""
-    for rank in range(3):
-        (warning,) = (tmp_path / f"warned-3-{rank}").read_text().splitlines()
-        assert "fused" in warning
-        assert "reads the whole model before it is parted: model.layers.0.mlp.experts" in warning
-        for name, held in json.loads((tmp_path / f"held-3-{rank}").read_text()).items():
-            assert held["share"] <= held["whole"] / 3 + held["parameters"], name
-            assert held["matrices"] == 0, name
+def pieces(size: int) -> Any:
+    return lambda hidden, _: [slice(at, at + size) for at in range(0, len(hidden), size)] or [slice(0, 0)]
+
+
+def fetched(teacher: TeacherModel, batch: Batch, size: int) -> int:
+    """How often shards fetch of each other to score a batch in pieces of so many rows."""
+    import trainer.teacher as teaching
+
+    teaching.blocks = pieces(size)
+    fetches: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if teacher._peers.world > 1:
+            from deepspeed.comm import comm
+
+            real = comm.cdb.all_gather_into_tensor
+            patch.setattr(
+                comm.cdb, "all_gather_into_tensor", lambda *args, **named: fetches.append(1) or real(*args, **named)
+            )
+        teacher.score(batch)
+    return len(fetches)
 
 
 def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
@@ -194,7 +183,7 @@ def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
         return loaded
 
     teaching.load_model, teaching.load_sharded = folded(teaching.load_model), folded(teaching.load_sharded)
-    teaching.blocks = lambda hidden, _: [slice(at, at + 4) for at in range(0, len(hidden), 4)] or [slice(0, 0)]
+    teaching.blocks = pieces(4)
     teacher = TeacherModel(
         str(model), dtype="float32", rank=peers.rank, world=peers.world, tokens=TokenIds(256, 0, (1,))
     )
@@ -202,15 +191,8 @@ def ask_folded(peers: Peers, model: Path, directory: Path) -> None:
     batch = collate([(0, 1), (2,)] if peers.is_first else [(3,)], SAMPLES, 0)
     found = {name: value for name, value in payloads(teacher, batch).items() if not name.startswith("taps")}
     found["scores"] = torch.tensor(teacher.score(batch), dtype=torch.float64)
+    found["fetched"] = torch.tensor([fetched(teacher, batch, size) for size in (1, 4, 1000)])
     save_file(found, directory / f"folded-{peers.world}-{peers.rank}.safetensors")
-
-
-def test_shards_with_a_head_of_their_own_answer_as_the_whole(tmp_path):
-    write_kind(tmp_path / "model", "tied")
-    for world in (1, 2):
-        assert run_workers(ask_folded, world, tmp_path, tmp_path / "model", tmp_path) == [0] * world
-    whole, shard = (load_file(tmp_path / f"folded-{world}-0.safetensors") for world in (1, 2))
-    assert [key for key in whole if not torch.equal(shard[key], whole[key])] == []
 
 
 def load_broken(peers: Peers, model: Path, directory: Path) -> None:
@@ -219,13 +201,73 @@ def load_broken(peers: Peers, model: Path, directory: Path) -> None:
     (directory / f"told-{peers.world}-{peers.rank}").write_text(f"{error.value.reason}: {error.value}")
 
 
-def test_missing_weights_are_refused_by_every_shard_as_by_the_whole(tmp_path):
-    write_kind(tmp_path / "model", "tied")
-    weights = load_file(tmp_path / "model" / "model.safetensors")
+TIED = {"float32": False, "bfloat16": True}
+
+
+def write_models(root: Path) -> None:
+    """One for each dtype, those of `KINDS`, and one that lacks a weight."""
+    tokenizer = train_tokenizer(["where is my card"], 300)
+    for dtype, tied in TIED.items():
+        model = fresh_model({**TINY_LLAMA, "initializer_range": 0.3, "tie_word_embeddings": tied}, tokenizer, 1)
+        (root / dtype).mkdir()
+        write_model(root / dtype / "model", model, dict(model.named_parameters()), tokenizer)
+    for name in KINDS:
+        write_kind(root / "kinds" / name, name)
+    write_kind(root / "broken", "tied")
+    weights = load_file(root / "broken" / "model.safetensors")
     del weights["model.norm.weight"]
-    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    for world in (1, 2):
-        assert run_workers(load_broken, world, tmp_path, tmp_path / "model", tmp_path) == [0] * world
-    told = {(tmp_path / f"told-{name}").read_text() for name in ("1-0", "2-0", "2-1")}
+    save_file(weights, root / "broken" / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the answers are: each number of shards is started once for all questions, which are shorter."""
+    root = tmp_path_factory.mktemp("asked")
+    write_models(root)
+    each = [(ask, root / dtype / "model", dtype, root / dtype) for dtype in TIED]
+    each += [(load_broken, root / "broken", root), (ask_folded, root / "kinds" / "tied", root)]
+    kinds = (ask_kinds, root / "kinds")
+    for world, works in ((1, [kinds, *each]), (2, each), (3, [kinds])):
+        assert run_workers(in_turn, world, root, works) == [0] * world
+    return root
+
+
+@pytest.mark.parametrize("dtype", TIED)
+def test_shards_answer_as_the_whole(asked, dtype):
+    directory = asked / dtype
+    whole = load_file(directory / "1-0.safetensors")
+    assert whole["written"].numel() > len(PROMPTS) + 10
+    for name in ("2-0", "2-1", "2-both-0"):
+        shards = load_file(directory / f"{name}.safetensors")
+        assert all(torch.equal(shards[key], whole[key]) for key in whole), name
+    assert load_file(directory / "2-both-1.safetensors")["scores"].shape == (1, 2)
+
+
+def test_every_kind_of_model_and_file_answers_as_the_whole(asked):
+    directory = asked / "kinds"
+    assert (directory / "indexed" / "model.safetensors.index.json").is_file()
+    for name in KINDS:
+        whole, shards = (load_file(directory / f"{name}-{world}.safetensors") for world in (1, 3))
+        assert [key for key in whole if not torch.equal(shards[key], whole[key])] == [], name
+    assert (directory / "warned-1-0").read_text() == ""
+    for rank in range(3):
+        (warning,) = (directory / f"warned-3-{rank}").read_text().splitlines()
+        assert "fused" in warning
+        assert "reads the whole model before it is parted: model.layers.0.mlp.experts" in warning
+        for name, held in json.loads((directory / f"held-3-{rank}").read_text()).items():
+            assert held["share"] <= held["whole"] / 3 + held["parameters"], name
+            assert held["matrices"] == 0, name
+
+
+def test_shards_with_a_head_of_their_own_answer_as_the_whole(asked):
+    whole, shard = (load_file(asked / f"folded-{world}-0.safetensors") for world in (1, 2))
+    assert whole.pop("fetched").tolist() == [0, 0, 0]
+    in_rows, in_fours, at_once = shard.pop("fetched").tolist()
+    assert in_rows == in_fours == at_once > 0, "the head is fetched once, however many pieces it is asked in"
+    assert [key for key in whole if not torch.equal(shard[key], whole[key])] == []
+
+
+def test_missing_weights_are_refused_by_every_shard_as_by_the_whole(asked):
+    told = {(asked / f"told-{name}").read_text() for name in ("1-0", "2-0", "2-1")}
     assert len(told) == 1
     assert "MODEL_INVALID" in told.pop()

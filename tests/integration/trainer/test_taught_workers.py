@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from workers import run_workers
+from workers import one_by_one, run_workers
 
 from tests.tiny_jobs import TINY_LLAMA, distill_job, routed
 from trainer.job import JobContext
@@ -46,7 +46,7 @@ def fit_taught(peers: Peers, jobs: list[JobContext]) -> None:
     from trainer.fit import fit
     from trainer.teacher import LocalTeacher, TeacherModel
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         distinct = list(dict.fromkeys(ctx.teachers))
         teachers = [LocalTeacher(TeacherModel(path, dtype="float32")) for path in distinct]
         faculty = Faculty.of(ctx.spec, ctx.teachers, teachers.__getitem__)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -74,11 +75,30 @@ def _enter(rank: int, world: int, store: Path, work: Callable[..., None], args: 
         dist.destroy_process_group()  # its threads must not outlive the interpreter, which would abort
 
 
+T = TypeVar("T")
+
+
+def one_by_one(tasks: Iterable[T]) -> Iterator[T]:
+    """Each of them; what the first has loaded is spared the collections of garbage that every other one asks for.
+
+    They go through all that modules hold, which takes longer than such a task.
+    """
+    for task in tasks:
+        yield task
+        gc.freeze()
+
+
+def in_turn(peers: Peers, works: list[tuple[Any, ...]]) -> None:
+    """Each `(work, *args)` by the same processes, which take longer to begin than most works take."""
+    for work, *args in one_by_one(works):
+        work(peers, *args)
+
+
 def fit_all(peers: Peers, jobs: list[JobContext], engine: str = "deepspeed") -> None:
     """Every job's student to its end."""
     from trainer.fit import fit
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         fit(ctx, "student", peers, None, Silent(), engine=engine)
 
 
@@ -86,19 +106,13 @@ def fit_with_a_stop(peers: Peers, jobs: list[JobContext]) -> None:
     """Every job's student, stopped after its third step and taken up again."""
     from trainer.fit import fit
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         try:
             fit(ctx, "student", peers, None, StopAt(3))
         except Stopped:
             fit(ctx, "student", peers, None, Silent())
         else:
             raise AssertionError("it was to stop")
-
-
-def fit_whole_and_cut(peers: Peers, whole: list[JobContext], cut: list[JobContext]) -> None:
-    """Some to their ends, some with a stop: by the same processes, which take longer to begin than to learn."""
-    fit_all(peers, whole)
-    fit_with_a_stop(peers, cut)
 
 
 def fit_until_killed(peers: Peers, ctx: JobContext, step: int) -> None:
@@ -138,7 +152,7 @@ def fit_on_poison(peers: Peers, jobs: list[JobContext], num_tokens: int, sample_
     from trainer.faculty import Faculty
     from trainer.fit import fit
 
-    for ctx in jobs:
+    for ctx in one_by_one(jobs):
         try:
             fit(ctx, "student", peers, Faculty.alone(PoisonedTeacher(num_tokens, sample_id)), Silent())
         except UserError as error:
@@ -156,7 +170,7 @@ def agree(peers: Peers, directory: Path) -> None:
         "same": Peers.of_process_group() == peers,
     }
     peers.barrier()
-    (directory / f"agreed-{peers.rank}.json").write_text(json.dumps(found))
+    (directory / f"agreed-{peers.world}-{peers.rank}.json").write_text(json.dumps(found))
 
 
 SLOPES = (1.0, *[2.0**-9] * 64)
@@ -164,7 +178,10 @@ SLOPES = (1.0, *[2.0**-9] * 64)
 
 
 def add_gradients_up(peers: Peers, settings: dict[str, dict[str, Any]], directory: Path) -> None:
-    """One step of `SLOPES` in every stage; each worker's share of the first moments goes to a file."""
+    """One step of `SLOPES` in every stage; each worker's share of the first moments goes to a file.
+
+    And the norm, and how many gradients lie beside the weights when all have been added up.
+    """
     from safetensors.torch import save_file
 
     from trainer.engine import ENGINES
@@ -173,38 +190,41 @@ def add_gradients_up(peers: Peers, settings: dict[str, dict[str, Any]], director
     for name, changes in settings.items():
         training = TrainingSpec(max_steps=1, **changes)
         torch.manual_seed(0)
-        engine = ENGINES["deepspeed"](Incline(), training, peers)
+        engine = ENGINES["deepspeed"](Incline(peers, training), training, peers)
         for at, slope in enumerate(SLOPES):
             sums = engine.forward(slope, [], None)
             engine.backward(sums["loss"], last=at == len(SLOPES) - 1)
-        found = {"norm": torch.tensor(engine.grad_norm(), dtype=torch.float64)}
+        beside = sum(weight.numel() for weight in engine._learner.parameters() if weight.grad is not None)
+        found = {"norm": torch.tensor(engine.grad_norm(), dtype=torch.float64), "beside": torch.tensor(beside)}
         engine.step(0.1)
         found |= {key: value for key, value in engine.state().items() if key.endswith("exp_avg")}
         save_file(found, directory / f"{name}-{peers.rank}.safetensors")
         engine.close()
 
 
-def add_up_and_fit(
-    peers: Peers, sums: dict[str, Any], directory: Path, whole: list[JobContext], cut: list[JobContext]
-) -> None:
-    add_gradients_up(peers, sums, directory)
-    fit_whole_and_cut(peers, whole, cut)
-
-
 class Incline(torch.nn.Module):
-    """Stands where a learner does: its gradient is what it is given, everywhere."""
+    """Stands where a learner does: its gradient is what it is given, everywhere.
 
-    def __init__(self) -> None:
+    A part of it only the first worker has a gradient of, in the layouts in which DeepSpeed lets that be.
+    """
+
+    def __init__(self, peers: Peers, training: Any) -> None:
         super().__init__()
         self.inner = torch.nn.Linear(6, 4)
+        self.one_sided = torch.nn.Linear(4, 2)
+        askers = 1 if training.zero_stage < 2 and training.offload_optimizer == "none" else peers.world
+        self.asks, self.share = peers.rank < askers, peers.world / askers
 
     def forward(self, slope: float, _answers: Any, _step: Any) -> dict[str, torch.Tensor]:
         ones = torch.ones(1, 6, dtype=self.inner.weight.dtype)
-        return {"loss": (self.inner(ones) * slope).sum().float()}
+        loss = (self.inner(ones) * slope).sum().float()
+        if self.asks:
+            loss = loss + (self.one_sided(ones[:, :4]) * slope * self.share).sum().float()
+        return {"loss": loss}
 
 
 def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
-    """What positions are turned by is, under the engine, what it was before."""
+    """What positions are turned by, before and under the engine, goes to `frequencies` beside each job."""
     from trainer.engine import ENGINES
     from trainer.fit import first_model
     from trainer.learner import Learner
@@ -216,5 +236,5 @@ def keep_frequencies(peers: Peers, jobs: list[JobContext]) -> None:
         before = model.model.rotary_emb.inv_freq.clone()
         engine = ENGINES["deepspeed"](Learner(model, CrossEntropy(8)), ctx.spec.training, peers)
         assert model.lm_head.weight.dtype == torch.bfloat16
-        assert torch.equal(model.model.rotary_emb.inv_freq, before)
+        torch.save([before, model.model.rotary_emb.inv_freq], ctx.job_dir / "frequencies")
         engine.close()

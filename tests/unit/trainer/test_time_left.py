@@ -1,5 +1,7 @@
 """The time that is left is smooth, follows a change of speed, and is silent before there is something to say."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,38 @@ def test_steps_that_are_always_slow_count_in_full():
     """A checkpoint every fifth step that takes as long as five of them."""
     paces = [1.0, 1.0, 1.0, 1.0, 6.0] * 13
     assert after(paces[-64:]).seconds(100) == pytest.approx(200.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("every", "checkpoints"), [(20, 40), (50, 20), (200, 10)])
+def test_a_cost_that_comes_back_now_and_then_is_told_in_full_and_never_all_at_once(every, checkpoints):
+    """A checkpoint that takes as long as sixty steps."""
+    told, now, said = TimeLeft(), 0.0, []
+    for step in range(every * checkpoints + 1):
+        told.done(step, now)
+        said.append(told.seconds(1000))
+        now += 61.0 if (step + 1) % every == 0 else 1.0
+    assert said[every - 1] == pytest.approx(1000.0)
+    assert 1000.0 < said[every] <= 1126.0, "the first one"
+    assert all(after <= before * 1.1251 for before, after in pairwise(said[6:]))
+    truth = 1000.0 * (every + 60) / every
+    assert said[-1] == pytest.approx(truth, rel=0.05)
+    assert said[-every // 2] == pytest.approx(truth, rel=0.05)
+
+
+def test_stalls_of_long_ago_do_not_outlive_a_slower_pace_nor_one_stage_the_other():
+    paces = ([1.0] * 19 + [10.0]) * 20
+    assert after([*paces, *[20.0] * 64]).seconds(10) == pytest.approx(200.0)
+    told = after(paces)
+    for step in range(1, 10):
+        told.done(step, 1e6 + step)
+    assert told.seconds(10) == pytest.approx(10.0)
+
+
+def test_slow_stretches_are_counted_over_the_steps_between_those_that_are_kept():
+    """More of them than are kept, and then seldom."""
+    assert after(([1.0] * 9 + [11.0]) * 400).seconds(100) == pytest.approx(200.0, rel=0.05)
+    seldom = ([1.0] * 9 + [11.0]) * 300 + ([1.0] * 99 + [11.0]) * 300
+    assert after(seldom).seconds(100) == pytest.approx(110.0, rel=0.05)
 
 
 def test_a_lasting_change_of_speed_is_followed():
