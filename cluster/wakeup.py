@@ -46,8 +46,9 @@ class WakeUp:
     async def wait(self, ticket: asyncio.Event, timeout_s: float) -> None:
         """Return when the bell rang after the ticket was taken, or when the time is over."""
         if not self._is_closed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ticket.wait(), timeout_s)
+            with contextlib.suppress(TimeoutError):  # unlike `wait_for`, `timeout` swallows no cancellation
+                async with asyncio.timeout(timeout_s):
+                    await ticket.wait()
         if self._is_closed:
             raise ShuttingDown("SHUTTING_DOWN", "this control plane is ending; connect again")
 

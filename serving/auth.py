@@ -193,7 +193,8 @@ class ControlPlanes:
     async def aclose(self) -> None:
         """After those who ask have their answers: each control plane has its time for one."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), (_TIMEOUT_S + _GRACE_S) * len(self._channels))
+            async with asyncio.timeout((_TIMEOUT_S + _GRACE_S) * len(self._channels)):
+                await self._idle.wait()
         for channel in self._channels:
             await channel.close(None)
 

@@ -137,7 +137,8 @@ class Dispatcher:
         while len(self._ready(operation)) < self._group.num_shards and (left := end - loop.time()) > 0:
             self._arrived.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
         chosen = self._ready(operation)
         self._waiting = [question for question in self._waiting if question not in chosen]
         return chosen

@@ -271,5 +271,6 @@ async def _news(watcher: Watcher, bookmarks: bool) -> bool:
     if not bookmarks:
         return await watcher.news.wait()
     with suppress(TimeoutError):
-        return await asyncio.wait_for(watcher.news.wait(), _BOOKMARK_S)
+        async with asyncio.timeout(_BOOKMARK_S):
+            return await watcher.news.wait()
     return watcher.news.is_set()

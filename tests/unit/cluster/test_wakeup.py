@@ -44,6 +44,19 @@ async def test_close_ends_every_wait() -> None:
         await waiter
 
 
+@pytest.mark.parametrize("steps", range(5))
+async def test_who_is_cancelled_at_a_ring_goes_all_the_same(steps: int) -> None:
+    wake_up = WakeUp()
+    waiter = asyncio.create_task(wake_up.wait(wake_up.ticket(), FOR_EVER_S))
+    await asyncio.sleep(0.01)
+    wake_up._ring()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    if waiter.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+
+
 async def test_rounds_take_a_share_of_the_time_while_it_rings_and_rings() -> None:
     wake_up, began = WakeUp(), list[float]()
 
