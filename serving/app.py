@@ -64,7 +64,7 @@ class Replica:
 
     async def serve(self, request: BackendRequest) -> AsyncGenerator[Head | Chunk]:
         """A Head, then Chunks."""
-        async for item in respond(self._api, request, joined=True):
+        async for item in respond(self._api, request):
             yield item
 
     def check_health(self) -> None:

@@ -7,7 +7,7 @@ there (`Resume`). Knows nothing of Ray: `Backends` is what carries requests to r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -91,11 +91,8 @@ class _Ended:
     """The application returned, or raised."""
 
 
-async def respond(app: ASGIApp, request: BackendRequest, *, joined: bool = False) -> AsyncGenerator[Head | Chunk]:
-    """Answer a request with an ASGI application in this process; BackendFailed when that breaks off.
-
-    `joined`: what came while nobody took anything is one chunk, so that whoever cannot follow has less to carry.
-    """
+async def respond(app: ASGIApp, request: BackendRequest) -> AsyncGenerator[Head | Chunk]:
+    """Answer a request with an ASGI application in this process; BackendFailed when that breaks off."""
     sent: asyncio.Queue[Message | _Ended] = asyncio.Queue()
     waiting = [{"type": "http.request", "body": request.body, "more_body": False}]
 
@@ -107,17 +104,16 @@ async def respond(app: ASGIApp, request: BackendRequest, *, joined: bool = False
 
     task = asyncio.ensure_future(app(_scope(request), receive, sent.put))
     task.add_done_callback(lambda _: sent.put_nowait(_Ended()))
-    is_open, complete = True, False
+    complete = False
     try:
-        while is_open:
-            taken = [await sent.get()]
-            while joined and not sent.empty():
-                taken.append(sent.get_nowait())
-            messages = [each for each in taken if not isinstance(each, _Ended)]
-            is_open = len(messages) == len(taken)
-            complete = complete or any(_is_last(message) for message in messages)
-            for item in _items(messages):
-                yield item
+        while not isinstance(message := await sent.get(), _Ended):
+            if message["type"] == "http.response.start":
+                headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in message["headers"])
+                yield Head(message["status"], headers)
+                continue
+            complete = not message.get("more_body", False)
+            if message.get("body"):
+                yield Chunk(message["body"], message.get("token_ids", {}), message.get("finished", ()))
         if not complete:
             error = None if task.cancelled() else task.exception()
             raise BackendFailed("the replica broke off in its answer") from error
@@ -125,26 +121,6 @@ async def respond(app: ASGIApp, request: BackendRequest, *, joined: bool = False
         task.cancel()
         with suppress(asyncio.CancelledError, Exception):  # a failure after a whole answer is in the log already
             await task
-
-
-def _is_last(message: Message) -> bool:
-    return message["type"] == "http.response.body" and not message.get("more_body", False)
-
-
-def _items(messages: Sequence[Message]) -> Iterator[Head | Chunk]:
-    """What an application has sent, all of its body as one."""
-    for message in messages:
-        if message["type"] == "http.response.start":
-            headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in message["headers"])
-            yield Head(message["status"], headers)
-    bodies = [message for message in messages if message.get("body")]
-    token_ids: dict[int, tuple[int, ...]] = {}
-    for message in bodies:
-        for index, ids in message.get("token_ids", {}).items():
-            token_ids[index] = token_ids.get(index, ()) + ids
-    if bodies:
-        finished = tuple(index for message in bodies for index in message.get("finished", ()))
-        yield Chunk(b"".join(message["body"] for message in bodies), token_ids, finished)
 
 
 def _scope(request: BackendRequest) -> Scope:

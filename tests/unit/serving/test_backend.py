@@ -34,7 +34,6 @@ class Stream:
         item = self.items.pop(0)
         if isinstance(item, asyncio.Event):
             await item.wait()
-            return await anext(self)
         if isinstance(item, Exception):
             raise item
         return item
@@ -92,23 +91,6 @@ async def test_chunks_carry_the_tokens_since_the_last_one(answered):
     assert b'"id":"chatcmpl-7"' in chunks[0].data
     assert b'"created":5' in chunks[0].data
     assert engine.stream.closed
-
-
-async def test_what_nobody_took_in_time_comes_as_one_chunk_without_a_loss(answered, loaded):
-    deltas = [delta("It", 5), delta("", 6), delta(" is", 7), delta("", 8, "stop")]
-    _, *apart = await answered(OneStream(*deltas), asked(stream=True, n=1))
-    gate = asyncio.Event()
-    engine = OneStream(deltas[0], gate, *deltas[1:])
-    api = build_api(card(1), LoadedModel(frozenset({"generate"}), loaded.prompts, engine))
-    async with aclosing(respond(api, asked(stream=True), joined=True)) as items:
-        assert isinstance(await anext(items), Head)
-        first = await anext(items)
-        gate.set()
-        for _ in range(9):
-            await asyncio.sleep(0)  # the answer goes on while nobody takes it
-        (rest,) = [item async for item in items]
-    assert (first.token_ids, rest.token_ids, rest.finished) == ({0: (5,)}, {0: (6, 7, 8)}, (0,))
-    assert first.data + rest.data == b"".join(chunk.data for chunk in apart)
 
 
 async def test_a_whole_answer_comes_in_one_piece_with_all_its_tokens(answered):
